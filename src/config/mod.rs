@@ -1,0 +1,1 @@
+//! proxy.toml: its keys, their checks, and the validated configuration.

@@ -1,0 +1,1 @@
+//! The client side: listeners, logins, and one relay task per session.

@@ -1,0 +1,1 @@
+//! How servers come to be: providers create, resize and stop instances.

@@ -1,0 +1,3 @@
+//! The brain of one client connection: no IO, no clock, no logging.
+
+pub mod pg;

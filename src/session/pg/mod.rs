@@ -1,0 +1,1 @@
+//! What a PostgreSQL session owes, holds and can be restored from.

@@ -1,0 +1,3 @@
+//! Bytes to messages and back. No IO, no clock, no logging.
+
+pub mod pg;
