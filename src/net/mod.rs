@@ -1,1 +1,3 @@
 //! The client side: listeners, logins, and one relay task per session.
+
+pub mod relay;
