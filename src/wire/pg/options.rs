@@ -78,7 +78,11 @@ pub fn settings(options: &[u8]) -> Vec<Setting> {
         let inline = word.bytes.get(letter_at + 1..).unwrap_or_default();
         // The dash of "-c" goes with its letter; switches grouped before it stay.
         let start_at = if at == 0 { 0 } else { letter_at };
-        let start = word.starts.get(start_at).copied().unwrap_or(word.span.start);
+        let start = word
+            .starts
+            .get(start_at)
+            .copied()
+            .unwrap_or(word.span.start);
         let (text, end) = if inline.is_empty() {
             let Some(next) = rest.next() else { break };
             (next.bytes.as_slice(), next.span.end)

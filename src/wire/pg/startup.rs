@@ -218,10 +218,7 @@ pub fn replication(params: &StartupParams) -> Replication {
         Replication::Yes
     } else if prefix_of(b"true", 1) || prefix_of(b"yes", 1) || value == b"on" || value == b"1" {
         Replication::Yes
-    } else if prefix_of(b"false", 1)
-        || prefix_of(b"no", 1)
-        || prefix_of(b"off", 2)
-        || value == b"0"
+    } else if prefix_of(b"false", 1) || prefix_of(b"no", 1) || prefix_of(b"off", 2) || value == b"0"
     {
         Replication::No
     } else {
