@@ -1,5 +1,6 @@
 //! What a PostgreSQL session owes, holds and can be restored from.
 
+pub mod findings;
 pub mod hints;
 pub mod machine;
 pub mod probe;
