@@ -419,8 +419,11 @@ fn one_mistake_is_told_with_line_and_key() {
             "set default = true, or hostnames",
         ),
         (
-            small("default = true", "hostnames = [\"*.example.com\"]"),
-            7,
+            small(
+                "default = true",
+                "default = true\nhostnames = [\"*.example.com\"]",
+            ),
+            8,
             "clusters.shop.hostnames[0]",
             "not a host name",
         ),
