@@ -164,6 +164,15 @@ impl Gate {
         self.pressure.notified()
     }
 
+    /// An instance serves, the gate is open, and still no session can be granted a server connection.
+    pub fn is_full(&self) -> bool {
+        let state = self.state.lock();
+        state.serving.is_some()
+            && state.phase != Phase::Held
+            && (state.sessions + self.reserve >= self.limit
+                || state.sessions + state.spare >= self.limit)
+    }
+
     /// Waits in line for a server connection of the serving instance.
     pub async fn lease(self: &Arc<Self>) -> Lease {
         loop {

@@ -169,10 +169,10 @@ impl End {
     pub(super) fn put(&self, out: &mut BytesMut) {
         match self {
             Self::ServerSaid(fatal) => out.extend_from_slice(&fatal.frame),
-            Self::NotRestored(error) if error.server_words().is_some() => {
-                let words = error.server_words().unwrap_or_default();
-                put(out, b'E', |out| out.put_slice(words));
-            }
+            Self::NotRestored(error) => match error.server_words() {
+                Some(words) => put(out, b'E', |out| out.put_slice(words)),
+                None => put_error(out, &self.message()),
+            },
             _ => put_error(out, &self.message()),
         }
     }

@@ -1,3 +1,11 @@
 //! The client side: listeners, logins, and one relay task per session.
 
+pub mod authentication;
+mod end;
+pub mod handshake;
+pub mod janitor;
+pub mod login;
 pub mod relay;
+mod session;
+pub mod shared;
+mod state;
