@@ -115,7 +115,11 @@ pub struct Fact {
 
 impl Fact {
     fn new(name: &str, value: impl Into<String>, note: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), value: value.into(), note: note.into() }
+        Self {
+            name: name.to_owned(),
+            value: value.into(),
+            note: note.into(),
+        }
     }
 }
 
@@ -163,7 +167,9 @@ pub enum ProviderError {
     #[error("capacity 0 (paused) is not in this release: ask for 1 or more")]
     Paused,
     /// Another proxy uses the data directory.
-    #[error("data_dir {path} is in use by another slackwater{holder}: stop that one or choose another data_dir")]
+    #[error(
+        "data_dir {path} is in use by another slackwater{holder}: stop that one or choose another data_dir"
+    )]
     Locked {
         /// The data directory.
         path: PathBuf,
@@ -216,7 +222,11 @@ impl ProviderError {
     /// Makes a function for `map_err` that says what was tried on which file.
     fn io(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();
-        move |source| Self::Io { doing, path, source }
+        move |source| Self::Io {
+            doing,
+            path,
+            source,
+        }
     }
 }
 
@@ -284,10 +294,7 @@ const IDENTITY_SQL: &str = "SELECT \
     pg_catalog.current_setting('cluster_name')";
 
 /// Asks a server who it is. That it answers proves that it is ready for queries.
-async fn identify(
-    query: &dyn ServerQuery,
-    endpoint: &Endpoint,
-) -> Result<Identified, QueryError> {
+async fn identify(query: &dyn ServerQuery, endpoint: &Endpoint) -> Result<Identified, QueryError> {
     let rows = query.query(endpoint, IDENTITY_SQL).await?;
     parse_identity(&rows).ok_or_else(|| {
         QueryError::Other("its answer about its own identity could not be read".to_owned())
@@ -296,7 +303,13 @@ async fn identify(
 
 fn parse_identity(rows: &Rows) -> Option<Identified> {
     let [row] = rows.as_slice() else { return None };
-    let [Some(system), Some(started), Some(version), Some(recovery), Some(name)] = row.as_slice()
+    let [
+        Some(system),
+        Some(started),
+        Some(version),
+        Some(recovery),
+        Some(name),
+    ] = row.as_slice()
     else {
         return None;
     };

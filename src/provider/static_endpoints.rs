@@ -40,7 +40,10 @@ impl StaticProvider {
                 "capacity 0 means paused and has no address: use 1 or more".to_owned(),
             ));
         }
-        if let Some(twice) = endpoints.windows(2).find(|w| w[0].capacity == w[1].capacity) {
+        if let Some(twice) = endpoints
+            .windows(2)
+            .find(|w| w[0].capacity == w[1].capacity)
+        {
             return Err(ProviderError::Endpoints(format!(
                 "capacity {} has two addresses, {} and {}: leave one",
                 twice[0].capacity, twice[0].endpoint.address, twice[1].endpoint.address
@@ -53,7 +56,11 @@ impl StaticProvider {
     pub async fn start(&self, wanted: Capacity) -> Result<Instance, ProviderError> {
         let endpoint = self.endpoint(wanted)?;
         let identity = self.primary(endpoint).await?;
-        Ok(Instance { capacity: wanted, endpoint: endpoint.clone(), identity })
+        Ok(Instance {
+            capacity: wanted,
+            endpoint: endpoint.clone(),
+            identity,
+        })
     }
 
     /// Asks both addresses who they are; refuses when they are not the same running server.
@@ -77,13 +84,18 @@ impl StaticProvider {
             // The server may have been restarted since `from` was asked: both are asked now.
             let here = self.primary(&from.endpoint).await?;
             same_server((&from.endpoint, &here), (target, &there))?;
-            Ok(Instance { capacity: to, endpoint: target.clone(), identity: there })
+            Ok(Instance {
+                capacity: to,
+                endpoint: target.clone(),
+                identity: there,
+            })
         };
         match proven.await {
             Ok(instance) => CutOver::Completed(instance),
-            Err::<_, ProviderError>(error) => {
-                CutOver::KeptOld { instance: from.clone(), reason: error.to_string() }
-            }
+            Err::<_, ProviderError>(error) => CutOver::KeptOld {
+                instance: from.clone(),
+                reason: error.to_string(),
+            },
         }
     }
 
@@ -105,15 +117,29 @@ impl StaticProvider {
         if wanted == Capacity(0) {
             return Err(ProviderError::Paused);
         }
-        self.endpoints.iter().find(|e| e.capacity == wanted).map(|e| &e.endpoint).ok_or_else(|| {
-            let known: Vec<_> = self.endpoints.iter().map(|e| e.capacity.to_string()).collect();
-            ProviderError::NoEndpoint { wanted, known: known.join(", ") }
-        })
+        self.endpoints
+            .iter()
+            .find(|e| e.capacity == wanted)
+            .map(|e| &e.endpoint)
+            .ok_or_else(|| {
+                let known: Vec<_> = self
+                    .endpoints
+                    .iter()
+                    .map(|e| e.capacity.to_string())
+                    .collect();
+                ProviderError::NoEndpoint {
+                    wanted,
+                    known: known.join(", "),
+                }
+            })
     }
 
     async fn primary(&self, endpoint: &Endpoint) -> Result<ServerIdentity, ProviderError> {
         let found = identify(&*self.query, endpoint).await.map_err(|source| {
-            ProviderError::Unreachable { address: endpoint.address.to_string(), source }
+            ProviderError::Unreachable {
+                address: endpoint.address.to_string(),
+                source,
+            }
         })?;
         if found.identity.in_recovery {
             return Err(ProviderError::InRecovery(endpoint.address.to_string()));
@@ -129,7 +155,10 @@ fn same_server(
     (to, there): (&Endpoint, &ServerIdentity),
 ) -> Result<(), ProviderError> {
     let why = if here.system_identifier != there.system_identifier {
-        format!("system identifiers {} and {}", here.system_identifier, there.system_identifier)
+        format!(
+            "system identifiers {} and {}",
+            here.system_identifier, there.system_identifier
+        )
     } else if here.started_at != there.started_at {
         format!(
             "one system identifier, but started at {} and {}: one is a copy of the other",
@@ -152,12 +181,13 @@ mod tests {
     use crate::transport::{Address, ServerTls};
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
-    use parking_lot::Mutex;
     use std::collections::HashMap;
 
-    /// Port -> identity, or why not.
-    #[derive(Default)]
-    struct Servers(Mutex<HashMap<u16, Result<(&'static str, &'static str, bool), QueryError>>>);
+    /// System identifier, start, in recovery.
+    type Known = (&'static str, &'static str, bool);
+
+    /// What answers at which port.
+    struct Servers(HashMap<u16, Known>);
 
     impl ServerQuery for Servers {
         fn query<'a>(
@@ -165,14 +195,24 @@ mod tests {
             endpoint: &'a Endpoint,
             _sql: &'a str,
         ) -> BoxFuture<'a, Result<Rows, QueryError>> {
-            let Address::Tcp { port, .. } = endpoint.address else { panic!("tcp only") };
-            let answer = self.0.lock().get(&port).cloned();
-            let answer = answer.unwrap_or(Err(QueryError::Refused("nobody".to_owned())));
-            let rows = answer.map(|(system, started, recovery)| {
+            let Address::Tcp { port, .. } = endpoint.address else {
+                panic!("tcp only")
+            };
+            let answer = self
+                .0
+                .get(&port)
+                .ok_or(QueryError::Refused("nobody".to_owned()));
+            let rows = answer.map(|&(system, started, recovery)| {
                 vec![
-                    [system, started, "150004", if recovery { "true" } else { "false" }, ""]
-                        .map(|v| Some(v.to_owned()))
-                        .to_vec(),
+                    [
+                        system,
+                        started,
+                        "150004",
+                        if recovery { "true" } else { "false" },
+                        "",
+                    ]
+                    .map(|v| Some(v.to_owned()))
+                    .to_vec(),
                 ]
             });
             futures_util::future::ready(rows).boxed()
@@ -183,7 +223,10 @@ mod tests {
         StaticEndpoint {
             capacity: Capacity(capacity),
             endpoint: Endpoint {
-                address: Address::Tcp { host: "db".to_owned(), port },
+                address: Address::Tcp {
+                    host: "db".to_owned(),
+                    port,
+                },
                 tls: ServerTls::Disable,
                 tls_ca: None,
             },
@@ -195,9 +238,8 @@ mod tests {
         StaticProvider::new(endpoints, Arc::clone(servers) as _).unwrap()
     }
 
-    fn servers(list: &[(u16, (&'static str, &'static str, bool))]) -> Arc<Servers> {
-        let map = list.iter().map(|&(port, identity)| (port, Ok(identity))).collect();
-        Arc::new(Servers(Mutex::new(map)))
+    fn servers(list: &[(u16, Known)]) -> Arc<Servers> {
+        Arc::new(Servers(list.iter().copied().collect()))
     }
 
     #[tokio::test]
@@ -205,12 +247,21 @@ mod tests {
         let servers = servers(&[(1, ("7", "t1", false)), (2, ("7", "t1", false))]);
         let provider = provider(&servers, &[(2, 1), (4, 2)]);
         let from = provider.start(Capacity(2)).await.unwrap();
-        assert_eq!(provider.prepare(&from, Capacity(4)).await.unwrap(), SwitchKind::Rolling);
+        assert_eq!(
+            provider.prepare(&from, Capacity(4)).await.unwrap(),
+            SwitchKind::Rolling
+        );
         let CutOver::Completed(to) = provider.cut_over(&from, Capacity(4)).await else {
             panic!("not completed")
         };
-        assert_eq!((to.capacity, &to.endpoint), (Capacity(4), &at(4, 2).endpoint));
-        assert_eq!(provider.cut_over(&from, Capacity(4)).await, CutOver::Completed(to));
+        assert_eq!(
+            (to.capacity, &to.endpoint),
+            (Capacity(4), &at(4, 2).endpoint)
+        );
+        assert_eq!(
+            provider.cut_over(&from, Capacity(4)).await,
+            CutOver::Completed(to)
+        );
     }
 
     #[tokio::test]
@@ -223,7 +274,11 @@ mod tests {
             let servers = servers(&[(1, ("7", "t1", false)), (2, there)]);
             let provider = provider(&servers, &[(2, 1), (4, 2)]);
             let from = provider.start(Capacity(2)).await.unwrap();
-            let error = provider.prepare(&from, Capacity(4)).await.unwrap_err().to_string();
+            let error = provider
+                .prepare(&from, Capacity(4))
+                .await
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(why) && error.contains("db:2"), "{error}");
             let CutOver::KeptOld { instance, reason } = provider.cut_over(&from, Capacity(4)).await
             else {
@@ -239,7 +294,13 @@ mod tests {
         let provider = provider(&servers, &[(2, 1), (4, 2), (8, 3)]);
         let error = |capacity| {
             let provider = &provider;
-            async move { provider.start(Capacity(capacity)).await.unwrap_err().to_string() }
+            async move {
+                provider
+                    .start(Capacity(capacity))
+                    .await
+                    .unwrap_err()
+                    .to_string()
+            }
         };
         assert!(error(3).await.contains("`endpoints` has 2, 4, 8"));
         assert!(error(4).await.contains("server db:2: no connection"));
@@ -251,7 +312,10 @@ mod tests {
             (vec![at(2, 1), at(2, 2)], "two addresses, db:1 and db:2"),
             (vec![at(0, 1)], "paused"),
         ] {
-            let error = StaticProvider::new(bad, query.clone()).err().expect("refused").to_string();
+            let error = StaticProvider::new(bad, query.clone())
+                .err()
+                .expect("refused")
+                .to_string();
             assert!(error.contains(word), "{error}");
         }
     }

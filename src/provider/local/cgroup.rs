@@ -50,7 +50,11 @@ impl CpuGroup {
         // process is the second place to try.
         let mut refused = String::new();
         let places = [Some(own.path.as_path()), own.path.parent()];
-        for place in places.into_iter().flatten().filter(|p| p.starts_with(&own.mount)) {
+        for place in places
+            .into_iter()
+            .flatten()
+            .filter(|p| p.starts_with(&own.mount))
+        {
             match Self::create_in(own.version, place, name) {
                 Ok(group) => return Ok(group),
                 Err(why) if refused.is_empty() => refused = why,
@@ -104,8 +108,14 @@ impl CpuGroup {
                 write(&self.quota_file(), format!("{quota} {PERIOD_US}"))
             }
             Version::V1 => {
-                write(&self.directory.join("cpu.cfs_period_us"), PERIOD_US.to_string())?;
-                write(&self.quota_file(), quota.map_or("-1".to_owned(), |q| q.to_string()))
+                write(
+                    &self.directory.join("cpu.cfs_period_us"),
+                    PERIOD_US.to_string(),
+                )?;
+                write(
+                    &self.quota_file(),
+                    quota.map_or("-1".to_owned(), |q| q.to_string()),
+                )
             }
         }
     }
@@ -147,19 +157,29 @@ pub(super) fn memory_headroom() -> Option<u64> {
 
 fn headroom_at(version: Version, place: &Path) -> Option<u64> {
     let (limit, usage, droppable) = match version {
-        Version::V1 => {
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
-        }
+        Version::V1 => (
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file ",
+        ),
         Version::V2 => ("memory.max", "memory.current", "inactive_file "),
     };
-    let number = |file: &str| fs::read_to_string(place.join(file)).ok()?.trim().parse::<u64>().ok();
+    let number = |file: &str| {
+        fs::read_to_string(place.join(file))
+            .ok()?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    };
     let limit = number(limit)?;
     // "No limit" of version 1 is a number near 2^63.
     if limit > 1 << 60 {
         return None;
     }
     let stat = fs::read_to_string(place.join("memory.stat")).unwrap_or_default();
-    let dropped = stat.lines().find_map(|l| l.strip_prefix(droppable)?.parse::<u64>().ok());
+    let dropped = stat
+        .lines()
+        .find_map(|l| l.strip_prefix(droppable)?.parse::<u64>().ok());
     Some(limit.saturating_sub(number(usage)?.saturating_sub(dropped.unwrap_or(0))))
 }
 
@@ -185,7 +205,11 @@ fn find_group(controller: &str, groups: &str, mounts: &str) -> Option<Own> {
         mounts.lines().find_map(|line| {
             let (left, right) = line.split_once(" - ")?;
             let mut right = right.split(' ');
-            let options = right.by_ref().next().filter(|k| *k == kind).and(right.nth(1))?;
+            let options = right
+                .by_ref()
+                .next()
+                .filter(|k| *k == kind)
+                .and(right.nth(1))?;
             let has = option.is_none_or(|o| options.split(',').any(|have| have == o));
             has.then(|| PathBuf::from(left.split(' ').nth(4).unwrap_or_default()))
         })
@@ -196,20 +220,31 @@ fn find_group(controller: &str, groups: &str, mounts: &str) -> Option<Own> {
         if controllers.split(',').any(|c| c == controller) {
             let mount = mount("cgroup", Some(controller))?;
             let path = mount.join(path.trim_start_matches('/'));
-            return Some(Own { version: Version::V1, mount, path });
+            return Some(Own {
+                version: Version::V1,
+                mount,
+                path,
+            });
         }
     }
     let path = groups.lines().find_map(|l| l.strip_prefix("0::"))?;
     let mount = mount("cgroup2", None)?;
     let path = mount.join(path.trim_start_matches('/'));
-    Some(Own { version: Version::V2, mount, path })
+    Some(Own {
+        version: Version::V2,
+        mount,
+        path,
+    })
 }
 
 #[cfg(test)]
 impl CpuGroup {
     /// The quota as the kernel shows it.
     pub(super) fn shown(&self) -> String {
-        fs::read_to_string(self.quota_file()).unwrap().trim().to_owned()
+        fs::read_to_string(self.quota_file())
+            .unwrap()
+            .trim()
+            .to_owned()
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -231,7 +266,10 @@ mod tests {
         assert_eq!(cpu.path, Path::new("/sys/fs/cgroup/cpu/c"));
         assert_eq!(find_group("memory", groups, mounts), None);
         let pids = find_group("pids", groups, mounts).unwrap();
-        assert_eq!((pids.version, pids.path), (Version::V2, "/sys/fs/cgroup/unified/d".into()));
+        assert_eq!(
+            (pids.version, pids.path),
+            (Version::V2, "/sys/fs/cgroup/unified/d".into())
+        );
     }
 
     #[test]

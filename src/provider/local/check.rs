@@ -43,9 +43,14 @@ impl LocalProvider {
             )));
         }
         let sizes = self.scale.sizes(to);
-        let libraries = self.read_settings(&sizes).await.map_err(|e| refused(e.to_string()))?;
+        let libraries = self
+            .read_settings(&sizes)
+            .await
+            .map_err(|e| refused(e.to_string()))?;
         if let Some(errors) = present.hba_errors {
-            return Err(refused(format!("pg_hba.conf would not be read at a start: {errors}")));
+            return Err(refused(format!(
+                "pg_hba.conf would not be read at a start: {errors}"
+            )));
         }
         self.check_libraries(&from.endpoint, &present.libraries, &libraries)
             .await
@@ -67,7 +72,11 @@ impl LocalProvider {
             )));
         }
         self.ask(&from.endpoint, "CHECKPOINT").await?;
-        self.write_intent(Intent { from: from.capacity, to }).await
+        self.write_intent(Intent {
+            from: from.capacity,
+            to,
+        })
+        .await
     }
 
     async fn present(&self, at: &Endpoint) -> Result<Present, ProviderError> {
@@ -84,8 +93,13 @@ impl LocalProvider {
         );
         let mut rows = self.ask(at, &sql).await?;
         let row = rows.pop().unwrap_or_default();
-        let [Some(started_at), Some(libraries), Some(buffers), hba_errors, slow_receivers] =
-            row.as_slice()
+        let [
+            Some(started_at),
+            Some(libraries),
+            Some(buffers),
+            hba_errors,
+            slow_receivers,
+        ] = row.as_slice()
         else {
             return Err(unreadable(at));
         };
@@ -102,7 +116,11 @@ impl LocalProvider {
     /// shared_preload_libraries.
     async fn read_settings(&self, sizes: &Sizes) -> Result<String, ProviderError> {
         let mut command = self.install.command("postgres", self.data_dir.account());
-        let settings = self.data_dir.fixed_settings().into_iter().chain(sizes.arguments());
+        let settings = self
+            .data_dir
+            .fixed_settings()
+            .into_iter()
+            .chain(sizes.arguments());
         command.arg("-D").arg(self.data_dir.pgdata());
         for setting in settings {
             command.arg("-c").arg(setting);
@@ -119,7 +137,10 @@ impl LocalProvider {
         configured: &str,
     ) -> Result<(), String> {
         for library in added(loaded, configured) {
-            let answer = self.query.query(at, &format!("LOAD {}", literal(&library))).await;
+            let answer = self
+                .query
+                .query(at, &format!("LOAD {}", literal(&library)))
+                .await;
             match answer {
                 Err(QueryError::Other(why)) if why.contains("could not") => {
                     return Err(format!(
@@ -144,18 +165,27 @@ fn unreadable(at: &Endpoint) -> ProviderError {
 /// Libraries of the second list that are not in the first.
 fn added(loaded: &str, configured: &str) -> Vec<String> {
     let list = |text: &str| -> Vec<String> {
-        let names = text.split(',').map(|n| n.trim().trim_matches('"').to_owned());
+        let names = text
+            .split(',')
+            .map(|n| n.trim().trim_matches('"').to_owned());
         names.filter(|n| !n.is_empty()).collect()
     };
     let loaded = list(loaded);
-    list(configured).into_iter().filter(|n| !loaded.contains(n)).collect()
+    list(configured)
+        .into_iter()
+        .filter(|n| !loaded.contains(n))
+        .collect()
 }
 
 /// Bytes that the host and our memory groups still give.
 fn free_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let host = text.lines().find_map(|l| {
-        let kib = l.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim();
+        let kib = l
+            .strip_prefix("MemAvailable:")?
+            .trim()
+            .strip_suffix("kB")?
+            .trim();
         kib.parse::<u64>().ok()?.checked_mul(1024)
     });
     host.into_iter().chain(cgroup::memory_headroom()).min()
@@ -195,7 +225,10 @@ mod tests {
         let now = 1 << 20;
         assert!(check_memory(&sizes, now, Some(2 << 30)).is_ok());
         let error = check_memory(&sizes, now, Some(1 << 30)).unwrap_err();
-        assert!(error.contains("from 1024 to 2048 MiB, and 1024 MiB"), "{error}");
+        assert!(
+            error.contains("from 1024 to 2048 MiB, and 1024 MiB"),
+            "{error}"
+        );
         assert!(check_memory(&sizes, 2 << 20, Some(0)).is_ok());
         assert!(check_memory(&sizes, now, None).is_ok());
         assert!(free_memory().is_some_and(|free| free > 1 << 20));

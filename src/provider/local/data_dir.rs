@@ -14,6 +14,7 @@ use super::super::ProviderError;
 use super::LocalConfig;
 use crate::backend::{Capacity, Endpoint};
 use crate::transport::{Address, ServerTls};
+use base64::Engine;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Gid, Uid, User, chown};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -64,7 +65,10 @@ impl DataDir {
     pub fn open(config: &LocalConfig) -> Result<Self, ProviderError> {
         let path = std::path::absolute(&config.data_dir)
             .map_err(ProviderError::io("can't find", &config.data_dir))?;
-        let problem = |problem: String| ProviderError::DataDir { path: path.clone(), problem };
+        let problem = |problem: String| ProviderError::DataDir {
+            path: path.clone(),
+            problem,
+        };
         make_place(&path).map_err(ProviderError::io("can't make", &path))?;
         refuse_foreign(&path)?;
         let lock = lock(&path)?;
@@ -76,8 +80,13 @@ impl DataDir {
             Some(given) => given.clone(),
             None => stored_password(&path.join("service_password"))?,
         };
-        let opened =
-            Self { port: AtomicU16::new(0), path, account, service_password, _lock: lock };
+        let opened = Self {
+            port: AtomicU16::new(0),
+            path,
+            account,
+            service_password,
+            _lock: lock,
+        };
         let run = opened.socket_directory();
         check_socket_path(&run).map_err(|problem| ProviderError::DataDir {
             path: opened.path.clone(),
@@ -103,7 +112,8 @@ impl DataDir {
     pub fn endpoint(&self) -> Endpoint {
         Endpoint {
             address: Address::Unix(
-                self.socket_directory().join(format!(".s.PGSQL.{}", self.port())),
+                self.socket_directory()
+                    .join(format!(".s.PGSQL.{}", self.port())),
             ),
             tls: ServerTls::Disable,
             tls_ca: None,
@@ -122,7 +132,11 @@ impl DataDir {
         }
         let before = self.port();
         self.choose_port()?;
-        tracing::warn!(before, now = self.port(), "the server's port was taken: chose another");
+        tracing::warn!(
+            before,
+            now = self.port(),
+            "the server's port was taken: chose another"
+        );
         Ok(())
     }
 
@@ -138,7 +152,10 @@ impl DataDir {
     pub(super) fn fixed_settings(&self) -> Vec<String> {
         vec![
             format!("port={}", self.port()),
-            format!("unix_socket_directories=\"{}\"", self.socket_directory().display()),
+            format!(
+                "unix_socket_directories=\"{}\"",
+                self.socket_directory().display()
+            ),
             "listen_addresses=127.0.0.1".to_owned(),
             // server.log is the server's standard error: errors quote it.
             "logging_collector=off".to_owned(),
@@ -221,7 +238,11 @@ impl DataDir {
     pub(super) fn write_for_server(&self, path: &Path, text: &str) -> Result<(), ProviderError> {
         let write = || {
             let _ = fs::remove_file(path);
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path)?;
             file.write_all(text.as_bytes())?;
             self.give(path)
         };
@@ -230,7 +251,11 @@ impl DataDir {
 
     fn give(&self, path: &Path) -> io::Result<()> {
         match &self.account {
-            Some(a) => Ok(chown(path, Some(Uid::from_raw(a.uid)), Some(Gid::from_raw(a.gid)))?),
+            Some(a) => Ok(chown(
+                path,
+                Some(Uid::from_raw(a.uid)),
+                Some(Gid::from_raw(a.gid)),
+            )?),
             None => Ok(()),
         }
     }
@@ -261,8 +286,12 @@ impl DataDir {
 /// All of the new content or all of the old, also after a power cut.
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let unfinished = path.with_extension("tmp");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&unfinished)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&unfinished, path)?;
@@ -280,7 +309,11 @@ fn make_place(path: &Path) -> io::Result<()> {
         fs::create_dir_all(parent)?;
     }
     // Root's servers run under another account, which has to get through.
-    let mode = if Uid::effective().is_root() { 0o711 } else { 0o700 };
+    let mode = if Uid::effective().is_root() {
+        0o711
+    } else {
+        0o700
+    };
     DirBuilder::new().mode(mode).create(path)
 }
 
@@ -321,8 +354,15 @@ fn lock(path: &Path) -> Result<Flock<File>, ProviderError> {
         Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
             let mut pid = String::new();
             let known = file.read_to_string(&mut pid).is_ok() && !pid.is_empty();
-            let holder = if known { format!(" (process {pid})") } else { String::new() };
-            Err(ProviderError::Locked { path: path.to_owned(), holder })
+            let holder = if known {
+                format!(" (process {pid})")
+            } else {
+                String::new()
+            };
+            Err(ProviderError::Locked {
+                path: path.to_owned(),
+                holder,
+            })
         }
         Err((_, errno)) => Err(ProviderError::io("can't lock", &file_path)(errno.into())),
     }
@@ -342,21 +382,32 @@ fn account(pgdata: &Path) -> Result<Option<Account>, String> {
     }
     let user = match owner {
         Some(0) => {
-            return Err("pgdata belongs to root, and PostgreSQL does not run as root: \
+            return Err(
+                "pgdata belongs to root, and PostgreSQL does not run as root: \
                  chown -R it to an unprivileged user"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         Some(owner) => User::from_uid(Uid::from_raw(owner)).ok().flatten(),
-        None => ["postgres", "nobody"].iter().find_map(|n| User::from_name(n).ok().flatten()),
+        None => ["postgres", "nobody"]
+            .iter()
+            .find_map(|n| User::from_name(n).ok().flatten()),
     };
-    let user = user.ok_or("there is no user `postgres` or `nobody` to run the server as: add one")?;
-    Ok(Some(Account { uid: user.uid.as_raw(), gid: user.gid.as_raw(), name: user.name }))
+    let user =
+        user.ok_or("there is no user `postgres` or `nobody` to run the server as: add one")?;
+    Ok(Some(Account {
+        uid: user.uid.as_raw(),
+        gid: user.gid.as_raw(),
+        name: user.name,
+    }))
 }
 
 /// The server's account has to get through every directory on the way.
 fn check_reachable(path: &Path, account: &Account) -> Result<(), String> {
     for directory in path.ancestors() {
-        let Ok(meta) = fs::metadata(directory) else { continue };
+        let Ok(meta) = fs::metadata(directory) else {
+            continue;
+        };
         let search = if meta.uid() == account.uid {
             0o100
         } else if meta.gid() == account.gid {
@@ -377,7 +428,9 @@ fn check_reachable(path: &Path, account: &Account) -> Result<(), String> {
 }
 
 fn check_socket_path(run: &Path) -> Result<(), String> {
-    let text = run.to_str().ok_or("has bytes that are not UTF-8: choose another name")?;
+    let text = run
+        .to_str()
+        .ok_or("has bytes that are not UTF-8: choose another name")?;
     // PostgreSQL reads a list of quoted paths here.
     if text.contains(['"', ',']) || text.chars().any(char::is_control) {
         return Err("has a quote, a comma or a control character: choose another name".to_owned());
@@ -400,7 +453,7 @@ fn stored_password(file: &Path) -> Result<String, ProviderError> {
         Err(e) => return Err(ProviderError::io("can't read", file)(e)),
     }
     let password = random(24)
-        .map(|bytes| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>())
+        .map(|bytes| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
         .and_then(|password| write_durably(file, password.as_bytes()).map(|()| password));
     password.map_err(ProviderError::io("can't write", file))
 }
@@ -426,7 +479,9 @@ fn outgoing_ports() -> RangeInclusive<u16> {
 fn free_port(outgoing: RangeInclusive<u16>) -> io::Result<u16> {
     let low: Vec<u16> = (FIRST_PORT..*outgoing.start()).collect();
     let high: Vec<u16> = (*outgoing.end()..u16::MAX).skip(1).collect();
-    let seed = random(2)?.into_iter().fold(0usize, |n, b| n << 8 | usize::from(b));
+    let seed = random(2)?
+        .into_iter()
+        .fold(0usize, |n, b| n << 8 | usize::from(b));
     for ports in [low, high] {
         for n in 0..ports.len() {
             let port = ports[(seed + n) % ports.len()];
@@ -435,7 +490,9 @@ fn free_port(outgoing: RangeInclusive<u16>) -> io::Result<u16> {
             }
         }
     }
-    TcpListener::bind(("127.0.0.1", 0))?.local_addr().map(|a| a.port())
+    TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()
+        .map(|a| a.port())
 }
 
 #[cfg(test)]
@@ -444,7 +501,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn config(path: &Path) -> LocalConfig {
-        LocalConfig { data_dir: path.to_owned(), ..LocalConfig::for_tests() }
+        LocalConfig {
+            data_dir: path.to_owned(),
+            ..LocalConfig::for_tests()
+        }
     }
 
     /// A directory that the server's account can enter.
@@ -460,14 +520,22 @@ mod tests {
         let config = config(&place.path().join("data"));
         let first = DataDir::open(&config).unwrap();
         let (port, password) = (first.port(), first.service_password().to_owned());
-        assert_eq!(password.len(), 48);
+        assert_eq!(password.len(), 32);
         assert!(!outgoing_ports().contains(&port));
         let error = DataDir::open(&config).err().expect("locked").to_string();
-        assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
+        assert!(
+            error.contains(&format!("(process {})", std::process::id())),
+            "{error}"
+        );
         drop(first);
         let again = DataDir::open(&config).unwrap();
-        assert_eq!((again.port(), again.service_password()), (port, password.as_str()));
-        let mode = fs::metadata(config.data_dir.join("service_password")).unwrap().mode();
+        assert_eq!(
+            (again.port(), again.service_password()),
+            (port, password.as_str())
+        );
+        let mode = fs::metadata(config.data_dir.join("service_password"))
+            .unwrap()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -476,20 +544,34 @@ mod tests {
         let place = place();
         let opened = DataDir::open(&config(&place.path().join("data"))).unwrap();
         assert_eq!(opened.intent().unwrap(), None);
-        let intent = Intent { from: Capacity(1), to: Capacity(4) };
+        let intent = Intent {
+            from: Capacity(1),
+            to: Capacity(4),
+        };
         opened.write_intent(intent).unwrap();
         assert_eq!(opened.intent().unwrap(), Some(intent));
         opened.remove_intent().unwrap();
         opened.remove_intent().unwrap();
         assert_eq!(opened.intent().unwrap(), None);
         fs::write(opened.path().join("switch.json"), "{").unwrap();
-        assert!(opened.intent().unwrap_err().to_string().contains("switch.json"));
+        assert!(
+            opened
+                .intent()
+                .unwrap_err()
+                .to_string()
+                .contains("switch.json")
+        );
     }
 
     #[test]
     fn places_that_cannot_work_are_refused_with_the_reason() {
         let place = place();
-        let refused = |path: &Path| DataDir::open(&config(path)).err().expect("refused").to_string();
+        let refused = |path: &Path| {
+            DataDir::open(&config(path))
+                .err()
+                .expect("refused")
+                .to_string()
+        };
         let foreign = place.path().join("foreign");
         fs::create_dir(&foreign).unwrap();
         fs::write(foreign.join("thesis.txt"), "").unwrap();
@@ -502,7 +584,13 @@ mod tests {
         fs::create_dir(opened.pgdata()).unwrap();
         assert_eq!(opened.version().unwrap(), None);
         fs::write(opened.pgdata().join("x"), "").unwrap();
-        assert!(opened.version().unwrap_err().to_string().contains("no PostgreSQL data directory"));
+        assert!(
+            opened
+                .version()
+                .unwrap_err()
+                .to_string()
+                .contains("no PostgreSQL data directory")
+        );
     }
 
     #[test]
@@ -512,10 +600,16 @@ mod tests {
         fs::create_dir_all(&inner).unwrap();
         let closed = place.path().join("closed");
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
-        let stranger =
-            Account { uid: 4_000_001, gid: 4_000_001, name: "stranger".to_owned() };
+        let stranger = Account {
+            uid: 4_000_001,
+            gid: 4_000_001,
+            name: "stranger".to_owned(),
+        };
         let error = check_reachable(&inner, &stranger).unwrap_err();
-        assert!(error.contains("`stranger`") && error.contains(closed.to_str().unwrap()), "{error}");
+        assert!(
+            error.contains("`stranger`") && error.contains(closed.to_str().unwrap()),
+            "{error}"
+        );
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o711)).unwrap();
         check_reachable(&inner, &stranger).unwrap();
     }

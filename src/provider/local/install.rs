@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::Command;
 
-const INITDB_PATIENCE: Duration = Duration::from_secs(300);
+const INITDB_PATIENCE: Duration = Duration::from_mins(5);
 
 /// A directory with `postgres` and `initdb`.
 #[derive(Debug, Clone)]
@@ -27,7 +27,9 @@ impl Install {
     ) -> Result<Self, ProviderError> {
         if let Some(binaries) = configured {
             return if complete(binaries) {
-                Ok(Self { binaries: binaries.to_owned() })
+                Ok(Self {
+                    binaries: binaries.to_owned(),
+                })
             } else {
                 Err(ProviderError::Binaries(format!(
                     "`binaries`: {} has no `postgres` and `initdb`: name the directory that has them, such as \
@@ -59,7 +61,11 @@ impl Install {
     /// A command that runs under the server's account, away from this process' terminal and settings.
     pub(super) fn command(&self, name: &str, account: Option<&Account>) -> Command {
         let mut command = Command::new(self.program(name));
-        command.current_dir("/").env_clear().env("LANG", "C.UTF-8").stdin(Stdio::null());
+        command
+            .current_dir("/")
+            .env_clear()
+            .env("LANG", "C.UTF-8")
+            .stdin(Stdio::null());
         for keep in ["PATH", "LD_LIBRARY_PATH", "TZ"] {
             if let Some(value) = env::var_os(keep) {
                 command.env(keep, value);
@@ -112,7 +118,9 @@ impl Install {
 }
 
 fn complete(binaries: &Path) -> bool {
-    ["postgres", "initdb"].iter().all(|program| binaries.join(program).is_file())
+    ["postgres", "initdb"]
+        .iter()
+        .all(|program| binaries.join(program).is_file())
 }
 
 /// Major version and `bin` directory of each version below `root`.
@@ -161,7 +169,9 @@ mod tests {
         assert_eq!(found(Some("9"), &[]), Some(bin("9")));
         assert_eq!(found(Some("16"), &["17", "main"]), Some(bin("main")));
         assert_eq!(found(Some("16"), &["17"]), None);
-        let error = Install::find(Some(&bin("17")), None).unwrap_err().to_string();
+        let error = Install::find(Some(&bin("17")), None)
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("`binaries`"), "{error}");
     }
 }

@@ -71,9 +71,9 @@ struct Patience {
 }
 
 const PATIENCE: Patience = Patience {
-    stop: Duration::from_secs(60),
-    start: Duration::from_secs(60),
-    recovery: Duration::from_secs(300),
+    stop: Duration::from_mins(1),
+    start: Duration::from_mins(1),
+    recovery: Duration::from_mins(5),
 };
 
 /// The server process as last seen.
@@ -165,7 +165,9 @@ impl LocalProvider {
         state.tidy().await;
         if self.data_dir.version()?.is_none() {
             tracing::info!(data_dir = %self.data_dir.path().display(), "making a data directory");
-            self.install.initdb(&self.data_dir, &self.config.service_user).await?;
+            self.install
+                .initdb(&self.data_dir, &self.config.service_user)
+                .await?;
         }
         let intent = self.data_dir.intent()?;
         if let Some(instance) = self.adopt(&mut state).await? {
@@ -182,12 +184,13 @@ impl LocalProvider {
             tracing::warn!(from = %intent.from, to = %intent.to, "a change of capacity was interrupted: undone");
         }
         let deadline = Instant::now() + self.patience.recovery;
-        let (instance, _) = self.launch(&mut state, capacity, deadline).await.map_err(
-            |error| match error {
+        let (instance, _) = self
+            .launch(&mut state, capacity, deadline)
+            .await
+            .map_err(|error| match error {
                 LaunchError::Ended(why) | LaunchError::Alive(why) => ProviderError::Server(why),
                 LaunchError::NotTried(error) => error,
-            },
-        )?;
+            })?;
         tracing::info!(%capacity, version = instance.identity.server_version_num, "started a server");
         self.data_dir.remove_intent()?;
         self.throttle(&mut state, capacity, UNTHROTTLED_AFTER_START);
@@ -226,7 +229,11 @@ impl LocalProvider {
             ),
         ];
         let Some(capacity) = shown.capacity else {
-            facts.push(Fact::new("server", "not started", "sizes are known once it runs"));
+            facts.push(Fact::new(
+                "server",
+                "not started",
+                "sizes are known once it runs",
+            ));
             return facts;
         };
         if let Some(version) = shown.version {
@@ -238,14 +245,21 @@ impl LocalProvider {
         }
         facts.push(Fact::new(
             "memory",
-            format!("{} MiB", u64::from(capacity.0).saturating_mul(self.scale.memory_per_acu) >> 20),
+            format!(
+                "{} MiB",
+                u64::from(capacity.0).saturating_mul(self.scale.memory_per_acu) >> 20
+            ),
             "sizes the settings above; not enforced by a cgroup",
         ));
         if let Some((value, note)) = &shown.cpu {
             facts.push(Fact::new("cpu_quota", value, note));
         }
         if let Some(times) = shown.times {
-            facts.push(Fact::new("last_switch", times.to_string(), "stop, start, first query"));
+            facts.push(Fact::new(
+                "last_switch",
+                times.to_string(),
+                "stop, start, first query",
+            ));
         }
         facts
     }
@@ -257,8 +271,15 @@ impl LocalProvider {
         name: &str,
         password: &str,
     ) -> Result<(), ProviderError> {
-        let there = format!("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = {}", literal(name));
-        let verb = if self.ask(at, &there).await?.is_empty() { "CREATE" } else { "ALTER" };
+        let there = format!(
+            "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = {}",
+            literal(name)
+        );
+        let verb = if self.ask(at, &there).await?.is_empty() {
+            "CREATE"
+        } else {
+            "ALTER"
+        };
         // A failing statement would be logged with the password in it.
         let sql = format!(
             "SET log_min_error_statement = panic; {verb} ROLE {} LOGIN PASSWORD {}",
@@ -275,10 +296,16 @@ impl LocalProvider {
         name: &str,
         owner: &str,
     ) -> Result<(), ProviderError> {
-        let there =
-            format!("SELECT 1 FROM pg_catalog.pg_database WHERE datname = {}", literal(name));
+        let there = format!(
+            "SELECT 1 FROM pg_catalog.pg_database WHERE datname = {}",
+            literal(name)
+        );
         if self.ask(at, &there).await?.is_empty() {
-            let sql = format!("CREATE DATABASE {} OWNER {}", identifier(name), identifier(owner));
+            let sql = format!(
+                "CREATE DATABASE {} OWNER {}",
+                identifier(name),
+                identifier(owner)
+            );
             self.ask(at, &sql).await?;
         }
         Ok(())
@@ -288,14 +315,19 @@ impl LocalProvider {
         self.query
             .query(at, sql)
             .await
-            .map_err(|source| ProviderError::Unreachable { address: at.address.to_string(), source })
+            .map_err(|source| ProviderError::Unreachable {
+                address: at.address.to_string(),
+                source,
+            })
     }
 
     /// Takes over the server that runs, waiting for one that is starting; `None` when none does, after
     /// waiting for one that is stopping.
     async fn adopt(&self, state: &mut State) -> Result<Option<Instance>, ProviderError> {
         let pgdata = self.data_dir.pgdata();
-        let Some((postmaster, _)) = Postmaster::find(&pgdata)? else { return Ok(None) };
+        let Some((postmaster, _)) = Postmaster::find(&pgdata)? else {
+            return Ok(None);
+        };
         let deadline = Instant::now() + self.patience.recovery;
         loop {
             let file = PidFile::read(&pgdata)?;
@@ -324,7 +356,12 @@ impl LocalProvider {
                         postmaster.pid()
                     ))
                 })?;
-                Ok(Some(self.now_running(state, postmaster, capacity, found.identity)))
+                Ok(Some(self.now_running(
+                    state,
+                    postmaster,
+                    capacity,
+                    found.identity,
+                )))
             }
             Err(NotReady::Ended) => Ok(None),
             Err(NotReady::Late(why)) => Err(ProviderError::Server(why)),
@@ -355,16 +392,27 @@ impl LocalProvider {
         capacity: Capacity,
         identity: super::ServerIdentity,
     ) -> Instance {
-        state.running = Some(Running { postmaster, started_at: Some(identity.started_at.clone()) });
+        state.running = Some(Running {
+            postmaster,
+            started_at: Some(identity.started_at.clone()),
+        });
         let mut shown = self.shown.lock();
         shown.capacity = Some(capacity);
         shown.version = Some(identity.server_version_num);
-        Instance { capacity, endpoint: self.data_dir.endpoint(), identity }
+        Instance {
+            capacity,
+            endpoint: self.data_dir.endpoint(),
+            identity,
+        }
     }
 
     fn cpu_group(&self) -> &Result<Arc<CpuGroup>, String> {
         self.cpu.get_or_init(|| {
-            let name = format!("slackwater-{}-{}", self.config.cluster, self.data_dir.port());
+            let name = format!(
+                "slackwater-{}-{}",
+                self.config.cluster,
+                self.data_dir.port()
+            );
             CpuGroup::create(&name).map(Arc::new)
         })
     }
@@ -413,7 +461,10 @@ impl LocalProvider {
                 return;
             }
             shown.lock().cpu = Some(
-                match group.adopt(postmaster.pid()).and_then(|()| group.set(quota)) {
+                match group
+                    .adopt(postmaster.pid())
+                    .and_then(|()| group.set(quota))
+                {
                     Ok(()) => (wanted, group.describe()),
                     Err(why) => (all, format!("{wanted} would be its share, but {why}")),
                 },

@@ -77,7 +77,9 @@ impl PidFile {
 impl Postmaster {
     /// The living server of this data directory.
     pub(super) fn find(pgdata: &Path) -> Result<Option<(Self, PidFile)>, ProviderError> {
-        let Some(file) = PidFile::read(pgdata)? else { return Ok(None) };
+        let Some(file) = PidFile::read(pgdata)? else {
+            return Ok(None);
+        };
         if file.pid < 0 {
             return match start_ticks(-file.pid) {
                 Some(_) => Err(ProviderError::Server(format!(
@@ -87,11 +89,19 @@ impl Postmaster {
                 None => Ok(None),
             };
         }
-        let Some(start_ticks) = start_ticks(file.pid) else { return Ok(None) };
+        let Some(start_ticks) = start_ticks(file.pid) else {
+            return Ok(None);
+        };
         // A process that only has the number of a server that is long gone works elsewhere.
         let here = fs::canonicalize(pgdata).map_err(ProviderError::io("can't find", pgdata))?;
         match fs::read_link(format!("/proc/{}/cwd", file.pid)) {
-            Ok(cwd) if cwd == here => Ok(Some((Self { pid: file.pid, start_ticks }, file))),
+            Ok(cwd) if cwd == here => Ok(Some((
+                Self {
+                    pid: file.pid,
+                    start_ticks,
+                },
+                file,
+            ))),
             _ => Ok(None),
         }
     }
@@ -103,19 +113,29 @@ impl Postmaster {
         settings: &[String],
     ) -> Result<Self, ProviderError> {
         let log = open_log(&data_dir.log())?;
-        let again = log.try_clone().map_err(ProviderError::io("can't open", data_dir.log()))?;
+        let again = log
+            .try_clone()
+            .map_err(ProviderError::io("can't open", data_dir.log()))?;
         let mut command = install.command("postgres", data_dir.account());
         command
             .arg("-D")
             .arg(data_dir.pgdata())
-            .args(data_dir.fixed_settings().iter().chain(settings).flat_map(|s| ["-c", s]))
+            .args(
+                data_dir
+                    .fixed_settings()
+                    .iter()
+                    .chain(settings)
+                    .flat_map(|s| ["-c", s]),
+            )
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(again)
             .process_group(0)
             .kill_on_drop(false);
         let program = install.program("postgres");
-        let mut child = command.spawn().map_err(ProviderError::io("can't run", &program))?;
+        let mut child = command
+            .spawn()
+            .map_err(ProviderError::io("can't run", &program))?;
         // Not yet waited for, so the number is still its own even if it has ended.
         let pid = child.id().and_then(|id| i32::try_from(id).ok());
         let born = pid.and_then(|pid| born(pid).map(|ticks| (pid, ticks)));
@@ -225,15 +245,35 @@ pub(super) fn log_tail(path: &Path, from: u64) -> String {
     }
 }
 
+/// What makes a line of the log tell more than others. Faults in configuration files come as LOG.
+const COMPLAINTS: [&str; 10] = [
+    "FATAL:",
+    "PANIC:",
+    "ERROR:",
+    "HINT:",
+    "DETAIL:",
+    "error:",
+    "invalid",
+    "syntax error",
+    "could not",
+    "unrecognized",
+];
+
 /// The lines that tell most: complaints if there are any, else the last ones.
 pub(super) fn last_lines(text: &str) -> String {
     const LINES: usize = 6;
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-    let complaint = |l: &&str| {
-        ["FATAL:", "PANIC:", "ERROR:", "HINT:", "DETAIL:", "error:"].iter().any(|w| l.contains(w))
-    };
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
+    let complaint = |l: &&str| COMPLAINTS.iter().any(|word| l.contains(word));
     let complaints: Vec<&str> = lines.iter().copied().filter(complaint).collect();
-    let chosen = if complaints.is_empty() { &lines } else { &complaints };
+    let chosen = if complaints.is_empty() {
+        &lines
+    } else {
+        &complaints
+    };
     chosen[chosen.len().saturating_sub(LINES)..].join(" | ")
 }
 
@@ -252,7 +292,11 @@ pub(super) async fn run(
         return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }
     let complaint = last_lines(&String::from_utf8_lossy(&output.stderr));
-    Err(failed(if complaint.is_empty() { output.status.to_string() } else { complaint }))
+    Err(failed(if complaint.is_empty() {
+        output.status.to_string()
+    } else {
+        complaint
+    }))
 }
 
 #[cfg(test)]
@@ -263,12 +307,18 @@ mod tests {
     fn pid_file_is_read_in_every_stage_of_being_written() {
         let whole = "4711\n/d/pgdata\n1700000000\n20001\n/d/run\n127.0.0.1\n  123 4\nready   \n";
         let file = PidFile::parse(whole).unwrap();
-        assert_eq!((file.pid, file.port, file.status), (4711, Some(20001), Status::Ready));
+        assert_eq!(
+            (file.pid, file.port, file.status),
+            (4711, Some(20001), Status::Ready)
+        );
         assert_eq!(file.socket_directory.as_deref(), Some("/d/run"));
         let stopping = whole.replace("ready   ", "stopping");
         assert_eq!(PidFile::parse(&stopping).unwrap().status, Status::Stopping);
         let early = PidFile::parse("4711\n/d/pgdata\n1700000000\n20001\n").unwrap();
-        assert_eq!((early.status, early.socket_directory), (Status::Starting, None));
+        assert_eq!(
+            (early.status, early.socket_directory),
+            (Status::Starting, None)
+        );
         assert_eq!(PidFile::parse("-12\n").unwrap().pid, -12);
         for not_yet in ["", "\n", "0\n", "x\n"] {
             assert_eq!(PidFile::parse(not_yet), None);
@@ -278,8 +328,14 @@ mod tests {
     #[test]
     fn stat_survives_hostile_process_names() {
         let tail = "S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 100 2";
-        assert_eq!(parse_stat(&format!("12 (postgres) {tail}")), Some(('S', 987_654)));
-        assert_eq!(parse_stat(&format!("12 (a) Z 1 (b) {tail}")), Some(('S', 987_654)));
+        assert_eq!(
+            parse_stat(&format!("12 (postgres) {tail}")),
+            Some(('S', 987_654))
+        );
+        assert_eq!(
+            parse_stat(&format!("12 (a) Z 1 (b) {tail}")),
+            Some(('S', 987_654))
+        );
         assert_eq!(parse_stat("12 (short) S 1"), None);
         assert_eq!(parse_stat(""), None);
     }
@@ -288,6 +344,11 @@ mod tests {
     fn complaints_come_before_chatter() {
         let text = "LOG:  starting\nFATAL:  no\nHINT:  do\nLOG:  database system is shut down\n";
         assert_eq!(last_lines(text), "FATAL:  no | HINT:  do");
+        let faults = "LOG:  a\nLOG:  invalid value for \"x\"\nFATAL:  file has errors\n";
+        assert_eq!(
+            last_lines(faults),
+            "LOG:  invalid value for \"x\" | FATAL:  file has errors"
+        );
         assert_eq!(last_lines("LOG: a\n\nLOG: b\n"), "LOG: a | LOG: b");
         assert_eq!(last_lines(""), "");
     }

@@ -58,7 +58,9 @@ impl Scale {
 
     /// Whole CPUs that a capacity can use, at least one.
     fn cpus(&self, capacity: Capacity) -> u32 {
-        self.cpu_quota(capacity).map_or(self.host_cpus, |quota| quota.div_ceil(1000)).max(1)
+        self.cpu_quota(capacity)
+            .map_or(self.host_cpus, |quota| quota.div_ceil(1000))
+            .max(1)
     }
 
     pub(super) fn sizes(&self, capacity: Capacity) -> Sizes {
@@ -73,9 +75,10 @@ impl Scale {
             effective_cache_size_kib: (memory / 4 * 3).clamp(48 * MIB, 8191 * GIB) / 8192 * 8,
             work_mem_kib: (memory / 4 / sessions).clamp(4 * MIB, GIB) / 1024,
             maintenance_work_mem_kib: (memory / 16).clamp(16 * MIB, 2 * GIB - MIB) / 1024,
-            max_connections: by_memory
-                .min(MOST_CONNECTIONS)
-                .max(self.max_server_connections.saturating_add(SPARE_CONNECTIONS)),
+            max_connections: by_memory.min(MOST_CONNECTIONS).max(
+                self.max_server_connections
+                    .saturating_add(SPARE_CONNECTIONS),
+            ),
             // Allocated at start: the largest capacity's everywhere, as a standby would need it.
             max_worker_processes: self.cpus(self.max_capacity).max(8),
             max_parallel_workers: cpus,
@@ -92,13 +95,21 @@ impl Sizes {
     pub(super) fn list(&self) -> Vec<(&'static str, String, &'static str)> {
         let kib = |n: u64| format!("{n}kB");
         vec![
-            ("shared_buffers", kib(self.shared_buffers_kib), "a quarter of the capacity's memory"),
+            (
+                "shared_buffers",
+                kib(self.shared_buffers_kib),
+                "a quarter of the capacity's memory",
+            ),
             (
                 "effective_cache_size",
                 kib(self.effective_cache_size_kib),
                 "three quarters of the capacity's memory; a hint for the planner",
             ),
-            ("work_mem", kib(self.work_mem_kib), "a quarter of the memory over all connections"),
+            (
+                "work_mem",
+                kib(self.work_mem_kib),
+                "a quarter of the memory over all connections",
+            ),
             (
                 "maintenance_work_mem",
                 kib(self.maintenance_work_mem_kib),
@@ -109,13 +120,21 @@ impl Sizes {
                 self.max_connections.to_string(),
                 "at least max_server_connections + 10",
             ),
-            ("superuser_reserved_connections", RESERVED_CONNECTIONS.to_string(), "fixed"),
+            (
+                "superuser_reserved_connections",
+                RESERVED_CONNECTIONS.to_string(),
+                "fixed",
+            ),
             (
                 "max_worker_processes",
                 self.max_worker_processes.to_string(),
                 "the largest capacity's at every capacity",
             ),
-            ("max_parallel_workers", self.max_parallel_workers.to_string(), "CPUs of the capacity"),
+            (
+                "max_parallel_workers",
+                self.max_parallel_workers.to_string(),
+                "CPUs of the capacity",
+            ),
             (
                 "max_parallel_workers_per_gather",
                 self.max_parallel_workers_per_gather.to_string(),
@@ -126,8 +145,11 @@ impl Sizes {
 
     /// `name=value` for the server's command line, the capacity's mark included.
     pub(super) fn arguments(&self) -> Vec<String> {
-        let mut arguments: Vec<_> =
-            self.list().into_iter().map(|(name, value, _)| format!("{name}={value}")).collect();
+        let mut arguments: Vec<_> = self
+            .list()
+            .into_iter()
+            .map(|(name, value, _)| format!("{name}={value}"))
+            .collect();
         arguments.push(format!("cluster_name={CAPACITY_MARK}{}", self.capacity));
         arguments
     }
@@ -135,7 +157,11 @@ impl Sizes {
 
 /// The capacity that a running server was started with, from its `cluster_name`.
 pub(super) fn capacity_of(cluster_name: &str) -> Option<Capacity> {
-    cluster_name.strip_prefix(CAPACITY_MARK)?.parse().ok().map(Capacity)
+    cluster_name
+        .strip_prefix(CAPACITY_MARK)?
+        .parse()
+        .ok()
+        .map(Capacity)
 }
 
 #[cfg(test)]
@@ -159,7 +185,10 @@ mod tests {
         assert_eq!(one.shared_buffers_kib, 64 * 1024);
         assert_eq!(sixteen.shared_buffers_kib, 1024 * 1024);
         assert_eq!((one.max_connections, sixteen.max_connections), (30, 256));
-        assert_eq!((one.max_parallel_workers, sixteen.max_parallel_workers), (1, 4));
+        assert_eq!(
+            (one.max_parallel_workers, sixteen.max_parallel_workers),
+            (1, 4)
+        );
         assert_eq!(one.max_parallel_workers_per_gather, 0);
         assert_eq!(sixteen.max_parallel_workers_per_gather, 2);
         assert_eq!(one.max_worker_processes, sixteen.max_worker_processes);
@@ -188,7 +217,10 @@ mod tests {
     fn capacity_is_read_back_from_its_mark() {
         let sizes = scale().sizes(Capacity(8));
         let arguments = sizes.arguments();
-        let name = arguments.last().and_then(|a| a.strip_prefix("cluster_name=")).unwrap();
+        let name = arguments
+            .last()
+            .and_then(|a| a.strip_prefix("cluster_name="))
+            .unwrap();
         assert_eq!(capacity_of(name), Some(Capacity(8)));
         assert_eq!(capacity_of("main"), None);
         assert_eq!(capacity_of("slackwater:x"), None);

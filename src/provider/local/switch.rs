@@ -64,39 +64,55 @@ enum Before {
 }
 
 impl LocalProvider {
-    pub(super) async fn switch(
-        &self,
-        state: &mut State,
-        from: &Instance,
-        to: Capacity,
-    ) -> CutOver {
+    pub(super) async fn switch(&self, state: &mut State, from: &Instance, to: Capacity) -> CutOver {
         if to == Capacity(0) {
             let reason = ProviderError::Paused.to_string();
-            return CutOver::KeptOld { instance: from.clone(), reason };
+            return CutOver::KeptOld {
+                instance: from.clone(),
+                reason,
+            };
         }
         let begun = Instant::now();
         match self.before(state, from).await {
             Ok(Before::Newer(instance)) => return self.ended_before(state, instance, to),
             Ok(Before::Gone) => {}
             Ok(Before::Old(postmaster)) => {
-                let intent = Intent { from: from.capacity, to };
+                let intent = Intent {
+                    from: from.capacity,
+                    to,
+                };
                 if let Err(error) = self.note_intent(intent).await {
-                    return CutOver::KeptOld { instance: from.clone(), reason: error.to_string() };
+                    return CutOver::KeptOld {
+                        instance: from.clone(),
+                        reason: error.to_string(),
+                    };
                 }
                 self.unthrottle(state);
                 if let Err(error) = postmaster.stop_fast() {
-                    return CutOver::KeptOld { instance: from.clone(), reason: error.to_string() };
+                    return CutOver::KeptOld {
+                        instance: from.clone(),
+                        reason: error.to_string(),
+                    };
                 }
                 if !postmaster.gone_within(self.patience.stop).await {
-                    return CutOver::Lost { reason: self.still_stopping(&postmaster) };
+                    return CutOver::Lost {
+                        reason: self.still_stopping(&postmaster),
+                    };
                 }
             }
             Err(reason) => return CutOver::Lost { reason },
         }
         let stop = begun.elapsed();
-        let why = match self.launch(state, to, Instant::now() + self.patience.start).await {
+        let why = match self
+            .launch(state, to, Instant::now() + self.patience.start)
+            .await
+        {
             Ok((instance, (start, first_query))) => {
-                let times = SwitchTimes { stop, start, first_query };
+                let times = SwitchTimes {
+                    stop,
+                    start,
+                    first_query,
+                };
                 tracing::info!(from = %from.capacity, %to, %times, "the server was restarted");
                 self.shown.lock().times = Some(times);
                 self.settled(state, to);
@@ -120,7 +136,9 @@ impl LocalProvider {
                     from.capacity
                 ),
             },
-            Err(LaunchError::NotTried(error)) => CutOver::Lost { reason: error.to_string() },
+            Err(LaunchError::NotTried(error)) => CutOver::Lost {
+                reason: error.to_string(),
+            },
         }
     }
 
@@ -138,7 +156,10 @@ impl LocalProvider {
             let read_from = log_length(&log);
             let postmaster = Postmaster::spawn(&self.install, &self.data_dir, &arguments)
                 .map_err(LaunchError::NotTried)?;
-            state.running = Some(super::Running { postmaster, started_at: None });
+            state.running = Some(super::Running {
+                postmaster,
+                started_at: None,
+            });
             let up = self.up(postmaster, deadline).await;
             let start = begun.elapsed();
             let answer = match up {
@@ -194,10 +215,9 @@ impl LocalProvider {
         loop {
             match identify(&*self.query, &endpoint).await {
                 Ok(found) if found.identity.in_recovery => {
-                    return Err(NotReady::Late(ProviderError::InRecovery(
-                        endpoint.address.to_string(),
-                    )
-                    .to_string()));
+                    return Err(NotReady::Late(
+                        ProviderError::InRecovery(endpoint.address.to_string()).to_string(),
+                    ));
                 }
                 Ok(found) => return Ok(found),
                 Err(error @ (QueryError::Auth(_) | QueryError::Other(_))) => {
@@ -242,7 +262,10 @@ impl LocalProvider {
                 None => return Ok(Before::Gone),
             },
         };
-        state.running = Some(super::Running { postmaster, started_at: started_at.clone() });
+        state.running = Some(super::Running {
+            postmaster,
+            started_at: started_at.clone(),
+        });
         if started_at.as_ref() == Some(&from.identity.started_at) {
             return Ok(Before::Old(postmaster));
         }
@@ -250,7 +273,10 @@ impl LocalProvider {
         if file.is_some_and(|f| f.status == Status::Stopping) {
             return Ok(Before::Old(postmaster));
         }
-        match self.ready(postmaster, Instant::now() + self.patience.start).await {
+        match self
+            .ready(postmaster, Instant::now() + self.patience.start)
+            .await
+        {
             Ok(found) if found.identity.started_at == from.identity.started_at => {
                 Ok(Before::Old(postmaster))
             }

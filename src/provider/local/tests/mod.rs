@@ -1,15 +1,15 @@
 //! Real servers: made, adopted, resized, and everything that can go wrong with that.
 
-use super::super::{QueryError, Rows};
+mod place;
+
+use super::super::QueryError;
 use super::postmaster::POLL;
 use super::*;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, Uid};
+use nix::sys::signal::Signal;
+use nix::unistd::Uid;
+use place::{Place, query};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
 
 const SERVICE_USER: &str = "slackwater";
 
@@ -29,133 +29,12 @@ impl LocalConfig {
     }
 }
 
-/// Logs in over the Unix socket with tokio-postgres.
-struct Service {
-    user: String,
-    password: String,
-}
-
-impl ServerQuery for Service {
-    fn query<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        sql: &'a str,
-    ) -> BoxFuture<'a, Result<Rows, QueryError>> {
-        query(&self.user, &self.password, "postgres", endpoint, sql).boxed()
-    }
-}
-
-async fn query(
-    user: &str,
-    password: &str,
-    database: &str,
-    endpoint: &Endpoint,
-    sql: &str,
-) -> Result<Rows, QueryError> {
-    let crate::transport::Address::Unix(socket) = &endpoint.address else { panic!("unix only") };
-    let port = socket.extension().unwrap().to_str().unwrap().parse().unwrap();
-    let connected = Config::new()
-        .user(user)
-        .password(password)
-        .dbname(database)
-        .host_path(socket.parent().unwrap())
-        .port(port)
-        .connect(NoTls)
-        .await;
-    let told = |error: tokio_postgres::Error| match error.code().map(|c| c.code().to_owned()) {
-        None => QueryError::Refused(error.to_string()),
-        Some(code) if code == "57P03" => QueryError::Starting,
-        Some(code) if code == "53300" => QueryError::Full,
-        Some(code) if code.starts_with("28") => QueryError::Auth(error.to_string()),
-        Some(_) => QueryError::Other(error.as_db_error().unwrap().to_string()),
-    };
-    let (client, connection) = connected.map_err(told)?;
-    let connection = tokio::spawn(connection);
-    let messages = client.simple_query(sql).await.map_err(told)?;
-    drop(client);
-    let _ = connection.await;
-    let rows = messages.into_iter().filter_map(|m| match m {
-        SimpleQueryMessage::Row(row) => {
-            Some((0..row.len()).map(|n| row.get(n).map(str::to_owned)).collect())
-        }
-        _ => None,
-    });
-    Ok(rows.collect())
-}
-
-/// A place for one cluster; its server is killed at the end.
-struct Place {
-    directory: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        let directory = tempfile::Builder::new().prefix("sw").tempdir_in("/tmp").unwrap();
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self { directory }
-    }
-
-    fn data_dir(&self) -> PathBuf {
-        self.directory.path().join("data")
-    }
-
-    fn pgdata(&self) -> PathBuf {
-        self.data_dir().join("pgdata")
-    }
-
-    fn config(&self) -> LocalConfig {
-        LocalConfig { data_dir: self.data_dir(), ..LocalConfig::for_tests() }
-    }
-
-    fn provider(&self) -> LocalProvider {
-        self.provider_with(self.config())
-    }
-
-    fn provider_with(&self, config: LocalConfig) -> LocalProvider {
-        let data_dir = DataDir::open(&config).unwrap();
-        let service = Service {
-            user: config.service_user.clone(),
-            password: data_dir.service_password().to_owned(),
-        };
-        LocalProvider::new(config, data_dir, Arc::new(service)).unwrap()
-    }
-
-    fn server(&self) -> Option<Postmaster> {
-        Postmaster::find(&self.pgdata()).unwrap().map(|(postmaster, _)| postmaster)
-    }
-
-    fn pid(&self) -> i32 {
-        i32::try_from(self.server().expect("a server runs").pid()).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.pid()), signal).unwrap();
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Ok(Some((server, _))) = Postmaster::find(&self.pgdata()) {
-            let pid = i32::try_from(server.pid()).unwrap();
-            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
-            let _ = kill(Pid::from_raw(pid), Signal::SIGQUIT);
-            let deadline = Instant::now() + Duration::from_secs(10);
-            while server.alive() && Instant::now() < deadline {
-                std::thread::yield_now();
-            }
-        }
-        if let Ok(config) = serde_json::from_slice::<serde_json::Value>(
-            &fs::read(self.data_dir().join("server.json")).unwrap_or_default(),
-        ) && let Ok(group) = CpuGroup::create(&format!("slackwater-test-{}", config["port"]))
-        {
-            let _ = fs::remove_dir(group.directory());
-        }
-    }
-}
-
 async fn show(provider: &LocalProvider, setting: &str) -> String {
     let sql = format!("SELECT current_setting('{setting}')");
-    let mut rows = provider.ask(&provider.data_dir().endpoint(), &sql).await.unwrap();
+    let mut rows = provider
+        .ask(&provider.data_dir().endpoint(), &sql)
+        .await
+        .unwrap();
     rows.remove(0).remove(0).unwrap()
 }
 
@@ -165,6 +44,14 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not in 30 s: {what}");
         tokio::time::sleep(POLL).await;
     }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the times of a restart are for people to see"
+)]
+fn say(line: &str) {
+    eprintln!("{line}");
 }
 
 fn completed(cut_over: CutOver) -> Instance {
@@ -180,7 +67,10 @@ async fn resized_up_and_down_and_adopted_by_the_next_proxy() {
     let provider = place.provider();
     let mut now = provider.start(Capacity(1)).await.unwrap();
     let first_pid = place.pid();
-    assert_eq!((now.capacity, show(&provider, "shared_buffers").await), (Capacity(1), "32MB".into()));
+    assert_eq!(
+        (now.capacity, show(&provider, "shared_buffers").await),
+        (Capacity(1), "32MB".into())
+    );
     assert_eq!(show(&provider, "max_connections").await, "30");
     // The wanted capacity of the second call is ignored: a server runs.
     let same = provider.start(Capacity(2)).await.unwrap();
@@ -188,12 +78,21 @@ async fn resized_up_and_down_and_adopted_by_the_next_proxy() {
     let mut pids = vec![first_pid];
     let mut times = Vec::new();
     for to in [4, 1, 2, 2, 8, 1] {
-        assert_eq!(provider.prepare(&now, Capacity(to)).await.unwrap(), SwitchKind::Barrier);
+        assert_eq!(
+            provider.prepare(&now, Capacity(to)).await.unwrap(),
+            SwitchKind::Barrier
+        );
         let next = completed(provider.cut_over(&now, Capacity(to)).await);
         assert_ne!(next.identity.started_at, now.identity.started_at);
-        assert_eq!(next.identity.system_identifier, now.identity.system_identifier);
+        assert_eq!(
+            next.identity.system_identifier,
+            now.identity.system_identifier
+        );
         assert_eq!(next.capacity, Capacity(to));
-        assert_eq!(show(&provider, "shared_buffers").await, format!("{}MB", 32 * to));
+        assert_eq!(
+            show(&provider, "shared_buffers").await,
+            format!("{}MB", 32 * to)
+        );
         // Asked again, it is only told again.
         assert_eq!(completed(provider.cut_over(&now, Capacity(to)).await), next);
         pids.push(place.pid());
@@ -204,11 +103,19 @@ async fn resized_up_and_down_and_adopted_by_the_next_proxy() {
     pids.dedup();
     assert_eq!(pids.len(), 7);
     for times in times {
-        eprintln!("stop + start + first query: {times}");
+        say(&format!("stop + start + first query: {times}"));
     }
-    let names: Vec<_> = provider.facts().into_iter().map(|f| (f.name, f.value)).collect();
-    assert!(names.contains(&("shared_buffers".to_owned(), "32768kB".to_owned())), "{names:?}");
-    assert!(!place.data_dir().join("switch.json").exists() || provider.state.lock().await.tidying.is_some());
+    let names: Vec<_> = provider
+        .facts()
+        .into_iter()
+        .map(|f| (f.name, f.value))
+        .collect();
+    assert!(
+        names.contains(&("shared_buffers".to_owned(), "32768kB".to_owned())),
+        "{names:?}"
+    );
+    provider.state.lock().await.tidy().await;
+    assert_eq!(provider.data_dir.intent().unwrap(), None);
 
     drop(provider);
     let provider = place.provider();
@@ -225,7 +132,11 @@ async fn what_would_fail_at_the_start_is_refused_while_the_old_server_serves() {
     let provider = place.provider();
     let now = provider.start(Capacity(1)).await.unwrap();
     let refused = async |why: &str, to: u32| {
-        let error = provider.prepare(&now, Capacity(to)).await.unwrap_err().to_string();
+        let error = provider
+            .prepare(&now, Capacity(to))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(why), "{error}");
         assert_eq!(provider.start(Capacity(1)).await.unwrap(), now);
     };
@@ -236,7 +147,11 @@ async fn what_would_fail_at_the_start_is_refused_while_the_old_server_serves() {
     let good = fs::read_to_string(&conf).unwrap();
     fs::write(&conf, format!("{good}\nwork_mem = lots\n")).unwrap();
     refused("work_mem", 2).await;
-    fs::write(&conf, format!("{good}\nshared_preload_libraries = 'no_such_library'\n")).unwrap();
+    fs::write(
+        &conf,
+        format!("{good}\nshared_preload_libraries = 'no_such_library'\n"),
+    )
+    .unwrap();
     refused("names `no_such_library`, which can't be loaded", 2).await;
     fs::write(&conf, &good).unwrap();
 
@@ -248,7 +163,11 @@ async fn what_would_fail_at_the_start_is_refused_while_the_old_server_serves() {
 
     provider.prepare(&now, Capacity(2)).await.unwrap();
     let stale = completed(provider.cut_over(&now, Capacity(2)).await);
-    let error = provider.prepare(&now, Capacity(4)).await.unwrap_err().to_string();
+    let error = provider
+        .prepare(&now, Capacity(4))
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("restarted at") && stale != now, "{error}");
 }
 
@@ -267,8 +186,9 @@ async fn a_failed_start_goes_back_to_the_old_settings() {
     assert_ne!(instance.identity.started_at, old.identity.started_at);
     assert_eq!(show(&provider, "shared_buffers").await, "64MB");
     // Told again to a caller that did not hear it.
-    let CutOver::KeptOld { instance: again, .. } =
-        provider.cut_over(&old, Capacity(1_000_000)).await
+    let CutOver::KeptOld {
+        instance: again, ..
+    } = provider.cut_over(&old, Capacity(1_000_000)).await
     else {
         panic!("a second try")
     };
@@ -281,7 +201,10 @@ async fn a_failed_start_goes_back_to_the_old_settings() {
     let CutOver::Lost { reason } = provider.cut_over(&instance, Capacity(1)).await else {
         panic!("started with a broken configuration")
     };
-    assert!(reason.contains("work_mem") && reason.contains("as before"), "{reason}");
+    assert!(
+        reason.contains("work_mem") && reason.contains("as before"),
+        "{reason}"
+    );
     fs::write(&conf, good).unwrap();
     let now = completed(provider.cut_over(&instance, Capacity(1)).await);
     assert_eq!(now.capacity, Capacity(1));
@@ -298,7 +221,10 @@ async fn a_stop_that_hangs_is_told_and_goes_on_later() {
     let CutOver::Lost { reason } = provider.cut_over(&old, Capacity(2)).await else {
         panic!("a stopped process stopped")
     };
-    assert!(reason.contains(&format!("process {pid} has not stopped")), "{reason}");
+    assert!(
+        reason.contains(&format!("process {pid} has not stopped")),
+        "{reason}"
+    );
     assert_eq!(place.pid(), pid);
     place.signal(Signal::SIGCONT);
     provider.patience.stop = Duration::from_secs(30);
@@ -337,7 +263,10 @@ async fn a_killed_server_is_started_again_and_a_dropped_cut_over_goes_on() {
     let server = place.server().unwrap();
     place.signal(Signal::SIGKILL);
     until("it is gone", || !server.alive()).await;
-    assert!(place.pgdata().join("postmaster.pid").exists(), "no stale pid file to test with");
+    assert!(
+        place.pgdata().join("postmaster.pid").exists(),
+        "no stale pid file to test with"
+    );
     let after_crash = provider.start(Capacity(2)).await.unwrap();
     assert_eq!(after_crash.capacity, Capacity(2));
     assert_ne!(after_crash.identity.started_at, old.identity.started_at);
@@ -363,7 +292,11 @@ async fn a_killed_server_is_started_again_and_a_dropped_cut_over_goes_on() {
     assert_eq!(now.capacity, Capacity(4));
     assert!(!before.alive());
     let logged = fs::read_to_string(provider.data_dir.log()).unwrap();
-    assert_eq!(logged.matches("received fast shutdown request").count(), 1, "{logged}");
+    assert_eq!(
+        logged.matches("received fast shutdown request").count(),
+        1,
+        "{logged}"
+    );
 }
 
 #[tokio::test]
@@ -374,19 +307,26 @@ async fn servers_of_others_are_left_alone() {
     let server = place.server().unwrap();
     place.signal(Signal::SIGINT);
     until("it is gone", || !server.alive()).await;
-    // Started by hand, at another socket.
+    // Started by hand, at another port.
     let mut settings = provider.scale.sizes(Capacity(1)).arguments();
-    settings.push("unix_socket_directories=''".to_owned());
+    settings.push(format!("port={}", provider.data_dir.port() - 1));
     let foreign = Postmaster::spawn(&provider.install, &provider.data_dir, &settings).unwrap();
     until("the pid file is there", || place.server() == Some(foreign)).await;
     let error = provider.start(Capacity(1)).await.unwrap_err().to_string();
-    assert!(error.contains("another port or socket") && error.contains("pg_ctl"), "{error}");
+    assert!(
+        error.contains("another port or socket") && error.contains("pg_ctl"),
+        "{error}"
+    );
     assert!(foreign.alive());
 
     // A pid file whose number belongs to somebody else now.
     foreign.stop_fast().unwrap();
     assert!(foreign.gone_within(Duration::from_secs(30)).await);
-    fs::write(place.pgdata().join("postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
+    fs::write(
+        place.pgdata().join("postmaster.pid"),
+        format!("{}\n", std::process::id()),
+    )
+    .unwrap();
     assert_eq!(place.server(), None);
     fs::remove_file(place.pgdata().join("postmaster.pid")).unwrap();
 }
@@ -402,9 +342,19 @@ async fn a_taken_port_is_replaced_and_a_wrong_service_password_told() {
     drop(taken);
     drop(provider);
 
-    let config = LocalConfig { service_password: Some("wrong".to_owned()), ..place.config() };
-    let error = place.provider_with(config).start(Capacity(1)).await.unwrap_err().to_string();
-    assert!(error.contains("service account's login was refused"), "{error}");
+    let config = LocalConfig {
+        service_password: Some("wrong".to_owned()),
+        ..place.config()
+    };
+    let error = Place::provider_with(config)
+        .start(Capacity(1))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("service account's login was refused"),
+        "{error}"
+    );
     assert_eq!(place.provider().start(Capacity(1)).await.unwrap(), now);
 }
 
@@ -418,9 +368,13 @@ async fn users_and_databases_are_made_once() {
         provider.create_user(&at, user, password).await.unwrap();
         provider.create_database(&at, "app db", user).await.unwrap();
     }
-    let rows = query(user, "se'c\\ond", "app db", &at, "SELECT current_user").await.unwrap();
+    let rows = query(user, "se'c\\ond", "app db", &at, "SELECT current_user")
+        .await
+        .unwrap();
     assert_eq!(rows, [[Some(user.to_owned())]]);
-    let wrong = query(user, "first", "app db", &at, "SELECT 1").await.unwrap_err();
+    let wrong = query(user, "first", "app db", &at, "SELECT 1")
+        .await
+        .unwrap_err();
     assert!(matches!(wrong, QueryError::Auth(_)), "{wrong}");
     let logged = fs::read_to_string(provider.data_dir.log()).unwrap();
     assert!(!logged.contains("ond'"), "{logged}");
@@ -431,24 +385,47 @@ async fn cpu_quota_follows_the_capacity_where_the_host_allows_it() {
     let place = Place::new();
     let provider = place.provider();
     let old = provider.start(Capacity(1)).await.unwrap();
-    let shown = |name: &str| provider.facts().into_iter().find(|f| f.name == name).unwrap();
+    let shown = |name: &str| {
+        provider
+            .facts()
+            .into_iter()
+            .find(|f| f.name == name)
+            .unwrap()
+    };
     // A restart of the proxy applies it at once.
     provider.start(Capacity(1)).await.unwrap();
     match provider.cpu_group() {
         Err(why) => {
             let fact = shown("cpu_quota");
-            assert!(fact.note.contains(why.as_str()) && fact.value.contains("all"), "{fact:?}");
+            assert!(
+                fact.note.contains(why.as_str()) && fact.value.contains("all"),
+                "{fact:?}"
+            );
         }
         Ok(group) => {
-            until("the quota begins", || shown("cpu_quota").value == "0.250 CPU").await;
-            assert!(matches!(group.shown().as_str(), "5000" | "5000 20000"), "{}", group.shown());
+            until("the quota begins", || {
+                shown("cpu_quota").value == "0.250 CPU"
+            })
+            .await;
+            assert!(
+                matches!(group.shown().as_str(), "5000" | "5000 20000"),
+                "{}",
+                group.shown()
+            );
             let members = fs::read_to_string(group.directory().join("cgroup.procs")).unwrap();
             assert!(members.lines().any(|l| l == place.pid().to_string()));
             assert!(members.lines().count() > 3, "the children too: {members}");
             // All CPUs while it restarts and just after.
             completed(provider.cut_over(&old, Capacity(2)).await);
-            assert!(matches!(group.shown().as_str(), "-1" | "max 20000"), "{}", group.shown());
-            until("the new quota begins", || shown("cpu_quota").value == "0.500 CPU").await;
+            assert!(
+                matches!(group.shown().as_str(), "-1" | "max 20000"),
+                "{}",
+                group.shown()
+            );
+            until("the new quota begins", || {
+                shown("cpu_quota").value == "0.500 CPU"
+            })
+            .await;
         }
     }
 }
@@ -463,7 +440,14 @@ async fn servers_run_under_an_unprivileged_account_apart_from_us() {
     assert_ne!(owner, 0);
     assert_eq!(fs::metadata(place.pgdata()).unwrap().uid(), owner);
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let group = stat.rsplit_once(") ").unwrap().1.split(' ').nth(2).unwrap().to_owned();
+    let group = stat
+        .rsplit_once(") ")
+        .unwrap()
+        .1
+        .split(' ')
+        .nth(2)
+        .unwrap()
+        .to_owned();
     assert_eq!(group, pid.to_string(), "not a process group of its own");
     if !Uid::effective().is_root() {
         assert_eq!(owner, Uid::effective().as_raw());
@@ -477,16 +461,24 @@ async fn works_for_an_ordinary_user() {
         return;
     }
     let place = Place::new();
-    let user = nix::unistd::User::from_name("postgres").unwrap().expect("Debian's PostgreSQL is installed");
+    let user = nix::unistd::User::from_name("postgres")
+        .unwrap()
+        .expect("Debian's PostgreSQL is installed");
     let program = place.directory.path().join("tests");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let module = module_path!().split_once("::").unwrap().1;
     let output = tokio::process::Command::new(&program)
         .args(["--exact", "--nocapture"])
-        .arg(format!("{module}::resized_up_and_down_and_adopted_by_the_next_proxy"))
-        .arg(format!("{module}::servers_run_under_an_unprivileged_account_apart_from_us"))
-        .arg(format!("{module}::cpu_quota_follows_the_capacity_where_the_host_allows_it"))
+        .arg(format!(
+            "{module}::resized_up_and_down_and_adopted_by_the_next_proxy"
+        ))
+        .arg(format!(
+            "{module}::servers_run_under_an_unprivileged_account_apart_from_us"
+        ))
+        .arg(format!(
+            "{module}::cpu_quota_follows_the_capacity_where_the_host_allows_it"
+        ))
         .current_dir("/")
         .uid(user.uid.as_raw())
         .gid(user.gid.as_raw())
@@ -495,5 +487,8 @@ async fn works_for_an_ordinary_user() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("3 passed"), "{text}\n{errors}");
+    assert!(
+        output.status.success() && text.contains("3 passed"),
+        "{text}\n{errors}"
+    );
 }
