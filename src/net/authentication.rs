@@ -287,8 +287,8 @@ const fn refused(code: &'static str, message: String) -> AuthError {
 mod tests {
     use super::*;
     use crate::auth::scram::ClientExchange;
-    use crate::net::handshake::tests::{config, frame, in_time, pipe, put_all, startup_packet};
     use crate::net::handshake::{Accepted, accept};
+    use crate::net::script::{config, frame, in_time, pipe, put_all, startup_packet};
     use crate::transport::stream::Stream;
     use crate::transport::{ListenTls, ServerTls, tls};
     use crate::wire::pg::backend::{ErrorFields, put_ready};
@@ -665,7 +665,7 @@ mod tests {
             driver.ssl_mode(tokio_postgres::config::SslMode::Disable);
             let connect = driver.connect_raw(far, tokio_postgres::NoTls);
             let ((result, _arrival), connected) =
-                in_time(async { tokio::join!(proxy, connect) }).await;
+                in_time(Box::pin(async { tokio::join!(proxy, connect) })).await;
             assert_eq!(result.is_ok(), tried == "pencil");
             match connected {
                 Ok(_) => assert_eq!(tried, "pencil"),

@@ -346,67 +346,20 @@ pub(super) async fn say_goodbye(stream: &mut Stream, error: &ErrorMessage<'_>) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
+    use crate::net::script::{config, frame, in_time, pipe, put_all, startup_packet};
     use crate::transport::ServerTls;
     use crate::transport::tls;
     use crate::wire::pg::backend::ErrorFields;
-    use crate::wire::pg::frame::{Header, put_sized};
     use crate::wire::pg::startup::{PROTOCOL_3_0, put_cancel_request, put_ssl_request};
-    use std::sync::OnceLock;
-    use std::time::Duration;
 
     const GSSENC: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 48];
-
-    pub(crate) fn config(tls: ListenTls) -> HandshakeConfig {
-        static CERTIFICATES: OnceLock<Arc<Certificates>> = OnceLock::new();
-        let certificates = CERTIFICATES.get_or_init(|| {
-            let dir = tempfile::tempdir().expect("a directory");
-            Arc::new(Certificates::self_made(dir.path(), &[]).expect("made"))
-        });
-        HandshakeConfig {
-            tls,
-            certificates: Arc::clone(certificates),
-            mock_secret: [5; 32],
-        }
-    }
-
-    pub(crate) fn pipe() -> (Stream, Stream) {
-        let (near, far) = tokio::io::duplex(128 * 1024);
-        (Stream::duplex(near), Stream::duplex(far))
-    }
-
-    pub(crate) async fn in_time<T>(work: impl Future<Output = T>) -> T {
-        let timed = tokio::time::timeout(Duration::from_secs(20), work).await;
-        timed.expect("must not hang")
-    }
-
-    pub(crate) fn startup_packet(version: i32, body: &[u8]) -> Vec<u8> {
-        let mut out = BytesMut::new();
-        put_sized(&mut out, |out| {
-            out.put_i32(version);
-            out.put_slice(body);
-        });
-        out.to_vec()
-    }
 
     fn ssl_request() -> BytesMut {
         let mut out = BytesMut::new();
         put_ssl_request(&mut out);
         out
-    }
-
-    pub(crate) async fn put_all(stream: &mut Stream, bytes: &[u8]) {
-        write(stream, bytes).await.expect("written");
-    }
-
-    pub(crate) async fn frame(stream: &mut Stream) -> (u8, Vec<u8>) {
-        let mut header = [0; 5];
-        stream.read_exact(&mut header).await.expect("a header");
-        let header = Header::parse(&header).expect("a frame").expect("whole");
-        let mut body = vec![0; header.body];
-        stream.read_exact(&mut body).await.expect("a body");
-        (header.tag, body)
     }
 
     async fn byte(stream: &mut Stream) -> u8 {
@@ -573,7 +526,7 @@ pub(super) mod tests {
         let start = |body: &[u8]| startup_packet(PROTOCOL_3_0, body);
         let mut long = start(&[b'a'; 9_993]);
         assert_eq!(long.len(), 10_001);
-        long.extend([b'a'; 60_000]);
+        long.resize(70_000, b'a');
         for (bytes, code, words) in [
             (long, "08P01", "invalid length of startup packet"),
             (

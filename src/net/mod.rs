@@ -2,3 +2,5 @@
 
 pub mod authentication;
 pub mod handshake;
+#[cfg(test)]
+mod script;
