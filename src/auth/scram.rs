@@ -309,7 +309,7 @@ impl ClientExchange {
         };
         let signature = hmac_sha256(&sha256(&*client_key), auth_message.as_bytes());
         let proof = Zeroizing::new(xor(&client_key, &signature));
-        let answer = format!("{without_proof},p={}", BASE64.encode(&*proof));
+        let answer = format!("{without_proof},p={}", BASE64.encode(*proof));
         let next = ClientSigned {
             signature: hmac_sha256(&*server_key, auth_message.as_bytes()),
         };

@@ -6,6 +6,8 @@ pub mod handshake;
 pub mod janitor;
 pub mod login;
 pub mod relay;
+#[cfg(test)]
+mod script;
 mod session;
 pub mod shared;
 mod state;

@@ -22,7 +22,7 @@ use tokio_rustls::rustls;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DAY: Duration = Duration::from_hours(24);
 const CA_LIFE: Duration = DAY.saturating_mul(3650);
 const SERVER_LIFE: Duration = DAY.saturating_mul(397);
 /// What has less than this left is made anew.
@@ -210,7 +210,7 @@ fn make_server(files: &Files, names: &BTreeSet<String>, now: UnixTime) -> Result
 /// From an hour ago, for clocks that are a little behind.
 fn set_dates(params: &mut CertificateParams, now: UnixTime, life: Duration) {
     let now = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(now.as_secs());
-    params.not_before = now - Duration::from_secs(60 * 60);
+    params.not_before = now - Duration::from_hours(1);
     params.not_after = now + life;
 }
 

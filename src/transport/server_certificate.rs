@@ -115,7 +115,9 @@ impl ServerCertVerifier for Checked {
     ) -> Result<ServerCertVerified, Error> {
         let certificate = ParsedCertificate::try_from(end_entity)?;
         if self.anchors.iter().any(|anchor| anchor == end_entity) {
-            check_dates(end_entity, now)?;
+            if let Some(fault) = date_fault(end_entity, now) {
+                return Err(fault.into());
+            }
         } else {
             verify_server_cert_signed_by_trust_anchor(
                 &certificate,
@@ -154,17 +156,18 @@ impl ServerCertVerifier for Checked {
     }
 }
 
-fn check_dates(der: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-    let (_, certificate) =
-        X509Certificate::from_der(der).map_err(|_| CertificateError::BadEncoding)?;
+fn date_fault(der: &CertificateDer<'_>, now: UnixTime) -> Option<CertificateError> {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        return Some(CertificateError::BadEncoding);
+    };
     let validity = certificate.validity();
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     if now < validity.not_before.timestamp() {
-        Err(CertificateError::NotValidYet.into())
+        Some(CertificateError::NotValidYet)
     } else if now > validity.not_after.timestamp() {
-        Err(CertificateError::Expired.into())
+        Some(CertificateError::Expired)
     } else {
-        Ok(())
+        None
     }
 }
 

@@ -84,12 +84,12 @@ pub async fn dial(
 /// Sets keepalive and TCP_USER_TIMEOUT; nothing to do without TCP.
 pub fn configure(stream: &Stream, config: &SocketConfig) -> io::Result<()> {
     match stream.socket() {
-        Socket::Tcp(stream, _) => set_options(SockRef::from(stream), config),
+        Socket::Tcp(stream, _) => set_options(&SockRef::from(stream), config),
         Socket::Unix(_) | Socket::Duplex(_) => Ok(()),
     }
 }
 
-fn set_options(socket: SockRef<'_>, config: &SocketConfig) -> io::Result<()> {
+fn set_options(socket: &SockRef<'_>, config: &SocketConfig) -> io::Result<()> {
     if config.keepalive.is_zero() {
         socket.set_keepalive(false)?;
     } else {
@@ -161,7 +161,7 @@ async fn dial_tcp(host: &str, port: u16, config: &SocketConfig) -> io::Result<St
     let mut failure = None;
     for address in lookup_host((host, port)).await? {
         let socket = tcp_socket(address)?;
-        set_options(SockRef::from(&socket), config)?;
+        set_options(&SockRef::from(&socket), config)?;
         match socket.connect(address).await {
             Ok(stream) => return Stream::tcp(stream, address),
             Err(error) => failure = Some(error),
@@ -186,7 +186,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     const CONFIG: SocketConfig = SocketConfig {
-        keepalive: Duration::from_secs(60),
+        keepalive: Duration::from_mins(1),
         tcp_user_timeout: Duration::from_secs(30),
     };
 

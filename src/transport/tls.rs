@@ -132,7 +132,8 @@ impl Certificates {
                 }
             }
         };
-        match acceptor.accept_with(socket, feed).await {
+        // Boxed: a handshake's state is kilobytes, and would stay part of the session's future for its life.
+        match Box::pin(acceptor.accept_with(socket, feed)).await {
             Ok(tls) => Ok(Stream::TlsAccepted(Box::new(tls))),
             Err(error) => Err(retold(error, |error| match error {
                 rustls::Error::AlertReceived(alert) => {
@@ -252,7 +253,7 @@ pub async fn connect(
         Err(_) => ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()),
     };
     let connector = TlsConnector::from(cached_config(mode, ca).await?);
-    match connector.connect(name, socket).await {
+    match Box::pin(connector.connect(name, socket)).await {
         Ok(tls) => Ok(Stream::TlsConnected(Box::new(tls))),
         Err(error) => Err(retold(error, |error| explain(error, host, ca))),
     }

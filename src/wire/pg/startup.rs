@@ -21,18 +21,21 @@ pub const CLUSTER_SETTING: &str = "slackwater.cluster";
 
 /// The major version that marks requests which are no StartupMessage.
 const REQUEST_MAJOR: i32 = 1234;
-const CANCEL_REQUEST: i32 = REQUEST_MAJOR << 16 | 5678;
-const SSL_REQUEST: i32 = REQUEST_MAJOR << 16 | 5679;
-const GSSENC_REQUEST: i32 = REQUEST_MAJOR << 16 | 5680;
+const CANCEL_REQUEST: i32 = (REQUEST_MAJOR << 16) + 5678;
+const SSL_REQUEST: i32 = (REQUEST_MAJOR << 16) + 5679;
+const GSSENC_REQUEST: i32 = (REQUEST_MAJOR << 16) + 5680;
 
 /// Length and version fields.
 const HEADER: usize = 8;
 /// Shortest secret of a cancel key, in bytes.
 const MIN_CANCEL_SECRET: usize = 4;
 
+/// A string of the wire, which need not be UTF-8.
+type WireText = Box<[u8]>;
+
 /// The parameters of a StartupMessage in the order that the client sent them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct StartupParams(pub Vec<(Box<[u8]>, Box<[u8]>)>);
+pub struct StartupParams(pub Vec<(WireText, WireText)>);
 
 impl StartupParams {
     /// The last value given for `name`, as PostgreSQL takes it.
@@ -212,14 +215,14 @@ pub fn replication(params: &StartupParams) -> Replication {
     let Some(value) = params.get("replication") else {
         return Replication::No;
     };
-    let value = value.to_ascii_lowercase();
-    let prefix_of = |word: &[u8], least| value.len() >= least && word.starts_with(&value);
-    if params.get("replication") == Some(b"database") {
+    let word = value.to_ascii_lowercase();
+    let prefix_of = |whole: &[u8], least| word.len() >= least && whole.starts_with(&word);
+    let truth = prefix_of(b"true", 1) || prefix_of(b"yes", 1) || word == b"on" || word == b"1";
+    let falsehood =
+        prefix_of(b"false", 1) || prefix_of(b"no", 1) || prefix_of(b"off", 2) || word == b"0";
+    if truth || value == b"database" {
         Replication::Yes
-    } else if prefix_of(b"true", 1) || prefix_of(b"yes", 1) || value == b"on" || value == b"1" {
-        Replication::Yes
-    } else if prefix_of(b"false", 1) || prefix_of(b"no", 1) || prefix_of(b"off", 2) || value == b"0"
-    {
+    } else if falsehood {
         Replication::No
     } else {
         Replication::Invalid
