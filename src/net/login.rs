@@ -275,6 +275,7 @@ async fn log_in(
             Err(error) if !error.may_pass() => return Err(Refusal::Because(Box::new(error))),
             // Of two reasons the server's own words are the better ones.
             Err(error) => {
+                profile.cluster.report_trouble();
                 if error.server_words().is_some() || last.server_words().is_none() {
                     last = error;
                 }

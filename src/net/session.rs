@@ -224,7 +224,7 @@ impl Session {
         if self.relay.at_safe_point() {
             self.probe().await?;
             self.rehearse_ahead();
-        } else if self.relay.is_attached() && !self.found.is_empty() {
+        } else if self.relay.is_attached() {
             self.want_probe = true;
             self.set_mode();
         }
@@ -285,6 +285,7 @@ impl Session {
             _ => {
                 if self.want_probe {
                     self.probe().await?;
+                    self.rehearse_ahead();
                 }
             }
         }
@@ -463,7 +464,10 @@ impl Session {
                     self.profile.metrics.session_move(MoveOutcome::Moved);
                     return Ok(());
                 }
-                Err(error) if error.may_pass() => last = Some(error),
+                Err(error) if error.may_pass() => {
+                    self.profile.cluster.report_trouble();
+                    last = Some(error);
+                }
                 Err(error) => {
                     self.profile.metrics.session_move(MoveOutcome::Failed);
                     return Err(End::NotRestored(error));
