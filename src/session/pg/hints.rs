@@ -134,7 +134,7 @@ pub fn scan(text: &[u8]) -> Hints {
             9 => is(word, b"temporary"),
             10 => is(word, b"set_config"),
             15 => is(word, b"current_setting") || starts_pg(word),
-            16.. => starts_pg(word),
+            14 | 16.. => starts_pg(word),
             _ => false,
         };
         if known {
@@ -445,4 +445,226 @@ pub fn first_keyword(text: &[u8]) -> &[u8] {
         at = skip_space(text, at + 1);
     }
     word_at(text, at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names(text: &str) -> Vec<String> {
+        scan(text.as_bytes()).custom_names
+    }
+
+    #[test]
+    fn names_of_custom_settings() {
+        for (text, wanted) in [
+            ("SET app.user = '7'", "app.user"),
+            ("set session App.User to 7", "app.user"),
+            ("SET LOCAL app . user TO DEFAULT", "app.user"),
+            ("SET /* a */ app.user -- b\n = 1", "app.user"),
+            ("RESET app.user", "app.user"),
+            ("SET \"app\".\"User\" = 1", "app.user"),
+            ("SET \"app.user\" = 1", "app.user"),
+            ("SET local.x = 1", "local.x"),
+            ("SET a.b.c$1 = 1", "a.b.c$1"),
+            ("ALTER ROLE x SET app.user = '1'", "app.user"),
+            ("SELECT set_config('app.user', $1, false)", "app.user"),
+            (
+                "select pg_catalog.\"set_config\" ( E'app.user' , '1', true)",
+                "app.user",
+            ),
+            ("SELECT set_config('app.user'::text, '1', true)", "app.user"),
+            (
+                "SELECT set_config(setting_name => 'app.user', new_value => '1', is_local => true)",
+                "app.user",
+            ),
+            ("SELECT set_config($$app.user$$, '1', true)", "app.user"),
+            ("SELECT current_setting('app.user')::int", "app.user"),
+            ("SELECT CURRENT_SETTING('app.user', true)", "app.user"),
+            (
+                "CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'SELECT set_config(''app.user'', ''1'', false)'",
+                "app.user",
+            ),
+            (
+                "CREATE FUNCTION f() RETURNS void AS $f$ BEGIN SET app.user = 1; END $f$",
+                "app.user",
+            ),
+            (
+                "CREATE POLICY p ON t USING (tenant = current_setting('app.user'))",
+                "app.user",
+            ),
+            ("BEGIN; SET app.user = 1; COMMIT", "app.user"),
+        ] {
+            assert_eq!(names(text), [wanted], "{text}");
+            assert!(!scan(text.as_bytes()).unreadable_set_config, "{text}");
+        }
+        for text in [
+            "SET work_mem = '1MB'",
+            "UPDATE t SET a = b.c",
+            "UPDATE t SET \"a\" = 1",
+            "SELECT set_config('work_mem', '1', false)",
+            "SELECT reset.a FROM reset",
+            "SELECT set_configs('app.user')",
+            "SET 1x.y = 2",
+            "SELECT set_config('a-b.c', '1', false)",
+            "SET",
+            "SET SESSION",
+            "SET \"open",
+            "SET a.",
+            "",
+        ] {
+            assert_eq!(scan(text.as_bytes()), Hints::default(), "{text}");
+        }
+        assert_eq!(
+            names("SET a.b = 1; SET A.B = 2; SET c.d = 1"),
+            ["a.b", "c.d"]
+        );
+    }
+
+    #[test]
+    fn names_that_cannot_be_read() {
+        for text in [
+            "SELECT set_config(name, value, false) FROM settings",
+            "SELECT set_config('app.' || k, v, false) FROM x",
+            "SELECT set_config(E'app\\x2euser', '1', false)",
+            "SELECT set_config(new_value => '1', setting_name => 'a.b', is_local => false)",
+            "SET \"äpp\".user = 1",
+            "SELECT set_config('äpp.user', '1', false)",
+            "DO $$ BEGIN PERFORM set_config(n, '1', false); END $$",
+            "DO LANGUAGE plpgsql $x$ DECLARE a text := $$'$$; BEGIN PERFORM set_config(n, '1', false); END $x$",
+            "PREPARE p AS SELECT set_config($1, $2, false)",
+            "SELECT 'it''s'; SELECT set_config(k, '1', false)",
+        ] {
+            assert!(scan(text.as_bytes()).unreadable_set_config, "{text}");
+        }
+        for text in [
+            "SELECT 'set_config(name, 1)'",
+            "-- set_config(name, 1)\nSELECT 1",
+            "/* a /* set_config(x, 1) */ set_config(y, 1) */ SELECT 1",
+            "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config(n, v, false); END $$",
+            "SELECT E'\\' set_config(name, 1) '",
+            "SELECT $$ set_config(name, 1) $$",
+            "COMMENT ON FUNCTION set_config IS 'x'",
+        ] {
+            assert!(!scan(text.as_bytes()).unreadable_set_config, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_in_parameters() {
+        let hints = scan(b"SELECT set_config($2, $3, false), set_config($1::text, '', true)");
+        assert_eq!(hints.names_from_params, [2, 1]);
+        assert!(!hints.unreadable_set_config);
+        let mut body = b"\0stmt\0\0\x01\0\0\0\x03".to_vec();
+        for value in [Some("App.One"), None, Some("work_mem")] {
+            let len = value.map_or(-1, |v| i32::try_from(v.len()).unwrap());
+            body.extend(len.to_be_bytes());
+            body.extend(value.unwrap_or("").as_bytes());
+        }
+        body.extend(b"\0\0");
+        let bound = custom_names_from_bind(&body, &hints.names_from_params).unwrap();
+        assert_eq!(
+            (bound.names, bound.unreadable),
+            (vec!["app.one".to_owned()], false)
+        );
+        assert_eq!(
+            custom_names_from_bind(&body, &[3]).unwrap(),
+            BoundNames::default()
+        );
+        assert!(custom_names_from_bind(&body[..20], &[1]).is_err());
+    }
+
+    #[test]
+    fn watched_statements() {
+        for (text, wanted) in [
+            ("SELECT pg_backup_start('x')", &[Watch::BackupStart][..]),
+            (
+                "select PG_START_BACKUP('x', true, false)",
+                &[Watch::BackupStart],
+            ),
+            (
+                "SELECT * FROM pg_backup_stop(); SELECT pg_stop_backup()",
+                &[Watch::BackupStop],
+            ),
+            (
+                "SELECT pg_replication_origin_session_setup('o')",
+                &[Watch::OriginSetup],
+            ),
+            (
+                "SELECT pg_replication_origin_session_reset()",
+                &[Watch::OriginReset],
+            ),
+            ("LOAD 'auto_explain'", &[Watch::Load]),
+            ("DO $$ BEGIN LOAD 'auto_explain'; END $$", &[Watch::Load]),
+            (
+                "INSERT INTO docs VALUES ('call pg_backup_start first')",
+                &[],
+            ),
+            ("SELECT load, 'x' FROM machines", &[]),
+            (
+                "CREATE FUNCTION f() RETURNS void LANGUAGE sql AS $$ LOAD 'x' $$",
+                &[],
+            ),
+        ] {
+            let found: Vec<_> = scan(text.as_bytes()).watches.iter().collect();
+            assert_eq!(found, wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn words_of_blockers() {
+        for (text, wanted) in [
+            ("SELECT pg_try_advisory_lock(1)", KindWords::ADVISORY),
+            ("select pg_advisory_lock_shared(1)", KindWords::ADVISORY),
+            ("CREATE TEMPORARY TABLE t (a int)", KindWords::TEMP),
+            ("CREATE TABLE pg_temp.t (a int)", KindWords::TEMP),
+            ("listen x", KindWords::LISTEN),
+            ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", KindWords::HOLD),
+            (
+                "SELECT pg_create_logical_replication_slot('a', 'b', true)",
+                KindWords::SLOT,
+            ),
+            (
+                "SELECT template, pg_typeof(1), pg_advice(2) FROM hollow",
+                KindWords::default(),
+            ),
+        ] {
+            assert_eq!(scan(text.as_bytes()).words, wanted, "{text}");
+        }
+        assert_eq!(first_keyword(b" /* x */ ((select 1))"), b"select");
+        assert_eq!(first_keyword(b"--"), b"");
+    }
+
+    #[test]
+    fn long_texts_are_cut_and_say_so() {
+        let mut text = vec![b' '; SCAN_LIMIT];
+        text.extend_from_slice(b"SET a.b = 1");
+        let hints = scan(&text);
+        assert!(hints.cut && hints.custom_names.is_empty());
+        // Quadratic lexing would take minutes here.
+        let hints = scan("set_config(x,'$$".repeat(4096).as_bytes());
+        assert!(hints.unreadable_set_config);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            scan(&text);
+            first_keyword(&text);
+            drop(custom_names_from_bind(&text, &[1, 2]));
+        }
+
+        #[test]
+        fn no_sql_like_text_panics(parts in proptest::collection::vec(prop::sample::select(vec![
+            "set", "SET LOCAL ", "set_config", "(", "'", "''", "\"", ".", "$1", "$$", "$a$", "e'", "\\", "--", "/*", "*/",
+            "\n", ";", "do ", "prepare ", "load ", "pg_backup_start", "current_setting(", "setting_name", "=>", "::text", ",", ")", "ä", " ", "a", "9",
+        ]), 0..40)) {
+            let text = parts.concat();
+            scan(text.as_bytes());
+            for end in 0..text.len() {
+                scan(&text.as_bytes()[..end]);
+            }
+        }
+    }
 }

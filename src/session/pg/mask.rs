@@ -122,3 +122,63 @@ impl Masked {
         self.text.push('…');
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn literals_go_and_the_rest_stays_readable() {
+        for (text, wanted) in [
+            (
+                "SELECT  *\n FROM t WHERE a = 'secret' AND b=42",
+                "SELECT * FROM t WHERE a = ? AND b=?",
+            ),
+            (
+                "SELECT 'it''s', E'a\\'b', U&'x', B'101', x'1F'",
+                "SELECT ?, ?, U&?, ?, ?",
+            ),
+            (
+                "SELECT $1, $$ body 'x' $$, $t$ $$ $t$, 1.5e-3, .5, 0x1F, t1.c2",
+                "SELECT $1, ?, ?, ?, ?, ?, t1.c2",
+            ),
+            (
+                "/* hint */ SELECT \"Foo 1\" -- tail 'x'\n, 2",
+                "SELECT \"Foo 1\" , ?",
+            ),
+            ("SELECT 'open secret", "SELECT ?"),
+            ("SELECT $x$ open secret", "SELECT ?"),
+            ("SELECT e'open \\' secret", "SELECT ?"),
+            ("SELECT naïve, '☃'", "SELECT naïve, ?"),
+            ("SELECT 'a\\', 'secret', 1", "SELECT ?…"),
+            ("", ""),
+        ] {
+            assert_eq!(mask(text.as_bytes(), 200), wanted, "{text}");
+        }
+        assert_eq!(mask(b"SELECT a FROM b", 8), "SELECT …");
+        assert_eq!(mask(b"SELECT a", 8), "SELECT a");
+        assert_eq!(
+            mask(b"SELECT \xff\xfe, '\xff'", 80),
+            "SELECT \u{fffd}\u{fffd}, ?"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_masked_within_the_limit(text in proptest::collection::vec(any::<u8>(), 0..200), max in 0_usize..40) {
+            prop_assert!(mask(&text, max).chars().count() <= max + 1);
+        }
+
+        #[test]
+        fn what_is_quoted_never_shows(parts in proptest::collection::vec(prop::sample::select(vec![
+            "a", " ", "'SECRET'", "E'\\'SECRET'", "$$SECRET$$", "$q$SECRET $$ $q$", ", ", "/* SECRET */", "--SECRET\n", "\"id\"", "1", "$1", "(",
+        ]), 0..30)) {
+            let text = parts.join(" ");
+            for end in (0..=text.len()).filter(|n| text.is_char_boundary(*n)) {
+                let masked = mask(&text.as_bytes()[..end], 1000);
+                prop_assert!(!masked.contains("SECRET"), "{text} -> {masked}");
+            }
+        }
+    }
+}
