@@ -4,6 +4,7 @@ use super::exec::{ExecError, Rows};
 use super::gate::Gate;
 use super::registry::Registry;
 use super::service::Service;
+use crate::session::pg::CATALOG_NAMES_SQL;
 use crate::transport::SocketConfig;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -113,7 +114,10 @@ impl Cluster {
 
     /// Looks for names of custom settings in what the database's functions, policies and views say.
     pub async fn scan_names(&self, database: &str) -> Result<(), ExecError> {
-        let rows: Rows = self.service.query_in(&self.gate, database, crate::session::pg::probe::CATALOG_NAMES_SQL).await?;
+        let rows: Rows = self
+            .service
+            .query_in(&self.gate, database, CATALOG_NAMES_SQL)
+            .await?;
         self.learn_names(database, rows.into_iter().flatten().flatten());
         Ok(())
     }
@@ -130,7 +134,10 @@ impl Cluster {
 
     /// Forgets rehearsals and counts of an earlier event; `rehearse`: snapshots are tried out ahead.
     pub fn begin_event(&self, rehearse: bool) {
-        *self.rehearsals.lock() = Rehearsals { wanted: rehearse, ..Rehearsals::default() };
+        *self.rehearsals.lock() = Rehearsals {
+            wanted: rehearse,
+            ..Rehearsals::default()
+        };
         self.blocked.store(0, Ordering::Relaxed);
     }
 
@@ -229,7 +236,12 @@ impl Cluster {
 
     /// The number that the session of this server process was told.
     pub fn told_process(&self, real: i32) -> i32 {
-        self.processes.lock().moved.get(&real).copied().unwrap_or(real)
+        self.processes
+            .lock()
+            .moved
+            .get(&real)
+            .copied()
+            .unwrap_or(real)
     }
 }
 

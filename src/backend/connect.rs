@@ -9,9 +9,7 @@ use crate::transport::stream::Stream;
 use crate::transport::{Address, ServerTls, SocketConfig, socket, tls};
 use crate::wire::pg::backend::ErrorFields;
 use crate::wire::pg::frame::{Reader, put, put_cstr};
-use crate::wire::pg::startup::{
-    StartupParams, put_cancel_request, put_ssl_request, put_startup,
-};
+use crate::wire::pg::startup::{StartupParams, put_cancel_request, put_ssl_request, put_startup};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -91,9 +89,10 @@ impl ConnectError {
                 // Starting up, shutting down, in recovery; a fast shutdown ends new backends so.
                 "57P03" | "57P01" | "57P02" => true,
                 // Full. The limit of a role or a database is told by these routines and will not pass.
-                "53300" => {
-                    !matches!(fields.routine.as_str(), "InitializeSessionUserId" | "CheckMyDatabase")
-                }
+                "53300" => !matches!(
+                    fields.routine.as_str(),
+                    "InitializeSessionUserId" | "CheckMyDatabase"
+                ),
                 _ => false,
             },
             Self::Io { source, .. } => matches!(
@@ -117,8 +116,12 @@ impl ConnectError {
 
 /// Logs in.
 pub async fn connect(login: &Login<'_>) -> Result<Connected, ConnectError> {
-    let timeout = || ConnectError::Timeout { address: login.endpoint.address.to_string() };
-    Box::pin(tokio::time::timeout_at(login.deadline, log_in(login))).await.map_err(|_| timeout())?
+    let timeout = || ConnectError::Timeout {
+        address: login.endpoint.address.to_string(),
+    };
+    Box::pin(tokio::time::timeout_at(login.deadline, log_in(login)))
+        .await
+        .map_err(|_| timeout())?
 }
 
 /// Sends a CancelRequest and waits until the server has dealt with it, which it tells by closing.
@@ -142,7 +145,9 @@ pub async fn cancel(
     };
     tokio::time::timeout_at(deadline, work)
         .await
-        .map_err(|_| ConnectError::Timeout { address: endpoint.address.to_string() })?
+        .map_err(|_| ConnectError::Timeout {
+            address: endpoint.address.to_string(),
+        })?
 }
 
 impl Connected {
@@ -178,8 +183,12 @@ async fn open(
     deadline: Instant,
 ) -> Result<Stream, ConnectError> {
     let io = |source| io_error(endpoint, source);
-    let mut stream = socket::dial(&endpoint.address, socket, deadline).await.map_err(io)?;
-    let Address::Tcp { host, .. } = &endpoint.address else { return Ok(stream) };
+    let mut stream = socket::dial(&endpoint.address, socket, deadline)
+        .await
+        .map_err(io)?;
+    let Address::Tcp { host, .. } = &endpoint.address else {
+        return Ok(stream);
+    };
     if endpoint.tls == ServerTls::Disable {
         return Ok(stream);
     }
@@ -188,15 +197,21 @@ async fn open(
     stream.write_all(&out).await.map_err(io)?;
     let mut answer = [0];
     stream.read_exact(&mut answer).await.map_err(io)?;
-    let tls_error =
-        |reason: String| ConnectError::Tls { address: endpoint.address.to_string(), reason };
+    let tls_error = |reason: String| ConnectError::Tls {
+        address: endpoint.address.to_string(),
+        reason,
+    };
     match answer {
         [b'S'] => tls::connect(stream, host, endpoint.tls, endpoint.tls_ca.as_deref())
             .await
             .map_err(|error| tls_error(error.to_string())),
         [b'N'] if endpoint.tls == ServerTls::Prefer => Ok(stream),
-        [b'N'] => Err(tls_error("the server does not support TLS, but server_tls demands it".into())),
-        _ => Err(tls_error("the server answered the SSLRequest with an unknown byte".into())),
+        [b'N'] => Err(tls_error(
+            "the server does not support TLS, but server_tls demands it".into(),
+        )),
+        _ => Err(tls_error(
+            "the server answered the SSLRequest with an unknown byte".into(),
+        )),
     }
 }
 
@@ -221,7 +236,10 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
             }
             b'E' => {
                 let fields = Box::new(ErrorFields::parse(&message.body));
-                return Err(ConnectError::Server { fields, body: message.body });
+                return Err(ConnectError::Server {
+                    fields,
+                    body: message.body,
+                });
             }
             b'S' => {
                 let mut reader = Reader::new(&message.body);
@@ -244,9 +262,16 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
         }
     }
     if !frames.into_ahead().is_empty() {
-        return Err(ConnectError::Auth("the server spoke before it was asked".into()));
+        return Err(ConnectError::Auth(
+            "the server spoke before it was asked".into(),
+        ));
     }
-    Ok(Connected { stream, params, process, secret })
+    Ok(Connected {
+        stream,
+        params,
+        process,
+        secret,
+    })
 }
 
 /// Where a SCRAM exchange with the server stands.
@@ -264,7 +289,9 @@ fn authenticate(
 ) -> Result<Option<BytesMut>, ConnectError> {
     let fail = |text: &str| ConnectError::Auth(text.to_owned());
     let mut reader = Reader::new(body);
-    let kind = reader.i32().map_err(|_| fail("the server's authentication request is cut"))?;
+    let kind = reader
+        .i32()
+        .map_err(|_| fail("the server's authentication request is cut"))?;
     let user = login.params.get("user").unwrap_or_default();
     let mut out = BytesMut::new();
     match kind {
@@ -281,7 +308,9 @@ fn authenticate(
             }
         },
         5 => {
-            let salt = reader.bytes(4).map_err(|_| fail("the server's md5 salt is cut"))?;
+            let salt = reader
+                .bytes(4)
+                .map_err(|_| fail("the server's md5 salt is cut"))?;
             let salt = <[u8; 4]>::try_from(salt).unwrap_or_default();
             let answer = match login.credential {
                 Some(Credential::Md5Hash(hash)) => md5::response(hash.as_str(), salt),
@@ -303,7 +332,8 @@ fn authenticate(
             })?;
             let mut nonce = [0; NONCE_BYTES];
             aws_lc_rs::rand::fill(&mut nonce).map_err(|_| fail("no randomness"))?;
-            let started = ClientExchange::new(credential, &nonce).map_err(|e| fail(&e.to_string()))?;
+            let started =
+                ClientExchange::new(credential, &nonce).map_err(|e| fail(&e.to_string()))?;
             let first = started.first();
             *exchange = Sasl::Started(Box::new(started));
             put(&mut out, b'p', |out| {
@@ -316,8 +346,9 @@ fn authenticate(
             let Sasl::Started(started) = std::mem::replace(exchange, Sasl::None) else {
                 return Err(fail("the server's SASL messages are out of order"));
             };
-            let (signed, last) =
-                started.server_first(reader.rest()).map_err(|e| fail(&e.to_string()))?;
+            let (signed, last) = started
+                .server_first(reader.rest())
+                .map_err(|e| fail(&e.to_string()))?;
             *exchange = Sasl::Signed(Box::new(signed));
             put(&mut out, b'p', |out| out.put_slice(&last));
         }
@@ -325,7 +356,9 @@ fn authenticate(
             let Sasl::Signed(signed) = std::mem::replace(exchange, Sasl::None) else {
                 return Err(fail("the server's SASL messages are out of order"));
             };
-            signed.server_final(reader.rest()).map_err(|e| fail(&e.to_string()))?;
+            signed
+                .server_final(reader.rest())
+                .map_err(|e| fail(&e.to_string()))?;
             return Ok(None);
         }
         other => {
@@ -339,5 +372,8 @@ fn authenticate(
 }
 
 fn io_error(endpoint: &Endpoint, source: io::Error) -> ConnectError {
-    ConnectError::Io { address: endpoint.address.to_string(), source }
+    ConnectError::Io {
+        address: endpoint.address.to_string(),
+        source,
+    }
 }

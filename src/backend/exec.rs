@@ -19,7 +19,7 @@ pub enum ExecError {
     Connect(#[from] ConnectError),
     /// The server refused the statement.
     #[error("{} ({})", .0.message, .0.code)]
-    Server(ErrorFields),
+    Server(Box<ErrorFields>),
     /// The connection broke.
     #[error("the connection to the server broke")]
     Io(#[from] io::Error),
@@ -84,11 +84,14 @@ async fn run(connected: &mut Connected, sql: &str, params: &[&str]) -> Result<Ro
                 let text = |column: &[u8]| String::from_utf8_lossy(column).into_owned();
                 rows.push(row.into_iter().map(|column| column.map(text)).collect());
             }
-            b'E' => error = Some(ErrorFields::parse(&message.body)),
+            b'E' => error = Some(Box::new(ErrorFields::parse(&message.body))),
             b'Z' => return error.map_or(Ok(rows), |error| Err(ExecError::Server(error))),
             _ => {}
         }
-        if error.as_ref().is_some_and(ErrorFields::is_fatal) {
+        if error
+            .as_ref()
+            .is_some_and(|e: &Box<ErrorFields>| e.is_fatal())
+        {
             return Err(ExecError::Server(error.unwrap_or_default()));
         }
     }

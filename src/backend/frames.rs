@@ -30,7 +30,10 @@ pub struct Frames<'a> {
 impl<'a> Frames<'a> {
     /// Reads from `stream`.
     pub fn new(stream: &'a mut Stream) -> Self {
-        Self { stream, ahead: BytesMut::new() }
+        Self {
+            stream,
+            ahead: BytesMut::new(),
+        }
     }
 
     /// What was read ahead of the last message.
@@ -51,7 +54,10 @@ impl<'a> Frames<'a> {
                 if self.ahead.len() >= header.frame_len() {
                     let mut frame = self.ahead.split_to(header.frame_len());
                     frame.advance(HEADER_LEN);
-                    return Ok(Message { tag: header.tag, body: frame.freeze() });
+                    return Ok(Message {
+                        tag: header.tag,
+                        body: frame.freeze(),
+                    });
                 }
             }
             self.ahead.reserve(4096);

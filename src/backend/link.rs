@@ -70,7 +70,9 @@ impl Link {
 
     /// Cancels what runs on it, then lets it go.
     pub fn abort(self, socket: SocketConfig) {
-        let Some(serving) = self.serving().cloned() else { return };
+        let Some(serving) = self.serving().cloned() else {
+            return;
+        };
         tokio::spawn(async move {
             Self::cancel(serving, socket, self.process, self.secret.clone()).await;
             drop(self);
@@ -87,7 +89,9 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let (Some(stream), lease) = (self.stream.take(), self.lease.take()) else { return };
+        let (Some(stream), lease) = (self.stream.take(), self.lease.take()) else {
+            return;
+        };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 close(stream).await;

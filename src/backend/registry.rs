@@ -284,7 +284,10 @@ impl Registry {
             rest_since: AtomicU64::new(0),
             last_request: AtomicU64::new(0),
             process: AtomicI32::new(0),
-            report: Mutex::new(Report { application, ..Report::default() }),
+            report: Mutex::new(Report {
+                application,
+                ..Report::default()
+            }),
             offer: Mutex::new(None),
             cancels: Mutex::default(),
             probed_rest: AtomicU64::new(0),

@@ -38,7 +38,13 @@ impl Service {
         credential: Option<Credential>,
         socket: SocketConfig,
     ) -> Self {
-        Self { user, database, credential, socket, kept: Mutex::new(None) }
+        Self {
+            user,
+            database,
+            credential,
+            socket,
+            kept: Mutex::new(None),
+        }
     }
 
     /// Its user name.
@@ -47,13 +53,21 @@ impl Service {
     }
 
     /// One statement on the kept connection, which is made again when it broke.
-    pub async fn query(&self, gate: &std::sync::Arc<Gate>, sql: &str, params: &[&str]) -> Result<Rows, ExecError> {
+    pub async fn query(
+        &self,
+        gate: &std::sync::Arc<Gate>,
+        sql: &str,
+        params: &[&str],
+    ) -> Result<Rows, ExecError> {
         let deadline = Instant::now() + SERVICE_MAX;
         let mut kept = tokio::time::timeout_at(deadline, self.kept.lock())
             .await
             .map_err(|_| ExecError::Timeout)?;
         let generation = gate.view().serving.map(|s| s.generation);
-        if kept.as_ref().is_some_and(|k| Some(k.generation) != generation) {
+        if kept
+            .as_ref()
+            .is_some_and(|k| Some(k.generation) != generation)
+        {
             *kept = None;
         }
         if let Some(one) = kept.as_mut() {
@@ -72,7 +86,12 @@ impl Service {
     }
 
     /// One statement in another database, on a connection of its own.
-    pub async fn query_in(&self, gate: &std::sync::Arc<Gate>, database: &str, sql: &str) -> Result<Rows, ExecError> {
+    pub async fn query_in(
+        &self,
+        gate: &std::sync::Arc<Gate>,
+        database: &str,
+        sql: &str,
+    ) -> Result<Rows, ExecError> {
         let deadline = Instant::now() + SERVICE_MAX;
         let mut one = self.log_in(gate, database, deadline).await?;
         let rows = query(&mut one.connected, sql, &[], deadline).await;
@@ -105,7 +124,12 @@ impl Service {
         self.credential.as_ref()
     }
 
-    async fn log_in(&self, gate: &std::sync::Arc<Gate>, database: &str, deadline: Instant) -> Result<Kept, ExecError> {
+    async fn log_in(
+        &self,
+        gate: &std::sync::Arc<Gate>,
+        database: &str,
+        deadline: Instant,
+    ) -> Result<Kept, ExecError> {
         let lease = loop {
             if let Some(lease) = gate.try_spare() {
                 break lease;
@@ -124,6 +148,10 @@ impl Service {
             deadline,
         };
         let connected = connect(&login).await?;
-        Ok(Kept { connected, generation: lease.serving().generation, _lease: lease })
+        Ok(Kept {
+            connected,
+            generation: lease.serving().generation,
+            _lease: lease,
+        })
     }
 }

@@ -33,7 +33,10 @@ pub enum Verifiers {
 impl Verifiers {
     /// From the server.
     pub fn server(query: Option<String>) -> Self {
-        Self::Server { query, cache: Mutex::default() }
+        Self::Server {
+            query,
+            cache: Mutex::default(),
+        }
     }
 
     /// The secret of a user; none where there is none, it has expired, or it can't be used.
@@ -55,7 +58,10 @@ impl Verifiers {
                 let secret = rows.into_iter().next().and_then(|row| {
                     let mut columns = row.into_iter();
                     let text = columns.next().flatten()?;
-                    let valid = columns.next().flatten().unwrap_or_else(|| "true".to_owned());
+                    let valid = columns
+                        .next()
+                        .flatten()
+                        .unwrap_or_else(|| "true".to_owned());
                     if !matches!(valid.as_str(), "true" | "t") {
                         return None;
                     }

@@ -55,7 +55,10 @@ impl End {
 
     /// The server is away.
     pub(super) fn outage(last: Option<&OpenError>) -> Self {
-        Self::Outage(last.map_or_else(|| "no server serves this cluster now".to_owned(), ToString::to_string))
+        Self::Outage(last.map_or_else(
+            || "no server serves this cluster now".to_owned(),
+            ToString::to_string,
+        ))
     }
 
     /// The client can't be told.

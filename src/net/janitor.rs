@@ -30,7 +30,11 @@ pub struct Rests {
 pub async fn run(cluster: Arc<Cluster>, rests: Rests, limits: Limits) {
     let mut next_round = Instant::now();
     loop {
-        let pause = if cluster.gate.waiting() > 0 { PRESSED } else { ROUND };
+        let pause = if cluster.gate.waiting() > 0 {
+            PRESSED
+        } else {
+            ROUND
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = cluster.gate.pressure() => {}

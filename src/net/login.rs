@@ -67,15 +67,17 @@ impl Entrance {
                 .ok_or_else(|| format!("there is no cluster \"{name}\" here"));
         }
         if let Some(host) = arrival.stream.server_name().map(str::to_lowercase)
-            && let Some(entry) =
-                self.entries.iter().find(|e| e.hostnames.iter().any(|h| matches_host(h, &host)))
+            && let Some(entry) = self
+                .entries
+                .iter()
+                .find(|e| e.hostnames.iter().any(|h| matches_host(h, &host)))
         {
             return Ok(entry);
         }
-        self.entries
-            .iter()
-            .find(|e| e.default)
-            .ok_or_else(|| "no cluster is the default here: name one with options=-c slackwater.cluster=NAME".to_owned())
+        self.entries.iter().find(|e| e.default).ok_or_else(|| {
+            "no cluster is the default here: name one with options=-c slackwater.cluster=NAME"
+                .to_owned()
+        })
     }
 }
 
@@ -118,7 +120,9 @@ pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<Handshak
                 user = %String::from_utf8_lossy(arrival.user()),
                 database = %String::from_utf8_lossy(arrival.database()),
             );
-            Box::pin(admit(arrival, place, entrance, deadline)).instrument(session).await;
+            Box::pin(admit(arrival, place, entrance, deadline))
+                .instrument(session)
+                .await;
         }
     }
 }
@@ -132,9 +136,15 @@ async fn admit(
 ) {
     let shared = Arc::clone(&entrance.shared);
     let refused = if place.is_none() {
-        Some(ErrorMessage::fatal("53300", "sorry, too many clients already").hint("max_clients of the proxy is reached."))
+        Some(
+            ErrorMessage::fatal("53300", "sorry, too many clients already")
+                .hint("max_clients of the proxy is reached."),
+        )
     } else if shared.draining.load(Ordering::Relaxed) {
-        Some(ErrorMessage::fatal("57P03", "the database system is shutting down"))
+        Some(ErrorMessage::fatal(
+            "57P03",
+            "the database system is shutting down",
+        ))
     } else {
         None
     };
@@ -174,7 +184,15 @@ async fn prove(arrival: &mut Arrival, entry: &Entry) -> Option<Credential> {
             return None;
         }
     };
-    match authenticate(arrival, Challenge { method: entry.method, secret }).await {
+    match authenticate(
+        arrival,
+        Challenge {
+            method: entry.method,
+            secret,
+        },
+    )
+    .await
+    {
         Ok(credential) => Some(credential),
         Err(error) => {
             tracing::info!(%error, "a client was not let in");
@@ -205,10 +223,16 @@ async fn first_server(
         database: text(arrival.database()),
         client_address: arrival.stream.peer(),
         connected_at: now,
-        age_limit: limits.max_connection_age.map(|age| spread_age(age, u32::from_ne_bytes(spread))),
+        age_limit: limits
+            .max_connection_age
+            .map(|age| spread_age(age, u32::from_ne_bytes(spread))),
     };
     let cluster = Arc::clone(&entry.cluster);
-    let application = arrival.params.get("application_name").map(text).unwrap_or_default();
+    let application = arrival
+        .params
+        .get("application_name")
+        .map(text)
+        .unwrap_or_default();
     let registered = cluster.registry.add(identity, application);
     let profile = Arc::new(Profile {
         cluster: Arc::clone(&cluster),
@@ -340,7 +364,11 @@ async fn refuse_login(stream: &mut Stream, error: &OpenError) {
         _ => "the proxy can't log in to the server for this user",
     };
     let code = if error.may_pass() { "57P03" } else { "08001" };
-    refuse(stream, &ErrorMessage::fatal(code, text).hint("The proxy's log says why.")).await;
+    refuse(
+        stream,
+        &ErrorMessage::fatal(code, text).hint("The proxy's log says why."),
+    )
+    .await;
 }
 
 async fn refuse(stream: &mut Stream, error: &ErrorMessage<'_>) {

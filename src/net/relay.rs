@@ -11,7 +11,9 @@
 use crate::backend::registry::{Handle, State};
 use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};
 use crate::transport::stream::Stream;
-use crate::wire::pg::backend::{ErrorFields, ErrorMessage, put_error, put_parameter_status, put_ready};
+use crate::wire::pg::backend::{
+    ErrorFields, ErrorMessage, put_error, put_parameter_status, put_ready,
+};
 use crate::wire::pg::frame::{FrameError, HEADER_LEN, Header, Reader};
 use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
@@ -92,7 +94,14 @@ pub struct Leg {
 impl Leg {
     /// A leg whose `carry` was already read.
     pub fn new(stream: Stream, carry: BytesMut) -> Self {
-        Self { stream, carry, remaining: 0, out: BytesMut::new(), needs_flush: false, eof: false }
+        Self {
+            stream,
+            carry,
+            remaining: 0,
+            out: BytesMut::new(),
+            needs_flush: false,
+            eof: false,
+        }
     }
 
     /// Nothing half-way in either direction.
@@ -335,7 +344,10 @@ impl Relay {
     pub fn at_safe_point(&self) -> bool {
         self.machine.at_rest()
             && self.client.is_clean()
-            && self.server.as_ref().is_some_and(|s| s.is_clean() && s.carry.is_empty())
+            && self
+                .server
+                .as_ref()
+                .is_some_and(|s| s.is_clean() && s.carry.is_empty())
     }
 
     /// The client sent something that no server has seen.
@@ -416,7 +428,9 @@ impl Relay {
 
     /// A ParameterStatus as the client knows it.
     pub fn parameter(&self, name: &[u8]) -> Option<String> {
-        self.params.get(name).map(|value| String::from_utf8_lossy(value).into_owned())
+        self.params
+            .get(name)
+            .map(|value| String::from_utf8_lossy(value).into_owned())
     }
 
     /// A refused request's rest is still awaited.
@@ -428,7 +442,14 @@ impl Relay {
         let at_rest = self.server.is_some() && self.machine.at_rest();
         if at_rest != self.told_at_rest {
             self.told_at_rest = at_rest;
-            handle.set_state(if at_rest { State::AtRest } else { State::Active }, now);
+            handle.set_state(
+                if at_rest {
+                    State::AtRest
+                } else {
+                    State::Active
+                },
+                now,
+            );
         }
     }
 
@@ -438,7 +459,9 @@ impl Relay {
     }
 
     fn poll_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<(), Stop>> {
-        let Some(server) = self.server.as_mut() else { return Poll::Pending };
+        let Some(server) = self.server.as_mut() else {
+            return Poll::Pending;
+        };
         if ready!(self.client.poll_flush_out(cx)).is_err() {
             return Poll::Ready(Err(Stop::ClientGone));
         }
@@ -453,7 +476,9 @@ impl Relay {
     }
 
     fn server_chunk(&mut self, cx: &mut Context<'_>, chunk: &[u8]) -> Result<(), Stop> {
-        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        let Some(server) = self.server.as_mut() else {
+            return Ok(());
+        };
         let mut sent = 0;
         let mut pos = server.remaining.min(chunk.len());
         let mut remaining = server.remaining - pos;
@@ -469,7 +494,9 @@ impl Relay {
                 }
             };
             let head_len = HEADER_LEN + Machine::server_head(header);
-            let Some(head) = rest.get(HEADER_LEN..head_len) else { break };
+            let Some(head) = rest.get(HEADER_LEN..head_len) else {
+                break;
+            };
             match self.machine.on_server(header, head) {
                 ServerFrame::Forward => {}
                 ServerFrame::Ready => {
@@ -485,8 +512,12 @@ impl Relay {
                 ServerFrame::Notification => {
                     if let Some(rewritten) = renamed(rest, header, &*self.names) {
                         let before = chunk.get(sent..pos).unwrap_or_default();
-                        self.client.write_through(cx, before).map_err(|_| Stop::ClientGone)?;
-                        self.client.write_through(cx, &rewritten).map_err(|_| Stop::ClientGone)?;
+                        self.client
+                            .write_through(cx, before)
+                            .map_err(|_| Stop::ClientGone)?;
+                        self.client
+                            .write_through(cx, &rewritten)
+                            .map_err(|_| Stop::ClientGone)?;
                         // The number was replaced; the rest of the frame follows as it came.
                         sent = pos + rewritten.len();
                     }
@@ -494,7 +525,9 @@ impl Relay {
                 ServerFrame::Error => {
                     if let Some(fatal) = fatal(rest, header, head) {
                         let before = chunk.get(sent..pos).unwrap_or_default();
-                        self.client.write_through(cx, before).map_err(|_| Stop::ClientGone)?;
+                        self.client
+                            .write_through(cx, before)
+                            .map_err(|_| Stop::ClientGone)?;
                         pos += header.frame_len();
                         sent = pos;
                         stop = Some(Stop::ServerFatal(Box::new(fatal)));
@@ -509,7 +542,9 @@ impl Relay {
         server.remaining = remaining;
         server.keep(chunk.get(pos..).unwrap_or_default());
         let passing = chunk.get(sent..pos).unwrap_or_default();
-        self.client.write_through(cx, passing).map_err(|_| Stop::ClientGone)?;
+        self.client
+            .write_through(cx, passing)
+            .map_err(|_| Stop::ClientGone)?;
         stop.map_or(Ok(()), Err)
     }
 
@@ -583,7 +618,11 @@ impl Relay {
             Cut::Clean => Ok(()),
             Cut::Stopped => {
                 self.stopped = true;
-                if self.server.is_none() { Err(Stop::NeedServer) } else { Ok(()) }
+                if self.server.is_none() {
+                    Err(Stop::NeedServer)
+                } else {
+                    Ok(())
+                }
             }
             Cut::Stop(stop) => Err(stop),
         }
@@ -601,7 +640,9 @@ impl Relay {
                 Err(error) => return (pos, Cut::Stop(Stop::ClientGarbage(error))),
             };
             let head_len = HEADER_LEN + Machine::client_head(header);
-            let Some(head) = rest.get(HEADER_LEN..head_len) else { break };
+            let Some(head) = rest.get(HEADER_LEN..head_len) else {
+                break;
+            };
             if header.tag == b'X' {
                 return (pos, Cut::Stop(Stop::ClientGone));
             }
@@ -681,5 +722,8 @@ fn renamed(frame: &[u8], header: Header, names: &dyn ProcessNames) -> Option<Vec
 fn fatal(frame: &[u8], header: Header, head: &[u8]) -> Option<Fatal> {
     let whole = frame.get(..header.frame_len())?;
     let fields = ErrorFields::parse(head);
-    fields.is_fatal().then(|| Fatal { fields, frame: BytesMut::from(whole) })
+    fields.is_fatal().then(|| Fatal {
+        fields,
+        frame: BytesMut::from(whole),
+    })
 }

@@ -106,8 +106,7 @@ impl Session {
                 return end;
             }
             let relay = &mut self.relay;
-            let stop =
-                poll_fn(|cx| relay.poll(cx, &handle, Instant::now().into_std())).await;
+            let stop = poll_fn(|cx| relay.poll(cx, &handle, Instant::now().into_std())).await;
             self.count();
             let done = match stop {
                 Stop::Asked => Ok(()),
@@ -207,12 +206,18 @@ impl Session {
             Phase::Open => false,
         };
         let lock_step = (lock_step || self.want_probe) && self.relay.is_attached();
-        self.relay.mode = if lock_step { Mode::LockStep } else { Mode::Flow };
+        self.relay.mode = if lock_step {
+            Mode::LockStep
+        } else {
+            Mode::Flow
+        };
     }
 
     /// Attached to an instance that is to be left.
     fn must_leave(&self) -> bool {
-        let Some(mine) = self.link.as_ref().and_then(Link::serving) else { return false };
+        let Some(mine) = self.link.as_ref().and_then(Link::serving) else {
+            return false;
+        };
         match self.profile.cluster.gate.view().phase {
             Phase::Held => true,
             Phase::Rolling { leave_before } => mine.generation < leave_before,
@@ -234,22 +239,23 @@ impl Session {
     fn cancel(&mut self) -> Result<(), End> {
         if !self.relay.is_attached() {
             if self.relay.holds_request() {
-                let error = ErrorMessage::error(
-                    "57014",
-                    "canceling statement due to user request",
-                );
+                let error = ErrorMessage::error("57014", "canceling statement due to user request");
                 self.relay.refuse_held(&error).map_err(End::from_client)?;
             }
             self.handle().cancel_settled();
             return Ok(());
         }
-        let Some(link) = self.link.as_ref() else { return Ok(()) };
+        let Some(link) = self.link.as_ref() else {
+            return Ok(());
+        };
         let running = self.cancelling.as_ref().is_some_and(|c| !c.is_finished());
         if !self.relay.machine.is_in_flight() || running {
             self.handle().cancel_settled();
             return Ok(());
         }
-        let Some(serving) = link.serving().cloned() else { return Ok(()) };
+        let Some(serving) = link.serving().cloned() else {
+            return Ok(());
+        };
         let work = Link::cancel(
             serving,
             self.profile.cluster.socket,
@@ -298,13 +304,16 @@ impl Session {
         self.want_probe = false;
         self.settle_cancel().await;
         let machine = &mut self.relay.machine;
-        if !machine.is_dirty() && self.probed_at.is_some() && !self.profile.is_stale(self.probed_at) {
+        if !machine.is_dirty() && self.probed_at.is_some() && !self.profile.is_stale(self.probed_at)
+        {
             return Ok(());
         }
         let (cluster, database) = (&self.profile.cluster, &self.profile.database);
         cluster.learn_names(database, machine.watched.new_names());
         let deadline = Instant::now() + PROBE_MAX;
-        let Some(stream) = self.relay.server_stream() else { return Ok(()) };
+        let Some(stream) = self.relay.server_stream() else {
+            return Ok(());
+        };
         let outcome = state::probe(stream, &self.profile, self.snapshot.as_deref(), deadline).await;
         self.probed_at = Some(Instant::now());
         let machine = &mut self.relay.machine;
@@ -317,8 +326,10 @@ impl Session {
                     machine.probed_blocked();
                 }
                 self.snapshot = Some(Arc::new(probed.probe.snapshot));
-                self.profile.note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
-                self.relay.tell(|out| out.extend_from_slice(&probed.for_client));
+                self.profile
+                    .note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
+                self.relay
+                    .tell(|out| out.extend_from_slice(&probed.for_client));
             }
             Err(state::ProbeFailure::Refused(reason)) => {
                 self.found = vec![state::unknown(machine, reason)];
@@ -336,7 +347,8 @@ impl Session {
             && let Err(reason) = self.rehearse().await
         {
             let since = Instant::now().into_std();
-            self.found.push(state::not_restorable(&self.relay.machine, reason, since));
+            self.found
+                .push(state::not_restorable(&self.relay.machine, reason, since));
             self.publish();
         }
         if !self.found.is_empty() {
@@ -358,13 +370,19 @@ impl Session {
 
     /// Takes the server connection off; the session's state is in its snapshot.
     fn detach(&mut self) {
-        let Some(leg) = self.relay.detach() else { return };
+        let Some(leg) = self.relay.detach() else {
+            return;
+        };
         if let Some(mut link) = self.link.take() {
             link.give_back(leg.into_parts().0);
             // Let go: terminated and awaited in the background, then the lease goes back.
             drop(link);
         }
-        let state = if self.relay.holds_request() { State::Held } else { State::Parked };
+        let state = if self.relay.holds_request() {
+            State::Held
+        } else {
+            State::Parked
+        };
         self.handle().set_state(state, Instant::now().into_std());
         self.relay.forget_told_state();
         self.publish();
@@ -384,7 +402,11 @@ impl Session {
             && let Some(snapshot) = self.snapshot.clone()
             && self.profile.cluster.rehearsals_wanted()
         {
-            tokio::spawn(state::rehearse(Arc::clone(&self.profile), snapshot, self.unnamed()));
+            tokio::spawn(state::rehearse(
+                Arc::clone(&self.profile),
+                snapshot,
+                self.unnamed(),
+            ));
         }
     }
 
@@ -394,7 +416,9 @@ impl Session {
 
     /// Moves to the instance that serves while the old server connection stays usable.
     async fn move_over(&mut self) -> Result<(), End> {
-        let Some(lease) = self.handle().take_offer() else { return Ok(()) };
+        let Some(lease) = self.handle().take_offer() else {
+            return Ok(());
+        };
         self.probe().await?;
         if !self.found.is_empty() {
             self.exempt = true;
@@ -403,14 +427,24 @@ impl Session {
         }
         let deadline = Instant::now() + OPEN_MAX;
         let snapshot = self.snapshot.clone();
-        match state::open(&self.profile, lease, snapshot.as_deref(), self.unnamed(), deadline).await {
+        match state::open(
+            &self.profile,
+            lease,
+            snapshot.as_deref(),
+            self.unnamed(),
+            deadline,
+        )
+        .await
+        {
             Ok(opened) => {
                 let old = self.relay.detach().map(|leg| leg.into_parts().0);
                 if let (Some(mut link), Some(stream)) = (self.link.take(), old) {
                     link.give_back(stream);
                     let before = link.process;
                     drop(link);
-                    self.profile.cluster.moved_process(self.told, before, opened.link.process);
+                    self.profile
+                        .cluster
+                        .moved_process(self.told, before, opened.link.process);
                 }
                 self.install(opened);
                 self.profile.metrics.session_move(MoveOutcome::Moved);
@@ -418,7 +452,8 @@ impl Session {
             Err(error) => {
                 let since = Instant::now().into_std();
                 let reason = error.to_string();
-                self.found.push(state::not_restorable(&self.relay.machine, reason, since));
+                self.found
+                    .push(state::not_restorable(&self.relay.machine, reason, since));
                 self.exempt = true;
                 self.profile.cluster.note_blocked();
                 self.publish();
@@ -431,7 +466,8 @@ impl Session {
 
     /// Gets a server connection for a request that the client has sent.
     async fn attach(&mut self) -> Result<(), End> {
-        self.handle().set_state(State::Held, Instant::now().into_std());
+        self.handle()
+            .set_state(State::Held, Instant::now().into_std());
         self.publish();
         let since = Instant::now();
         let mut last = None;
@@ -458,9 +494,14 @@ impl Session {
                     if self.relay.client_gone() {
                         return Err(End::ClientGone);
                     }
-                    self.profile.cluster.moved_process(self.told, 0, opened.link.process);
+                    self.profile
+                        .cluster
+                        .moved_process(self.told, 0, opened.link.process);
                     self.install(opened);
-                    self.profile.metrics.wait_seconds.observe(since.elapsed().as_secs_f64());
+                    self.profile
+                        .metrics
+                        .wait_seconds
+                        .observe(since.elapsed().as_secs_f64());
                     self.profile.metrics.session_move(MoveOutcome::Moved);
                     return Ok(());
                 }
@@ -473,12 +514,16 @@ impl Session {
                     return Err(End::NotRestored(error));
                 }
             }
-            match self.held(tokio::time::sleep(RETRY), since, last.as_ref()).await? {
+            match self
+                .held(tokio::time::sleep(RETRY), since, last.as_ref())
+                .await?
+            {
                 Held::Done(()) => {}
                 Held::NothingLeft => break,
             }
         }
-        self.handle().set_state(State::Parked, Instant::now().into_std());
+        self.handle()
+            .set_state(State::Parked, Instant::now().into_std());
         self.publish();
         Ok(())
     }
@@ -513,7 +558,9 @@ impl Session {
             self.attend_held()?;
             if self.out_of_patience(since, last) {
                 let error = End::outage(last);
-                self.relay.refuse_held(&error.message()).map_err(End::from_client)?;
+                self.relay
+                    .refuse_held(&error.message())
+                    .map_err(End::from_client)?;
             }
             if !self.relay.holds_request() && !self.relay.is_discarding() {
                 return Ok(Held::NothingLeft);
@@ -537,7 +584,13 @@ impl Session {
         if self.handle().take(Ask::Gate) {
             self.look_at_gate();
         }
-        for ask in [Ask::Force, Ask::Probe, Ask::Move, Ask::Park, Ask::IdleTimeout] {
+        for ask in [
+            Ask::Force,
+            Ask::Probe,
+            Ask::Move,
+            Ask::Park,
+            Ask::IdleTimeout,
+        ] {
             self.handle().take(ask);
         }
         if self.handle().take(Ask::Report) {
@@ -556,14 +609,21 @@ impl Session {
     }
 
     fn install(&mut self, opened: Opened) {
-        let Opened { mut link, params, for_client, .. } = opened;
+        let Opened {
+            mut link,
+            params,
+            for_client,
+            ..
+        } = opened;
         let Some(stream) = link.lend() else { return };
-        self.relay.tell_parameters(params.iter().map(|(n, v)| (&**n, &**v)));
+        self.relay
+            .tell_parameters(params.iter().map(|(n, v)| (&**n, &**v)));
         self.relay.tell(|out| out.extend_from_slice(&for_client));
         self.relay.attach(Leg::new(stream, BytesMut::new()));
         self.link = Some(link.for_session());
         self.relay.forget_told_state();
-        self.handle().set_state(State::Active, Instant::now().into_std());
+        self.handle()
+            .set_state(State::Active, Instant::now().into_std());
         // The gate may have changed since the lease was granted.
         self.handle().ask(Ask::Gate);
         self.set_mode();
@@ -629,7 +689,11 @@ impl Session {
         } else {
             Some(true)
         };
-        let generation = self.link.as_ref().and_then(Link::serving).map(|s| s.generation);
+        let generation = self
+            .link
+            .as_ref()
+            .and_then(Link::serving)
+            .map(|s| s.generation);
         let application = self.relay.parameter(b"application_name");
         let probed_at = self.probed_at.map(Instant::into_std);
         let number = self.profile.cluster.registry.report_number();

@@ -82,9 +82,23 @@ impl Shared {
     }
 
     /// Remembers a session's cancel key as long as the returned guard lives.
-    pub fn add_key(self: &Arc<Self>, process: i32, secret: [u8; 4], handle: &Arc<Handle>) -> KeyGuard {
-        self.keys.lock().insert(process, Key { secret, handle: Arc::downgrade(handle) });
-        KeyGuard { shared: Arc::clone(self), process }
+    pub fn add_key(
+        self: &Arc<Self>,
+        process: i32,
+        secret: [u8; 4],
+        handle: &Arc<Handle>,
+    ) -> KeyGuard {
+        self.keys.lock().insert(
+            process,
+            Key {
+                secret,
+                handle: Arc::downgrade(handle),
+            },
+        );
+        KeyGuard {
+            shared: Arc::clone(self),
+            process,
+        }
     }
 
     /// The session of a whole cancel key.

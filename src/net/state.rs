@@ -12,9 +12,9 @@ use crate::backend::link::Link;
 use crate::backend::registry::Handle;
 use crate::observe::ClusterMetrics;
 use crate::session::blocker::{Blocker, BlockerKind};
-use crate::session::pg::hints::mask;
-use crate::session::pg::machine::Machine;
 use crate::session::pg::findings::{Finding, FindingKind};
+use crate::session::pg::machine::Machine;
+use crate::session::pg::mask::mask;
 use crate::session::pg::probe::{Probe, ProbeSpec, ProbeStep, put_probe};
 use crate::session::pg::recent::Statement;
 use crate::session::pg::restore::{RestoreStep, put_restore, verify};
@@ -191,10 +191,15 @@ pub(super) async fn probe(
     let mut frames = Frames::new(stream);
     let work = run_probe(&mut frames, profile, previous, BytesMut::new());
     let timeout = || ProbeFailure::Broken(io::ErrorKind::TimedOut.into());
-    let done = tokio::time::timeout_at(deadline, work).await.map_err(|_| timeout())?;
+    let done = tokio::time::timeout_at(deadline, work)
+        .await
+        .map_err(|_| timeout())?;
     if !frames.into_ahead().is_empty() {
         let text = "the server spoke behind a probe";
-        return Err(ProbeFailure::Broken(io::Error::new(io::ErrorKind::InvalidData, text)));
+        return Err(ProbeFailure::Broken(io::Error::new(
+            io::ErrorKind::InvalidData,
+            text,
+        )));
     }
     done
 }
@@ -234,12 +239,19 @@ async fn read_probe(
         match reader.on_frame(message.tag, &message.body) {
             Ok(ProbeStep::More) => {}
             Ok(ProbeStep::ForClient) => {
-                put(&mut for_client, message.tag, |out| out.put_slice(&message.body));
+                put(&mut for_client, message.tag, |out| {
+                    out.put_slice(&message.body)
+                });
             }
             Ok(ProbeStep::Send(bytes)) => {
                 frames.send(&bytes).await.map_err(ProbeFailure::Broken)?;
             }
-            Ok(ProbeStep::Done(probe)) => return Ok(Probed { probe: *probe, for_client }),
+            Ok(ProbeStep::Done(probe)) => {
+                return Ok(Probed {
+                    probe: *probe,
+                    for_client,
+                });
+            }
             Err(error) if error.usable => return Err(ProbeFailure::Refused(error.to_string())),
             Err(error) => {
                 return Err(ProbeFailure::Broken(io::Error::other(error.to_string())));
@@ -267,14 +279,19 @@ pub(super) async fn open(
         let stream = link.stream().ok_or(OpenError::Timeout)?;
         let mut frames = Frames::new(stream);
         let work = restore(&mut frames, profile, snapshot, unnamed, &mut params);
-        let probed =
-            tokio::time::timeout_at(deadline, work).await.map_err(|_| OpenError::Timeout)??;
+        let probed = tokio::time::timeout_at(deadline, work)
+            .await
+            .map_err(|_| OpenError::Timeout)??;
         if !started_at.is_empty() && probed.probe.server.started_us.to_string() != *started_at {
             return Err(OpenError::OtherServer);
         }
         for_client = probed.for_client;
     }
-    Ok(Opened { link, params, for_client })
+    Ok(Opened {
+        link,
+        params,
+        for_client,
+    })
 }
 
 async fn restore(
@@ -310,7 +327,9 @@ async fn restore(
             RestoreStep::Done(_) => break,
         }
     }
-    let probed = read_probe(frames, &mut probe_reader).await.map_err(open_error)?;
+    let probed = read_probe(frames, &mut probe_reader)
+        .await
+        .map_err(open_error)?;
     verify(snapshot, &probed.probe, &none).map_err(|error| OpenError::State(error.to_string()))?;
     restore_unnamed(frames, unnamed).await?;
     Ok(probed)
@@ -336,7 +355,9 @@ async fn restore_unnamed(frames: &mut Frames<'_>, unnamed: Option<Vec<u8>>) -> i
 
 fn note_parameter(params: &mut Vec<(Bytes, Bytes)>, body: &Bytes) {
     let mut reader = Reader::new(body);
-    let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) else { return };
+    let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) else {
+        return;
+    };
     let value = body.slice_ref(value);
     match params.iter_mut().find(|(n, _)| **n == *name) {
         Some(known) => known.1 = value,
@@ -345,7 +366,10 @@ fn note_parameter(params: &mut Vec<(Bytes, Bytes)>, body: &Bytes) {
 }
 
 fn note_version(profile: &Profile, connected: &Connected) {
-    let version = connected.params.iter().find(|(name, _)| &**name == b"server_version");
+    let version = connected
+        .params
+        .iter()
+        .find(|(name, _)| &**name == b"server_version");
     if let Some(number) = version.and_then(|(_, text)| version_num(text)) {
         profile.server_version_num.store(number, Ordering::Relaxed);
     }
@@ -355,11 +379,16 @@ fn note_version(profile: &Profile, connected: &Connected) {
 fn version_num(text: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(text).ok()?;
     let number = |text: &str| -> Option<u32> {
-        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let end = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
         text.get(..end)?.parse().ok()
     };
     let major = number(text)?;
-    let minor = text.split_once('.').and_then(|(_, minor)| number(minor)).unwrap_or(0);
+    let minor = text
+        .split_once('.')
+        .and_then(|(_, minor)| number(minor))
+        .unwrap_or(0);
     major.checked_mul(10_000)?.checked_add(minor)
 }
 
@@ -416,7 +445,9 @@ fn fingerprint(profile: &Profile, snapshot: &Snapshot) -> [u8; 32] {
 
 /// The server that a session was attached to still takes log-ins: it was not shut down.
 pub(super) async fn still_serves(profile: &Profile, link: Option<&Link>) -> bool {
-    let Some(serving) = link.and_then(Link::serving) else { return false };
+    let Some(serving) = link.and_then(Link::serving) else {
+        return false;
+    };
     let login = Login {
         endpoint: &serving.endpoint,
         socket: &profile.cluster.socket,
@@ -441,11 +472,22 @@ pub(super) fn blockers(probe: &Probe, machine: &Machine) -> Vec<Blocker> {
         blockers.push(blame(machine, kind, detail.to_owned(), words));
     }
     if machine.watched.is_unreadable() {
-        let detail = "a custom setting was set whose name could not be read: name it in custom_settings";
-        blockers.push(blame(machine, BlockerKind::Unknown, detail.to_owned(), &["set_config"]));
+        let detail =
+            "a custom setting was set whose name could not be read: name it in custom_settings";
+        blockers.push(blame(
+            machine,
+            BlockerKind::Unknown,
+            detail.to_owned(),
+            &["set_config"],
+        ));
     }
     if let Some(reason) = probe.snapshot.not_restorable() {
-        blockers.push(blame(machine, BlockerKind::NotRestorable, reason, &["prepare"]));
+        blockers.push(blame(
+            machine,
+            BlockerKind::NotRestorable,
+            reason,
+            &["prepare"],
+        ));
     }
     blockers
 }

@@ -66,7 +66,6 @@ pub enum Refused {
 }
 
 /// The coordinator of one cluster.
-#[derive(Debug)]
 pub struct Coordinator {
     /// The cluster.
     pub cluster: Arc<Cluster>,
@@ -95,7 +94,13 @@ impl Coordinator {
         rules: Rules,
         metrics: ClusterMetrics,
     ) -> Arc<Self> {
-        Arc::new(Self { cluster, provider, rules, metrics, inner: Mutex::default() })
+        Arc::new(Self {
+            cluster,
+            provider,
+            rules,
+            metrics,
+            inner: Mutex::default(),
+        })
     }
 
     /// Finds or starts the instance of `wanted`, and serves from it.
@@ -127,7 +132,12 @@ impl Coordinator {
 
     /// One event.
     pub fn event(&self, id: u64) -> Option<Event> {
-        self.inner.lock().events.iter().find(|e| e.id == id).cloned()
+        self.inner
+            .lock()
+            .events
+            .iter()
+            .find(|e| e.id == id)
+            .cloned()
     }
 
     /// The event that runs.
@@ -153,7 +163,11 @@ impl Coordinator {
         tokio::spawn(async move {
             tokio::time::sleep(period).await;
             let mut inner = this.inner.lock();
-            if inner.held_by_hand.as_ref().is_some_and(|(n, _)| *n == number) {
+            if inner
+                .held_by_hand
+                .as_ref()
+                .is_some_and(|(n, _)| *n == number)
+            {
                 inner.held_by_hand = None;
             }
         });
@@ -186,7 +200,11 @@ impl Coordinator {
         }
         inner.events.push_back(event.clone());
         drop(inner);
-        let run = Run { coordinator: Arc::clone(self), event: event.clone(), from };
+        let run = Run {
+            coordinator: Arc::clone(self),
+            event: event.clone(),
+            from,
+        };
         tokio::spawn(run.run());
         Ok(Some(event))
     }
@@ -198,7 +216,9 @@ impl Coordinator {
             while self.inner.lock().running.is_some() {
                 tokio::time::sleep(LOOK).await;
             }
-            let Some(wanted) = self.capacity() else { continue };
+            let Some(wanted) = self.capacity() else {
+                continue;
+            };
             match self.provider.start(wanted).await {
                 Ok(instance) => {
                     let known = self.inner.lock().instance.clone();
@@ -222,7 +242,9 @@ impl Coordinator {
 
     fn serve(&self, instance: Instance) {
         self.metrics.capacity.set(i64::from(instance.capacity.0));
-        self.cluster.gate.serve(instance.endpoint.clone(), &instance.identity.started_at);
+        self.cluster
+            .gate
+            .serve(instance.endpoint.clone(), &instance.identity.started_at);
         let mut inner = self.inner.lock();
         inner.instance = Some(instance);
         inner.failed = None;
@@ -251,7 +273,10 @@ struct Ended {
 
 impl Ended {
     fn new(outcome: EventOutcome, reason: impl Into<Option<String>>) -> Self {
-        Self { outcome, reason: reason.into() }
+        Self {
+            outcome,
+            reason: reason.into(),
+        }
     }
 }
 
@@ -299,7 +324,11 @@ impl Run {
     /// What others changed in the databases since sessions were probed.
     async fn learn(&mut self) {
         let cluster = Arc::clone(self.cluster());
-        match cluster.service.query(&cluster.gate, ROLE_SETTINGS, &[]).await {
+        match cluster
+            .service
+            .query(&cluster.gate, ROLE_SETTINGS, &[])
+            .await
+        {
             Ok(rows) => {
                 if let Some(digest) = rows.into_iter().flatten().flatten().next() {
                     cluster.note_role_settings(digest);
@@ -307,8 +336,12 @@ impl Run {
             }
             Err(error) => tracing::warn!(%error, "role settings could not be read"),
         }
-        let databases: BTreeSet<_> =
-            cluster.registry.all().iter().map(|h| h.identity.database.clone()).collect();
+        let databases: BTreeSet<_> = cluster
+            .registry
+            .all()
+            .iter()
+            .map(|h| h.identity.database.clone())
+            .collect();
         for database in databases.into_iter().take(SCANNED_MAX) {
             if let Err(error) = cluster.scan_names(&database).await {
                 tracing::warn!(%database, %error, "names of custom settings could not be looked for");
@@ -327,8 +360,15 @@ impl Run {
             match plan::search(&facts) {
                 Next::Wait => {
                     self.step(Step::Wait);
-                    let left = self.event.deadline().saturating_duration_since(Instant::now());
-                    let pause = if facts.blocker_known { LOOK } else { facts.pause };
+                    let left = self
+                        .event
+                        .deadline()
+                        .saturating_duration_since(Instant::now());
+                    let pause = if facts.blocker_known {
+                        LOOK
+                    } else {
+                        facts.pause
+                    };
                     tokio::time::sleep(pause.min(left)).await;
                 }
                 Next::RollBack => {
@@ -409,7 +449,10 @@ impl Run {
         cluster.take_blocked();
         let attached = cluster.gate.session_leases() as u64;
         let Some(hold) = cluster.gate.hold() else {
-            return Some(Ended::new(EventOutcome::Failed, "the cluster is held by hand".to_owned()));
+            return Some(Ended::new(
+                EventOutcome::Failed,
+                "the cluster is held by hand".to_owned(),
+            ));
         };
         self.event.attempt += 1;
         self.event.holding_since = Some(hold.since());
@@ -428,7 +471,10 @@ impl Run {
         self.event.held = held;
         self.event.held_total += held;
         self.event.holding_since = None;
-        self.coordinator.metrics.hold_seconds.observe(held.as_secs_f64());
+        self.coordinator
+            .metrics
+            .hold_seconds
+            .observe(held.as_secs_f64());
         ended
     }
 
@@ -441,7 +487,13 @@ impl Run {
             blocked |= cluster.take_blocked() > 0;
             let held = hold.since().elapsed();
             let left = cluster.gate.session_leases();
-            match plan::settle(&Settle { held, max_hold, left, blocked, force }) {
+            match plan::settle(&Settle {
+                held,
+                max_hold,
+                left,
+                blocked,
+                force,
+            }) {
                 Settled::CutOver => return Ok(()),
                 Settled::GiveUp => {
                     self.event.waiting_for = self.in_the_way().await;
@@ -486,8 +538,11 @@ impl Run {
             CutOver::Completed(instance) => {
                 self.coordinator.serve(instance);
                 let forced = force && !self.event.waiting_for.is_empty();
-                let outcome =
-                    if forced { EventOutcome::Forced } else { EventOutcome::Completed };
+                let outcome = if forced {
+                    EventOutcome::Forced
+                } else {
+                    EventOutcome::Completed
+                };
                 Ended::new(outcome, None)
             }
             CutOver::KeptOld { instance, reason } => {
@@ -508,10 +563,16 @@ impl Run {
     /// keep their old server connection until the new one is verified.
     async fn roll(&mut self) -> Ended {
         let cluster = Arc::clone(self.cluster());
-        let CutOver::Completed(instance) =
-            self.coordinator.provider.cut_over(&self.from, self.event.request.to).await
+        let CutOver::Completed(instance) = self
+            .coordinator
+            .provider
+            .cut_over(&self.from, self.event.request.to)
+            .await
         else {
-            return Ended::new(EventOutcome::Failed, "the endpoint does not answer".to_owned());
+            return Ended::new(
+                EventOutcome::Failed,
+                "the endpoint does not answer".to_owned(),
+            );
         };
         self.step(Step::Roll);
         self.coordinator.serve(instance);
@@ -596,12 +657,16 @@ impl Run {
             if offers.len() >= MOVES {
                 break;
             }
-            let Some(handle) = left.get(turn % left.len()) else { break };
+            let Some(handle) = left.get(turn % left.len()) else {
+                break;
+            };
             turn = turn.wrapping_add(1);
             if handle.has_offer() {
                 continue;
             }
-            let Some(lease) = cluster.gate.try_spare() else { break };
+            let Some(lease) = cluster.gate.try_spare() else {
+                break;
+            };
             handle.offer(lease);
             offers.push((Arc::clone(handle), Instant::now()));
         }

@@ -43,7 +43,11 @@ pub enum Next {
 /// The next thing to do.
 pub fn search(facts: &Search) -> Next {
     if facts.searched >= facts.timeout {
-        if facts.force { Next::Force } else { Next::RollBack }
+        if facts.force {
+            Next::Force
+        } else {
+            Next::RollBack
+        }
     } else if facts.blocker_known || !facts.pause.is_zero() {
         Next::Wait
     } else {
@@ -117,15 +121,37 @@ mod tests {
     #[test]
     fn nobody_is_held_while_a_blocker_is_known() {
         assert_eq!(search(&searching()), Next::Hold);
-        assert_eq!(search(&Search { blocker_known: true, ..searching() }), Next::Wait);
-        assert_eq!(search(&Search { pause: S(1), ..searching() }), Next::Wait);
+        assert_eq!(
+            search(&Search {
+                blocker_known: true,
+                ..searching()
+            }),
+            Next::Wait
+        );
+        assert_eq!(
+            search(&Search {
+                pause: S(1),
+                ..searching()
+            }),
+            Next::Wait
+        );
     }
 
     #[test]
     fn at_the_timeout_it_rolls_back_or_forces() {
-        let over = Search { searched: S(10), blocker_known: true, ..searching() };
+        let over = Search {
+            searched: S(10),
+            blocker_known: true,
+            ..searching()
+        };
         assert_eq!(search(&over), Next::RollBack);
-        assert_eq!(search(&Search { force: true, ..over }), Next::Force);
+        assert_eq!(
+            search(&Search {
+                force: true,
+                ..over
+            }),
+            Next::Force
+        );
     }
 
     #[test]
@@ -139,11 +165,31 @@ mod tests {
         };
         assert_eq!(settle(&held), Settled::Wait);
         assert_eq!(settle(&Settle { left: 0, ..held }), Settled::CutOver);
-        assert_eq!(settle(&Settle { blocked: true, ..held }), Settled::GiveUp);
+        assert_eq!(
+            settle(&Settle {
+                blocked: true,
+                ..held
+            }),
+            Settled::GiveUp
+        );
         assert_eq!(settle(&Settle { held: S(1), ..held }), Settled::GiveUp);
-        let force = Settle { force: true, blocked: true, ..held };
-        assert_eq!(settle(&force), Settled::Wait, "first it settles, forced or not");
-        assert_eq!(settle(&Settle { held: S(1), ..force }), Settled::EndTheRest);
+        let force = Settle {
+            force: true,
+            blocked: true,
+            ..held
+        };
+        assert_eq!(
+            settle(&force),
+            Settled::Wait,
+            "first it settles, forced or not"
+        );
+        assert_eq!(
+            settle(&Settle {
+                held: S(1),
+                ..force
+            }),
+            Settled::EndTheRest
+        );
     }
 
     proptest! {

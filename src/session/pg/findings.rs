@@ -134,7 +134,7 @@ impl Found {
                 detail: format!("cursor \"{name}\" WITH HOLD"),
                 statement: statement
                     .as_ref()
-                    .map(|s| super::hints::mask(s.as_bytes(), 200)),
+                    .map(|s| super::mask::mask(s.as_bytes(), 200)),
                 age_ms: u64::try_from(*age).ok(),
             });
         }

@@ -1,6 +1,7 @@
 //! What a statement's text gives away: names of custom settings, state that no probe shows, and which
 //! kind of blocker it may have taken. Hints only: a function can do all of this without its text passing by.
 
+use super::lexical::{Context, Lexer, dollar_tag, is, is_word, skip_space, word_at};
 use crate::wire::pg::frame::{FrameError, Reader};
 
 /// Bytes of one statement that are looked at; what follows is ignored and [`Hints::cut`] is set.
@@ -106,22 +107,6 @@ impl KindWords {
     }
 }
 
-const WORD: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut i = 0_usize;
-    while i < 256 {
-        #[expect(clippy::cast_possible_truncation, reason = "i is below 256")]
-        let b = i as u8;
-        table[i] = b.is_ascii_alphanumeric() || b == b'_' || b >= 0x80;
-        i += 1;
-    }
-    table
-};
-
-fn is_word(b: u8) -> bool {
-    WORD[usize::from(b)]
-}
-
 /// Looks through the text of a Query or Parse, once.
 pub fn scan(text: &[u8]) -> Hints {
     let mut hints = Hints::default();
@@ -149,7 +134,7 @@ pub fn scan(text: &[u8]) -> Hints {
             9 => is(word, b"temporary"),
             10 => is(word, b"set_config"),
             15 => is(word, b"current_setting") || starts_pg(word),
-            16.. => starts_pg(word),
+            14 | 16.. => starts_pg(word),
             _ => false,
         };
         if known {
@@ -157,10 +142,6 @@ pub fn scan(text: &[u8]) -> Hints {
         }
     }
     hints
-}
-
-fn is(word: &[u8], lower: &[u8]) -> bool {
-    word.eq_ignore_ascii_case(lower)
 }
 
 fn starts_pg(word: &[u8]) -> bool {
@@ -337,25 +318,6 @@ fn set_target(text: &[u8], at: usize) -> Target {
     }
 }
 
-fn word_at(text: &[u8], at: usize) -> &[u8] {
-    let rest = text.get(at..).unwrap_or_default();
-    let end = rest.iter().position(|b| !is_word(*b)).unwrap_or(rest.len());
-    &rest[..end]
-}
-
-/// The first byte at or after `at` that is neither white space nor in a comment.
-fn skip_space(text: &[u8], mut at: usize) -> usize {
-    while let Some(b) = text.get(at) {
-        match b {
-            b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => at += 1,
-            b'-' if text.get(at + 1) == Some(&b'-') => at = line_comment_end(text, at),
-            b'/' if text.get(at + 1) == Some(&b'*') => at = block_comment_end(text, at),
-            _ => break,
-        }
-    }
-    at
-}
-
 enum Argument<'a> {
     Name(&'a [u8]),
     Param(u16),
@@ -485,272 +447,224 @@ pub fn first_keyword(text: &[u8]) -> &[u8] {
     word_at(text, at)
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Context {
-    /// Runs now.
-    Code,
-    /// A string, a function's body, a comment.
-    Quoted,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
 
-/// Tells what a place in a text is: asked for ever later places, so that a text is walked through once.
-struct Lexer<'a> {
-    text: &'a [u8],
-    at: usize,
-    region_end: usize,
-    statement_begins: bool,
-    runs_bodies: bool,
-    own_params: bool,
-    do_tag: &'a [u8],
-}
+    fn names(text: &str) -> Vec<String> {
+        scan(text.as_bytes()).custom_names
+    }
 
-impl<'a> Lexer<'a> {
-    fn new(text: &'a [u8]) -> Self {
-        Self {
-            text,
-            at: 0,
-            region_end: 0,
-            statement_begins: true,
-            runs_bodies: false,
-            own_params: false,
-            do_tag: b"",
+    #[test]
+    fn names_of_custom_settings() {
+        for (text, wanted) in [
+            ("SET app.user = '7'", "app.user"),
+            ("set session App.User to 7", "app.user"),
+            ("SET LOCAL app . user TO DEFAULT", "app.user"),
+            ("SET /* a */ app.user -- b\n = 1", "app.user"),
+            ("RESET app.user", "app.user"),
+            ("SET \"app\".\"User\" = 1", "app.user"),
+            ("SET \"app.user\" = 1", "app.user"),
+            ("SET local.x = 1", "local.x"),
+            ("SET a.b.c$1 = 1", "a.b.c$1"),
+            ("ALTER ROLE x SET app.user = '1'", "app.user"),
+            ("SELECT set_config('app.user', $1, false)", "app.user"),
+            (
+                "select pg_catalog.\"set_config\" ( E'app.user' , '1', true)",
+                "app.user",
+            ),
+            ("SELECT set_config('app.user'::text, '1', true)", "app.user"),
+            (
+                "SELECT set_config(setting_name => 'app.user', new_value => '1', is_local => true)",
+                "app.user",
+            ),
+            ("SELECT set_config($$app.user$$, '1', true)", "app.user"),
+            ("SELECT current_setting('app.user')::int", "app.user"),
+            ("SELECT CURRENT_SETTING('app.user', true)", "app.user"),
+            (
+                "CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'SELECT set_config(''app.user'', ''1'', false)'",
+                "app.user",
+            ),
+            (
+                "CREATE FUNCTION f() RETURNS void AS $f$ BEGIN SET app.user = 1; END $f$",
+                "app.user",
+            ),
+            (
+                "CREATE POLICY p ON t USING (tenant = current_setting('app.user'))",
+                "app.user",
+            ),
+            ("BEGIN; SET app.user = 1; COMMIT", "app.user"),
+        ] {
+            assert_eq!(names(text), [wanted], "{text}");
+            assert!(!scan(text.as_bytes()).unreadable_set_config, "{text}");
+        }
+        for text in [
+            "SET work_mem = '1MB'",
+            "UPDATE t SET a = b.c",
+            "UPDATE t SET \"a\" = 1",
+            "SELECT set_config('work_mem', '1', false)",
+            "SELECT reset.a FROM reset",
+            "SELECT set_configs('app.user')",
+            "SET 1x.y = 2",
+            "SELECT set_config('a-b.c', '1', false)",
+            "SET",
+            "SET SESSION",
+            "SET \"open",
+            "SET a.",
+            "",
+        ] {
+            assert_eq!(scan(text.as_bytes()), Hints::default(), "{text}");
+        }
+        assert_eq!(
+            names("SET a.b = 1; SET A.B = 2; SET c.d = 1"),
+            ["a.b", "c.d"]
+        );
+    }
+
+    #[test]
+    fn names_that_cannot_be_read() {
+        for text in [
+            "SELECT set_config(name, value, false) FROM settings",
+            "SELECT set_config('app.' || k, v, false) FROM x",
+            "SELECT set_config(E'app\\x2euser', '1', false)",
+            "SELECT set_config(new_value => '1', setting_name => 'a.b', is_local => false)",
+            "SET \"äpp\".user = 1",
+            "SELECT set_config('äpp.user', '1', false)",
+            "DO $$ BEGIN PERFORM set_config(n, '1', false); END $$",
+            "DO LANGUAGE plpgsql $x$ DECLARE a text := $$'$$; BEGIN PERFORM set_config(n, '1', false); END $x$",
+            "PREPARE p AS SELECT set_config($1, $2, false)",
+            "SELECT 'it''s'; SELECT set_config(k, '1', false)",
+        ] {
+            assert!(scan(text.as_bytes()).unreadable_set_config, "{text}");
+        }
+        for text in [
+            "SELECT 'set_config(name, 1)'",
+            "-- set_config(name, 1)\nSELECT 1",
+            "/* a /* set_config(x, 1) */ set_config(y, 1) */ SELECT 1",
+            "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config(n, v, false); END $$",
+            "SELECT E'\\' set_config(name, 1) '",
+            "SELECT $$ set_config(name, 1) $$",
+            "COMMENT ON FUNCTION set_config IS 'x'",
+        ] {
+            assert!(!scan(text.as_bytes()).unreadable_set_config, "{text}");
         }
     }
 
-    fn context(&mut self, target: usize) -> Context {
-        loop {
-            if target < self.region_end {
-                return Context::Quoted;
-            }
-            self.at = self.at.max(self.region_end);
-            if self.at >= target {
-                return Context::Code;
-            }
-            self.step();
+    #[test]
+    fn names_in_parameters() {
+        let hints = scan(b"SELECT set_config($2, $3, false), set_config($1::text, '', true)");
+        assert_eq!(hints.names_from_params, [2, 1]);
+        assert!(!hints.unreadable_set_config);
+        let mut body = b"\0stmt\0\0\x01\0\0\0\x03".to_vec();
+        for value in [Some("App.One"), None, Some("work_mem")] {
+            let len = value.map_or(-1, |v| i32::try_from(v.len()).unwrap());
+            body.extend(len.to_be_bytes());
+            body.extend(value.unwrap_or("").as_bytes());
+        }
+        body.extend(b"\0\0");
+        let bound = custom_names_from_bind(&body, &hints.names_from_params).unwrap();
+        assert_eq!(
+            (bound.names, bound.unreadable),
+            (vec!["app.one".to_owned()], false)
+        );
+        assert_eq!(
+            custom_names_from_bind(&body, &[3]).unwrap(),
+            BoundNames::default()
+        );
+        assert!(custom_names_from_bind(&body[..20], &[1]).is_err());
+    }
+
+    #[test]
+    fn watched_statements() {
+        for (text, wanted) in [
+            ("SELECT pg_backup_start('x')", &[Watch::BackupStart][..]),
+            (
+                "select PG_START_BACKUP('x', true, false)",
+                &[Watch::BackupStart],
+            ),
+            (
+                "SELECT * FROM pg_backup_stop(); SELECT pg_stop_backup()",
+                &[Watch::BackupStop],
+            ),
+            (
+                "SELECT pg_replication_origin_session_setup('o')",
+                &[Watch::OriginSetup],
+            ),
+            (
+                "SELECT pg_replication_origin_session_reset()",
+                &[Watch::OriginReset],
+            ),
+            ("LOAD 'auto_explain'", &[Watch::Load]),
+            ("DO $$ BEGIN LOAD 'auto_explain'; END $$", &[Watch::Load]),
+            (
+                "INSERT INTO docs VALUES ('call pg_backup_start first')",
+                &[],
+            ),
+            ("SELECT load, 'x' FROM machines", &[]),
+            (
+                "CREATE FUNCTION f() RETURNS void LANGUAGE sql AS $$ LOAD 'x' $$",
+                &[],
+            ),
+        ] {
+            let found: Vec<_> = scan(text.as_bytes()).watches.iter().collect();
+            assert_eq!(found, wanted, "{text}");
         }
     }
 
-    fn step(&mut self) {
-        let text = self.text;
-        let at = self.at;
-        let next = text.get(at + 1).copied();
-        match text[at] {
-            b'\'' => self.region_end = string_end(text, at + 1, false),
-            b'"' => self.at = string_like_end(text, at + 1, b'"', false),
-            b'-' if next == Some(b'-') => self.region_end = line_comment_end(text, at),
-            b'/' if next == Some(b'*') => self.region_end = block_comment_end(text, at),
-            b'$' => match dollar_tag(&text[at..]) {
-                Some(tag) if self.do_tag == tag => {
-                    self.do_tag = b"";
-                    self.at += tag.len();
-                }
-                Some(tag) if self.runs_bodies && self.do_tag.is_empty() => {
-                    self.do_tag = tag;
-                    self.at += tag.len();
-                }
-                Some(tag) => self.region_end = dollar_end(text, at, tag),
-                None => self.at += 1,
-            },
-            b';' => {
-                self.statement_begins = self.do_tag.is_empty();
-                self.at += 1;
-            }
-            b if is_word(b) => {
-                let len = text[at..]
-                    .iter()
-                    .position(|b| !is_word(*b) && *b != b'$')
-                    .unwrap_or(text.len() - at);
-                let word = &text[at..at + len];
-                self.at += len;
-                if std::mem::take(&mut self.statement_begins) {
-                    self.runs_bodies = is(word, b"do");
-                    self.own_params = self.runs_bodies || is(word, b"prepare");
-                }
-                if is(word, b"e") && text.get(self.at) == Some(&b'\'') {
-                    self.region_end = string_end(text, self.at + 1, true);
-                }
-            }
-            _ => self.at += 1,
+    #[test]
+    fn words_of_blockers() {
+        for (text, wanted) in [
+            ("SELECT pg_try_advisory_lock(1)", KindWords::ADVISORY),
+            ("select pg_advisory_lock_shared(1)", KindWords::ADVISORY),
+            ("CREATE TEMPORARY TABLE t (a int)", KindWords::TEMP),
+            ("CREATE TABLE pg_temp.t (a int)", KindWords::TEMP),
+            ("listen x", KindWords::LISTEN),
+            ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", KindWords::HOLD),
+            (
+                "SELECT pg_create_logical_replication_slot('a', 'b', true)",
+                KindWords::SLOT,
+            ),
+            (
+                "SELECT template, pg_typeof(1), pg_advice(2) FROM hollow",
+                KindWords::default(),
+            ),
+        ] {
+            assert_eq!(scan(text.as_bytes()).words, wanted, "{text}");
         }
-    }
-}
-
-/// Where the string ends whose inside begins at `at`: behind its closing quote, or at the text's end.
-fn string_end(text: &[u8], at: usize, escapes: bool) -> usize {
-    string_like_end(text, at, b'\'', escapes)
-}
-
-fn string_like_end(text: &[u8], mut at: usize, quote: u8, escapes: bool) -> usize {
-    loop {
-        let rest = text.get(at..).unwrap_or_default();
-        let found = if escapes {
-            memchr::memchr2(quote, b'\\', rest)
-        } else {
-            memchr::memchr(quote, rest)
-        };
-        let Some(found) = found else {
-            return text.len();
-        };
-        at += found;
-        if text[at] == b'\\' || text.get(at + 1) == Some(&quote) {
-            at += 2;
-        } else {
-            return at + 1;
-        }
-    }
-}
-
-fn line_comment_end(text: &[u8], at: usize) -> usize {
-    memchr::memchr2(b'\n', b'\r', &text[at..]).map_or(text.len(), |n| at + n)
-}
-
-/// Block comments nest.
-fn block_comment_end(text: &[u8], at: usize) -> usize {
-    let mut at = at + 2;
-    let mut depth = 1_u32;
-    while depth > 0 {
-        let rest = text.get(at..).unwrap_or_default();
-        let Some(found) = memchr::memchr2(b'*', b'/', rest) else {
-            return text.len();
-        };
-        match rest.get(found..found + 2) {
-            Some(b"*/") => depth -= 1,
-            Some(b"/*") => depth += 1,
-            _ => {
-                at += found + 1;
-                continue;
-            }
-        }
-        at += found + 2;
-    }
-    at
-}
-
-/// The tag (`$$` or `$word$`) that `text` begins with.
-fn dollar_tag(text: &[u8]) -> Option<&[u8]> {
-    let len = text.get(1..)?.iter().position(|b| !is_word(*b))?;
-    let tag = text.get(..len + 2)?;
-    (tag.last() == Some(&b'$') && !text[1].is_ascii_digit()).then_some(tag)
-}
-
-fn dollar_end(text: &[u8], at: usize, tag: &[u8]) -> usize {
-    let body = at + tag.len();
-    memchr::memmem::find(&text[body..], tag).map_or(text.len(), |n| body + n + tag.len())
-}
-
-/// A statement fit for people to read: at most `max_chars` characters, literals replaced by `?`, comments
-/// left out, white space squeezed. A cut text ends in `…`, a cut literal is still masked.
-pub fn mask(text: &[u8], max_chars: usize) -> String {
-    let cut = text.len() > SCAN_LIMIT;
-    let text = String::from_utf8_lossy(text.get(..SCAN_LIMIT).unwrap_or(text));
-    let bytes = text.as_bytes();
-    let mut out = Masked {
-        text: String::new(),
-        left: max_chars,
-        space: false,
-    };
-    let mut at = 0;
-    while let Some(&b) = bytes.get(at) {
-        let next = bytes.get(at + 1).copied();
-        let (piece, end) = match b {
-            b'\'' => {
-                let end = string_end(bytes, at + 1, false);
-                if memchr::memmem::find(&bytes[at..end], b"\\'").is_some() {
-                    // With standard_conforming_strings off the string goes on: nobody can tell.
-                    out.push("?");
-                    out.cut();
-                    return out.text;
-                }
-                ("?", end)
-            }
-            b'"' => {
-                let end = string_like_end(bytes, at + 1, b'"', false);
-                (text.get(at..end).unwrap_or("?"), end)
-            }
-            b'-' if next == Some(b'-') => (" ", line_comment_end(bytes, at)),
-            b'/' if next == Some(b'*') => (" ", block_comment_end(bytes, at)),
-            b'$' if next.is_some_and(|b| b.is_ascii_digit()) => {
-                let end = at + 1 + word_at(bytes, at + 1).len();
-                (text.get(at..end).unwrap_or("?"), end)
-            }
-            b'$' => match dollar_tag(&bytes[at..]) {
-                Some(tag) => ("?", dollar_end(bytes, at, tag)),
-                None => ("$", at + 1),
-            },
-            b'0'..=b'9' => ("?", number_end(bytes, at)),
-            b'.' if next.is_some_and(|b| b.is_ascii_digit()) => ("?", number_end(bytes, at)),
-            b if is_word(b) => {
-                let len = bytes[at..]
-                    .iter()
-                    .position(|b| !is_word(*b) && *b != b'$')
-                    .unwrap_or(bytes.len() - at);
-                let end = at + len;
-                let prefix = matches!(
-                    &bytes[at..end],
-                    [b'e' | b'E' | b'b' | b'B' | b'x' | b'X' | b'n' | b'N']
-                );
-                if prefix && bytes.get(end) == Some(&b'\'') {
-                    ("?", string_end(bytes, end + 1, matches!(b, b'e' | b'E')))
-                } else {
-                    (text.get(at..end).unwrap_or("?"), end)
-                }
-            }
-            b if b.is_ascii_whitespace() || b.is_ascii_control() => (" ", at + 1),
-            _ => (text.get(at..=at).unwrap_or("?"), at + 1),
-        };
-        if !out.push(piece) {
-            return out.text;
-        }
-        at = end;
-    }
-    if cut {
-        out.cut();
-    }
-    out.text
-}
-
-fn number_end(bytes: &[u8], at: usize) -> usize {
-    let mut end = at;
-    while let Some(b) = bytes.get(end) {
-        let exponent = matches!(b, b'+' | b'-')
-            && end > at
-            && matches!(bytes[end - 1], b'e' | b'E')
-            && bytes.get(end + 1).is_some_and(u8::is_ascii_digit);
-        if !(is_word(*b) || *b == b'.' || exponent) {
-            break;
-        }
-        end += 1;
-    }
-    end
-}
-
-struct Masked {
-    text: String,
-    left: usize,
-    space: bool,
-}
-
-impl Masked {
-    /// Appends a piece; false when it is full.
-    fn push(&mut self, piece: &str) -> bool {
-        if piece == " " {
-            self.space = !self.text.is_empty();
-            return true;
-        }
-        let space = std::mem::take(&mut self.space).then_some(' ');
-        for c in space.into_iter().chain(piece.chars()) {
-            if self.left == 0 {
-                self.text.pop();
-                self.cut();
-                return false;
-            }
-            self.left -= 1;
-            self.text.push(if c.is_control() { ' ' } else { c });
-        }
-        true
+        assert_eq!(first_keyword(b" /* x */ ((select 1))"), b"select");
+        assert_eq!(first_keyword(b"--"), b"");
     }
 
-    fn cut(&mut self) {
-        self.text.push('…');
+    #[test]
+    fn long_texts_are_cut_and_say_so() {
+        let mut text = vec![b' '; SCAN_LIMIT];
+        text.extend_from_slice(b"SET a.b = 1");
+        let hints = scan(&text);
+        assert!(hints.cut && hints.custom_names.is_empty());
+        // Quadratic lexing would take minutes here.
+        let hints = scan("set_config(x,'$$".repeat(4096).as_bytes());
+        assert!(hints.unreadable_set_config);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            scan(&text);
+            first_keyword(&text);
+            drop(custom_names_from_bind(&text, &[1, 2]));
+        }
+
+        #[test]
+        fn no_sql_like_text_panics(parts in proptest::collection::vec(prop::sample::select(vec![
+            "set", "SET LOCAL ", "set_config", "(", "'", "''", "\"", ".", "$1", "$$", "$a$", "e'", "\\", "--", "/*", "*/",
+            "\n", ";", "do ", "prepare ", "load ", "pg_backup_start", "current_setting(", "setting_name", "=>", "::text", ",", ")", "ä", " ", "a", "9",
+        ]), 0..40)) {
+            let text = parts.concat();
+            scan(text.as_bytes());
+            for end in 0..text.len() {
+                scan(&text.as_bytes()[..end]);
+            }
+        }
     }
 }

@@ -2,10 +2,15 @@
 
 pub mod findings;
 pub mod hints;
+mod lexical;
 pub mod machine;
+pub mod mask;
 pub mod probe;
+mod probe_sql;
 pub mod recent;
 pub mod restore;
 pub mod snapshot;
 pub mod unnamed;
 pub mod watched;
+
+pub use probe_sql::CATALOG_NAMES_SQL;

@@ -6,6 +6,7 @@
 //! disturbed the rest. Send a probe right behind it: [`verify`] compares what that finds.
 
 use super::probe::{MAX_REPLY, Probe, put_parse, put_statement};
+use super::probe_sql::BEGIN;
 use super::snapshot::{Prepared, Setting, Snapshot, Source};
 use crate::wire::pg::backend::ErrorFields;
 use crate::wire::pg::frame::{Reader, put};
@@ -14,7 +15,6 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE";
 const NO_TIMEOUT: &str = "SET LOCAL statement_timeout = 0";
 const NO_JIT: &str = "SET LOCAL jit = off";
 const LOCALS: &str = "SELECT pg_catalog.count(pg_catalog.set_config(v.n, v.v, true)) FROM pg_catalog.json_to_recordset($1) AS v(n pg_catalog.text, v pg_catalog.text)";
@@ -168,7 +168,6 @@ pub fn put_restore(
         steps,
         at: 0,
         restored: Restored::default(),
-        error: None,
         over: false,
     }
 }
@@ -236,7 +235,6 @@ pub struct RestoreReader {
     at: usize,
     expect: Expect,
     restored: Restored,
-    error: Option<RestoreError>,
     over: bool,
 }
 

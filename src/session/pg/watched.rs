@@ -53,7 +53,9 @@ impl Watched {
         if self.from_params.is_empty() {
             return;
         }
-        let Some(params) = self.from_params.get(statement) else { return };
+        let Some(params) = self.from_params.get(statement) else {
+            return;
+        };
         match hints::custom_names_from_bind(body, params) {
             Ok(bound) => {
                 self.unreadable |= bound.unreadable;
@@ -77,11 +79,20 @@ impl Watched {
     /// What stands in the way and no probe shows.
     pub fn blocker(&self) -> Option<(BlockerKind, &'static str)> {
         if self.backup {
-            Some((BlockerKind::Backup, "a base backup was started in this session"))
+            Some((
+                BlockerKind::Backup,
+                "a base backup was started in this session",
+            ))
         } else if self.origin {
-            Some((BlockerKind::Replication, "a replication origin is set up in this session"))
+            Some((
+                BlockerKind::Replication,
+                "a replication origin is set up in this session",
+            ))
         } else if self.load {
-            Some((BlockerKind::NotRestorable, "LOAD was used: its library can't be carried"))
+            Some((
+                BlockerKind::NotRestorable,
+                "LOAD was used: its library can't be carried",
+            ))
         } else {
             None
         }

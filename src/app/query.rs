@@ -1,0 +1,64 @@
+//! How providers ask servers: as the service account, over the real wire.
+
+use crate::auth::Credential;
+use crate::backend::Endpoint;
+use crate::backend::connect::{ConnectError, Login};
+use crate::backend::exec::{ExecError, connect_and_query};
+use crate::provider::{QueryError, Rows, ServerQuery};
+use crate::transport::SocketConfig;
+use crate::wire::pg::startup::StartupParams;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A CHECKPOINT may take this long.
+const QUERY_MAX: Duration = Duration::from_secs(300);
+
+/// The service account of one cluster.
+pub(super) struct Account {
+    pub(super) params: StartupParams,
+    pub(super) credential: Option<Credential>,
+    pub(super) socket: SocketConfig,
+}
+
+impl ServerQuery for Account {
+    fn query<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+        sql: &'a str,
+    ) -> BoxFuture<'a, Result<Rows, QueryError>> {
+        async move {
+            let login = Login {
+                endpoint,
+                socket: &self.socket,
+                params: &self.params,
+                credential: self.credential.as_ref(),
+                deadline: Instant::now() + QUERY_MAX,
+            };
+            connect_and_query(&login, sql)
+                .await
+                .map_err(|error| explain(&error))
+        }
+        .boxed()
+    }
+}
+
+fn explain(error: &ExecError) -> QueryError {
+    let text = error.to_string();
+    match error {
+        ExecError::Connect(ConnectError::Server { fields, .. }) | ExecError::Server(fields) => {
+            match fields.code.as_str() {
+                "57P03" => QueryError::Starting,
+                "53300" => QueryError::Full,
+                code if code.starts_with("28") => QueryError::Auth(fields.message.clone()),
+                _ => QueryError::Other(text),
+            }
+        }
+        ExecError::Connect(ConnectError::Auth(reason)) => QueryError::Auth(reason.clone()),
+        ExecError::Connect(ConnectError::Io { .. } | ConnectError::Timeout { .. })
+        | ExecError::Io(_)
+        | ExecError::Timeout => QueryError::Refused(text),
+        ExecError::Connect(ConnectError::Tls { .. }) => QueryError::Other(text),
+    }
+}

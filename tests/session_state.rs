@@ -1,0 +1,1142 @@
+//! Probe, restore and verification against a real PostgreSQL server of its own.
+
+use bytes::{BufMut, BytesMut};
+use parking_lot::Mutex;
+use slackwater::session::pg::findings::FindingKind;
+use slackwater::session::pg::hints;
+use slackwater::session::pg::probe::{
+    Probe, ProbeError, ProbeReader, ProbeSpec, ProbeStep, put_probe,
+};
+use slackwater::session::pg::restore::{
+    RestoreError, RestoreStep, Restored, put_restore, row_shape, verify,
+};
+use slackwater::session::pg::snapshot::{Snapshot, Source};
+use slackwater::wire::pg::backend::{ErrorFields, data_row};
+use slackwater::wire::pg::frame::{HEADER_LEN, Header, put, put_cstr, put_sized};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+type Row = Vec<Option<String>>;
+
+/// One server for all tests that run at the same time; it stops with the last of them.
+struct Server {
+    dir: tempfile::TempDir,
+    process: Child,
+}
+
+static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+
+fn as_server_account(command: &mut Command) -> &mut Command {
+    if nix::unistd::geteuid().is_root() {
+        let user = nix::unistd::User::from_name("postgres")
+            .unwrap()
+            .expect("account postgres");
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .stdin(Stdio::null())
+}
+
+fn binaries() -> PathBuf {
+    let mut found: Vec<_> = std::fs::read_dir("/usr/lib/postgresql")
+        .expect("PostgreSQL's server package")
+        .map(|entry| entry.unwrap().path().join("bin"))
+        .filter(|bin| bin.join("initdb").exists())
+        .collect();
+    found.sort();
+    found.pop().expect("PostgreSQL's server package")
+}
+
+impl Server {
+    fn shared() -> Arc<Self> {
+        let mut shared = SHARED.lock();
+        if let Some(server) = shared.upgrade() {
+            return server;
+        }
+        let server = Arc::new(Self::start());
+        *shared = Arc::downgrade(&server);
+        server
+    }
+
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        if nix::unistd::geteuid().is_root() {
+            let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
+            nix::unistd::chown(dir.path(), Some(user.uid), Some(user.gid)).unwrap();
+        }
+        let (bin, data) = (binaries(), dir.path().join("data"));
+        let status = as_server_account(&mut Command::new(bin.join("initdb")))
+            .args([
+                "-N",
+                "-A",
+                "trust",
+                "-U",
+                "adm",
+                "-E",
+                "UTF8",
+                "--locale=C.UTF-8",
+                "-D",
+            ])
+            .arg(&data)
+            .status()
+            .unwrap();
+        assert!(status.success(), "initdb: {status}");
+        let mut command = Command::new(bin.join("postgres"));
+        as_server_account(&mut command)
+            .arg("-D")
+            .arg(&data)
+            .arg("-k")
+            .arg(dir.path());
+        for setting in [
+            "listen_addresses=",
+            "fsync=off",
+            "wal_level=logical",
+            "max_connections=60",
+            "timezone=UTC",
+        ] {
+            command.args(["-c", setting]);
+        }
+        let server = Self {
+            process: command.spawn().unwrap(),
+            dir,
+        };
+        let mut adm = server.wait_until_up();
+        for sql in [
+            "CREATE ROLE app LOGIN",
+            "CREATE ROLE grp",
+            "GRANT grp TO app",
+            "CREATE SCHEMA \"Foo Bar\" AUTHORIZATION app",
+            "CREATE SCHEMA s1",
+            "GRANT ALL ON SCHEMA public, s1 TO PUBLIC",
+            "CREATE TABLE t (id int, v text)",
+            "GRANT ALL ON t TO PUBLIC",
+            "CREATE EXTENSION dblink",
+            "CREATE FUNCTION pwn() RETURNS void LANGUAGE sql SECURITY DEFINER AS $$ \
+             SELECT set_config('log_min_duration_statement', '5000', false) $$",
+        ] {
+            adm.query(sql);
+        }
+        server
+    }
+
+    fn wait_until_up(&self) -> Client {
+        let deadline = tokio_now() + Duration::from_secs(60);
+        loop {
+            match Client::try_open(
+                self.dir.path(),
+                &[("user", "adm"), ("database", "postgres")],
+            ) {
+                Ok(client) => return client,
+                Err(e) => assert!(tokio_now() < deadline, "the server does not come up: {e}"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn app(&self) -> Client {
+        self.open(&[("user", "app"), ("database", "postgres")])
+    }
+
+    fn adm(&self) -> Client {
+        self.open(&[("user", "adm"), ("database", "postgres")])
+    }
+
+    fn open(&self, startup: &[(&str, &str)]) -> Client {
+        Client::try_open(self.dir.path(), startup).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT).unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+fn tokio_now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
+/// A blocking client that speaks frames.
+struct Client {
+    socket: UnixStream,
+    inbox: BytesMut,
+    user: String,
+    dir: PathBuf,
+    startup: Vec<(String, String)>,
+    parameters: BTreeMap<String, String>,
+    version: u32,
+}
+
+impl Client {
+    fn try_open(dir: &Path, startup: &[(&str, &str)]) -> Result<Self, String> {
+        let socket = UnixStream::connect(dir.join(".s.PGSQL.5432")).map_err(|e| e.to_string())?;
+        socket
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let mut client = Self {
+            socket,
+            inbox: BytesMut::new(),
+            user: startup[0].1.to_owned(),
+            dir: dir.to_owned(),
+            startup: startup
+                .iter()
+                .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+                .collect(),
+            parameters: BTreeMap::new(),
+            version: 0,
+        };
+        let mut out = BytesMut::new();
+        put_sized(&mut out, |out| {
+            out.put_i32(3 << 16);
+            for (name, value) in startup {
+                put_cstr(out, name.as_bytes());
+                put_cstr(out, value.as_bytes());
+            }
+            out.put_u8(0);
+        });
+        client.send(&out);
+        loop {
+            let (tag, body) = client.frame()?;
+            match tag {
+                b'E' => return Err(ErrorFields::parse(&body).message),
+                b'S' => client.on_parameter(&body),
+                b'Z' => break,
+                _ => {}
+            }
+        }
+        client.version = client.query("SHOW server_version_num")[0][0]
+            .clone()
+            .unwrap()
+            .parse()
+            .unwrap();
+        Ok(client)
+    }
+
+    /// A new connection with the same start-up packet.
+    fn again(&self) -> Self {
+        let startup: Vec<_> = self
+            .startup
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.as_str()))
+            .collect();
+        Self::try_open(&self.dir, &startup).unwrap()
+    }
+
+    fn on_parameter(&mut self, body: &[u8]) {
+        let mut parts = body
+            .split(|b| *b == 0)
+            .map(|p| String::from_utf8_lossy(p).into_owned());
+        self.parameters
+            .insert(parts.next().unwrap(), parts.next().unwrap());
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).unwrap();
+    }
+
+    fn frame(&mut self) -> Result<(u8, Vec<u8>), String> {
+        loop {
+            if let Some(header) = Header::parse(&self.inbox).unwrap()
+                && self.inbox.len() >= header.frame_len()
+            {
+                let frame = self.inbox.split_to(header.frame_len());
+                return Ok((header.tag, frame[HEADER_LEN..].to_vec()));
+            }
+            let mut buffer = [0; 65536];
+            match self.socket.read(&mut buffer) {
+                Ok(0) => return Err("the server closed the connection".to_owned()),
+                Ok(n) => self.inbox.extend_from_slice(&buffer[..n]),
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+    }
+
+    fn until_ready(&mut self) -> (Vec<Row>, Vec<(u8, Vec<u8>)>, Option<ErrorFields>) {
+        let (mut rows, mut frames, mut error) = (Vec::new(), Vec::new(), None);
+        loop {
+            let (tag, body) = self.frame().unwrap();
+            match tag {
+                b'D' => rows.push(
+                    data_row(&body)
+                        .unwrap()
+                        .iter()
+                        .map(|v| v.map(|v| String::from_utf8_lossy(v).into_owned()))
+                        .collect(),
+                ),
+                b'S' => self.on_parameter(&body),
+                b'E' => error = Some(ErrorFields::parse(&body)),
+                b'Z' => return (rows, frames, error),
+                _ => {}
+            }
+            frames.push((tag, body));
+        }
+    }
+
+    fn try_query(&mut self, sql: impl AsRef<[u8]>) -> Result<Vec<Row>, ErrorFields> {
+        let mut out = BytesMut::new();
+        put(&mut out, b'Q', |out| put_cstr(out, sql.as_ref()));
+        self.send(&out);
+        let (rows, _, error) = self.until_ready();
+        error.map_or(Ok(rows), Err)
+    }
+
+    fn query(&mut self, sql: &str) -> Vec<Row> {
+        self.try_query(sql)
+            .unwrap_or_else(|e| panic!("{sql}: {e:?}"))
+    }
+
+    fn parse(&mut self, name: &str, sql: impl AsRef<[u8]>) {
+        let mut out = BytesMut::new();
+        put(&mut out, b'P', |out| {
+            put_cstr(out, name.as_bytes());
+            put_cstr(out, sql.as_ref());
+            out.put_i16(0);
+        });
+        put(&mut out, b'S', |_| {});
+        self.send(&out);
+        let (_, _, error) = self.until_ready();
+        assert_eq!(error, None, "Parse {name}");
+    }
+
+    fn execute(&mut self, name: &str, params: &[&str]) -> Result<Vec<Row>, ErrorFields> {
+        let mut out = BytesMut::new();
+        put(&mut out, b'B', |out| {
+            out.put_u8(0);
+            put_cstr(out, name.as_bytes());
+            out.put_i16(0);
+            out.put_i16(i16::try_from(params.len()).unwrap());
+            for param in params {
+                out.put_i32(i32::try_from(param.len()).unwrap());
+                out.put_slice(param.as_bytes());
+            }
+            out.put_i16(0);
+        });
+        put(&mut out, b'E', |out| out.put_slice(&[0; 5]));
+        put(&mut out, b'S', |_| {});
+        self.send(&out);
+        let (rows, _, error) = self.until_ready();
+        error.map_or(Ok(rows), Err)
+    }
+
+    fn describe(&mut self, name: &str) -> u64 {
+        let mut out = BytesMut::new();
+        put(&mut out, b'D', |out| {
+            out.put_u8(b'S');
+            put_cstr(out, name.as_bytes());
+        });
+        put(&mut out, b'S', |_| {});
+        self.send(&out);
+        let (_, frames, _) = self.until_ready();
+        let (tag, body) = frames
+            .iter()
+            .find(|(tag, _)| matches!(tag, b'T' | b'n'))
+            .unwrap();
+        row_shape(*tag, body)
+    }
+
+    fn put_probe(&self, names: &[&str], previous: Option<&Snapshot>) -> (BytesMut, ProbeReader) {
+        let custom_names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        let mut out = BytesMut::new();
+        let reader = put_probe(
+            &mut out,
+            &ProbeSpec {
+                custom_names: &custom_names,
+                previous,
+                login_user: &self.user,
+                server_version_num: self.version,
+            },
+        );
+        (out, reader)
+    }
+
+    fn read_probe(&mut self, reader: &mut ProbeReader) -> (Result<Probe, ProbeError>, Vec<u8>) {
+        let mut for_client = Vec::new();
+        loop {
+            let (tag, body) = self.frame().unwrap();
+            match reader.on_frame(tag, &body) {
+                Ok(ProbeStep::More) => {}
+                Ok(ProbeStep::ForClient) => {
+                    if tag == b'S' {
+                        self.on_parameter(&body);
+                    }
+                    for_client.push(tag);
+                }
+                Ok(ProbeStep::Send(bytes)) => self.send(&bytes),
+                Ok(ProbeStep::Done(probe)) => return (Ok(*probe), for_client),
+                Err(e) => return (Err(e), for_client),
+            }
+        }
+    }
+
+    fn try_probe(&mut self, names: &[&str]) -> Result<Probe, ProbeError> {
+        let (out, mut reader) = self.put_probe(names, None);
+        self.send(&out);
+        self.read_probe(&mut reader).0
+    }
+
+    fn probe(&mut self, names: &[&str]) -> Probe {
+        self.try_probe(names).unwrap()
+    }
+
+    fn restore(
+        &mut self,
+        snapshot: &Snapshot,
+        left_out: &BTreeSet<Box<str>>,
+    ) -> Result<(Restored, Probe), RestoreError> {
+        let mut out = BytesMut::new();
+        let mut reader = put_restore(&mut out, snapshot, left_out, self.version);
+        let (probe, mut probe_reader) = self.put_probe(&[], Some(snapshot));
+        out.extend_from_slice(&probe);
+        self.send(&out);
+        let restored = loop {
+            let (tag, body) = self.frame().unwrap();
+            match reader.on_frame(tag, &body)? {
+                RestoreStep::More => {}
+                RestoreStep::ParameterStatus => self.on_parameter(&body),
+                RestoreStep::Done(restored) => break restored,
+            }
+        };
+        Ok((restored, self.read_probe(&mut probe_reader).0.unwrap()))
+    }
+
+    /// What a move does: the snapshot goes onto a new connection, which is verified.
+    fn moved(&self, snapshot: &Snapshot) -> (Self, Restored, Probe) {
+        let mut new = self.again();
+        let (restored, probe) = new.restore(snapshot, &BTreeSet::new()).unwrap();
+        verify(snapshot, &probe, &BTreeSet::new()).unwrap();
+        (new, restored, probe)
+    }
+
+    /// What must be equal after a move, asked so that no setting of the session disturbs the answer.
+    fn dump(&mut self, custom: &[&str]) -> Vec<Vec<Row>> {
+        self.query("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE");
+        let mut out = vec![
+            self.query(
+                "SELECT name, setting, source FROM pg_catalog.pg_settings \
+                 WHERE source OPERATOR(pg_catalog.=) ANY ('{session,client}'::pg_catalog.text[]) \
+                 AND pg_catalog.left(name, 13) OPERATOR(pg_catalog.<>) 'transaction_i' \
+                 AND pg_catalog.left(name, 13) OPERATOR(pg_catalog.<>) 'transaction_r' \
+                 AND pg_catalog.left(name, 13) OPERATOR(pg_catalog.<>) 'transaction_d' ORDER BY 1",
+            ),
+            self.query(
+                "SELECT name, pg_catalog.encode(pg_catalog.convert_to(statement, 'UTF8'), 'hex'), \
+                 parameter_types::pg_catalog.oid[], from_sql \
+                 FROM pg_catalog.pg_prepared_statements ORDER BY 1",
+            ),
+            self.query(
+                "SELECT current_user, session_user, pg_catalog.current_setting('role'), \
+                 pg_catalog.current_setting('is_superuser'), \
+                 pg_catalog.current_setting('session_authorization')",
+            ),
+        ];
+        for name in custom {
+            out.push(self.query(&format!(
+                "SELECT pg_catalog.current_setting('{name}', true)"
+            )));
+        }
+        self.query("COMMIT");
+        out
+    }
+}
+
+const SETTINGS: [(&str, &str); 31] = [
+    ("work_mem", "7MB"),
+    ("timezone", "europe/paris"),
+    ("datestyle", "SQL, DMY"),
+    ("intervalstyle", "iso_8601"),
+    ("search_path", "\"Foo Bar\", s1, public"),
+    ("statement_timeout", "30s"),
+    ("lock_timeout", "5s"),
+    ("idle_session_timeout", "1h"),
+    ("idle_in_transaction_session_timeout", "10min"),
+    ("application_name", "my \"app\" 'x'"),
+    ("client_min_messages", "warning"),
+    ("bytea_output", "escape"),
+    ("extra_float_digits", "0"),
+    ("default_transaction_isolation", "repeatable read"),
+    ("default_transaction_read_only", "off"),
+    ("enable_seqscan", "off"),
+    ("random_page_cost", "1.1"),
+    ("effective_cache_size", "1GB"),
+    ("from_collapse_limit", "12"),
+    ("geqo", "off"),
+    ("jit", "on"),
+    ("maintenance_work_mem", "70MB"),
+    ("temp_buffers", "10MB"),
+    ("plan_cache_mode", "force_custom_plan"),
+    ("vacuum_cost_delay", "1.5ms"),
+    ("xmloption", "document"),
+    ("default_statistics_target", "55"),
+    ("lc_monetary", "C"),
+    ("standard_conforming_strings", "off"),
+    ("client_encoding", "LATIN1"),
+    ("plpgsql.extra_warnings", "all"),
+];
+
+fn furnish(client: &mut Client) {
+    client
+        .query("CREATE FUNCTION pg_temp.x() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END'");
+    client.query("SELECT pg_temp.x()");
+    client.query("DISCARD TEMP");
+    for (name, value) in SETTINGS {
+        let value = value.replace('\'', "''");
+        client.query(&format!("SELECT set_config('{name}', '{value}', false)"));
+    }
+    client.query("SET myapp.user_id = '7'");
+    client.query("SET myapp.\"name\" = 'O''Neill \\\"x\\\" \\\\'");
+    client.query("BEGIN; SET LOCAL myapp.\"left\" = '1'; COMMIT");
+    client.parse("ps1", "SELECT * FROM t WHERE id = $1 AND v = $2");
+    client.parse("Ps \"2\"", "INSERT INTO t VALUES ($1, $2)");
+    client.parse("ps3", b"SELECT '\xe9t\xe9'::text, $1::int[]");
+    client.query("PREPARE sq1(int) AS SELECT $1 + 1");
+    client.query("PREPARE sq2 AS SELECT * FROM t WHERE v = $1");
+    client.query("SET ROLE grp");
+}
+
+const CUSTOM: [&str; 4] = ["myapp.user_id", "myapp.name", "myapp.left", "myapp.never"];
+
+#[test]
+fn a_furnished_session_stays_the_same_through_twenty_moves() {
+    let server = Server::shared();
+    let mut client = server.open(&[
+        ("user", "app"),
+        ("database", "postgres"),
+        (
+            "options",
+            "-c hash_mem_multiplier=3 -c statement_timeout=20s",
+        ),
+        ("DateStyle", "German"),
+        ("application_name", "from start-up"),
+    ]);
+    furnish(&mut client);
+    let before = client.dump(&CUSTOM);
+    let parameters = client.parameters.clone();
+    let shape = client.describe("ps1");
+    let first = client.probe(&CUSTOM);
+    assert_eq!(first.findings, []);
+    assert_eq!(first.idle_session_timeout_ms, 3_600_000);
+    let mut snapshot = first.snapshot;
+    assert!(!snapshot.is_plain());
+    for round in 0..20 {
+        let (new, restored, probe) = client.moved(&snapshot);
+        assert_ne!(probe.server.pid, first.server.pid);
+        assert_eq!(probe.server.started_us, first.server.started_us);
+        client = new;
+        if round % 5 == 4 {
+            // plpgsql is loaded again by use, so that its settings become real ones.
+            client.query("RESET ROLE");
+            client.query("DO 'BEGIN PERFORM 1; END'");
+            client.query("SET ROLE grp");
+            assert_eq!(client.dump(&CUSTOM), before, "round {round}");
+        }
+        assert_eq!(restored.shapes["ps1"], shape);
+        assert_eq!(restored.shapes.len(), 5);
+        assert_eq!(client.parameters, parameters);
+        snapshot = probe.snapshot;
+    }
+    assert_eq!(
+        client.execute("ps3", &["{1,2}"]).unwrap()[0][1].as_deref(),
+        Some("{1,2}")
+    );
+    assert_eq!(client.query("EXECUTE sq1(4)")[0][0].as_deref(), Some("5"));
+    assert_eq!(client.execute("ps1", &["1", "x"]).unwrap().len(), 0);
+}
+
+#[test]
+fn a_plain_session_needs_no_restore() {
+    let server = Server::shared();
+    let mut client = server.open(&[
+        ("user", "app"),
+        ("database", "postgres"),
+        ("client_encoding", "LATIN1"),
+        ("application_name", "psql"),
+    ]);
+    let snapshot = client.probe(&["a.b"]).snapshot;
+    assert!(snapshot.is_plain(), "{snapshot:?}");
+    assert_eq!(snapshot.not_restorable(), None);
+    let probe = client.again().probe(&["a.b"]);
+    verify(&snapshot, &probe, &BTreeSet::new()).unwrap();
+    assert_eq!(probe.snapshot.fingerprint(), snapshot.fingerprint());
+    client.query("SET jit = on");
+    let changed = client.probe(&[]).snapshot;
+    assert!(
+        !changed.is_plain(),
+        "set to what it was, the source still shows"
+    );
+    assert_ne!(changed.fingerprint(), snapshot.fingerprint());
+}
+
+#[test]
+fn hostile_settings_do_not_fool_the_probe() {
+    let server = Server::shared();
+    let mut client = server.app();
+    for sql in [
+        "CREATE SCHEMA IF NOT EXISTS evil",
+        "CREATE FUNCTION evil.ne(text, text) RETURNS bool LANGUAGE sql AS 'SELECT false'",
+        "CREATE OPERATOR evil.= (FUNCTION = evil.ne, LEFTARG = text, RIGHTARG = text)",
+        "CREATE OPERATOR evil.<> (FUNCTION = evil.ne, LEFTARG = text, RIGHTARG = text)",
+        "CREATE FUNCTION evil.current_setting(text, bool) RETURNS text LANGUAGE sql AS 'SELECT ''evil'''",
+        "CREATE FUNCTION evil.set_config(text, text, bool) RETURNS text LANGUAGE sql AS 'SELECT ''evil'''",
+        "CREATE TYPE evil.text AS ENUM ('a')",
+    ] {
+        let mut adm = server.adm();
+        drop(adm.try_query(sql));
+        drop(adm.try_query("GRANT ALL ON SCHEMA evil TO PUBLIC"));
+    }
+    client.query("SET client_encoding = LATIN1");
+    client.parse("latin", b"SELECT '\xe9'::pg_catalog.text");
+    client.query("SET client_encoding = UTF8");
+    client.parse("snow", "SELECT '☃'::pg_catalog.text");
+    for sql in [
+        "SET search_path = evil, pg_catalog",
+        "SET row_security = off",
+        "SET standard_conforming_strings = off",
+        "SET transform_null_equals = on",
+        "SET quote_all_identifiers = on",
+        "SET bytea_output = escape",
+        "SET force_parallel_mode = on",
+        "SET jit = on",
+        "SET jit_above_cost = 0",
+        "SET jit_inline_above_cost = 0",
+        "SET default_transaction_isolation = serializable",
+        "SET default_transaction_read_only = on",
+        "SET default_transaction_deferrable = on",
+        "SET client_min_messages = debug5",
+        "SET debug_print_plan = on",
+        "SET IntervalStyle = sql_standard",
+        "SET plan_cache_mode = force_generic_plan",
+        "SET client_encoding = LATIN1",
+        "SET my.name = 'x'",
+    ] {
+        client.query(sql);
+    }
+    // A serializable writer would make a deferrable reader wait.
+    let mut writer = server.app();
+    writer.query("BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO t VALUES (1, 'x')");
+    let before = client.dump(&["my.name"]);
+    let started = tokio_now();
+    let probe = client.probe(&["my.name"]);
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(probe.findings, []);
+    assert_eq!(
+        client.dump(&["my.name"]),
+        before,
+        "the probe leaves no trace"
+    );
+    let state = probe.snapshot.state();
+    let text = |name: &str| {
+        &*state
+            .prepared
+            .iter()
+            .find(|p| &*p.name == name)
+            .unwrap()
+            .text
+    };
+    assert_eq!(text("latin"), "SELECT 'é'::pg_catalog.text");
+    assert_eq!(text("snow"), "SELECT '☃'::pg_catalog.text");
+    let (mut new, _, _) = client.moved(&probe.snapshot);
+    assert_eq!(new.dump(&["my.name"]), before);
+    writer.query("ROLLBACK");
+}
+
+#[test]
+fn a_tiny_statement_timeout_ends_neither_probe_nor_restore() {
+    let server = Server::shared();
+    for (startup, set) in [
+        ("", "SET statement_timeout = '2ms'"),
+        ("-c statement_timeout=9s", ""),
+    ] {
+        let mut client = server.open(&[
+            ("user", "app"),
+            ("database", "postgres"),
+            ("options", startup),
+        ]);
+        client.probe(&[]);
+        client.query("SET work_mem = '5MB'");
+        if !set.is_empty() {
+            client.query(set);
+        }
+        let show = "SELECT setting, source FROM pg_settings WHERE name = 'statement_timeout'";
+        let before = client.query("SHOW statement_timeout");
+        // The first messages run before the time-out is off: then the answer is "unknown", asked again.
+        let deadline = tokio_now() + Duration::from_secs(20);
+        let snapshot = loop {
+            match client.try_probe(&[]) {
+                Ok(probe) => break probe.snapshot,
+                Err(e) => {
+                    assert_eq!((e.sqlstate.as_str(), e.usable), ("57014", true));
+                    assert!(tokio_now() < deadline, "{e}");
+                }
+            }
+        };
+        let mut new = client.again();
+        let (_, probe) = loop {
+            // The verification has the same short race.
+            let mut out = BytesMut::new();
+            let mut reader = put_restore(&mut out, &snapshot, &BTreeSet::new(), new.version);
+            new.send(&out);
+            let restored = loop {
+                let (tag, body) = new.frame().unwrap();
+                if let RestoreStep::Done(restored) = reader.on_frame(tag, &body).unwrap() {
+                    break restored;
+                }
+            };
+            let (out, mut reader) = new.put_probe(&[], Some(&snapshot));
+            new.send(&out);
+            match new.read_probe(&mut reader).0 {
+                Ok(probe) => break (restored, probe),
+                Err(e) => assert!(tokio_now() < deadline && e.sqlstate == "57014", "{e}"),
+            }
+            new = client.again();
+        };
+        verify(&snapshot, &probe, &BTreeSet::new()).unwrap();
+        assert_eq!(new.query("SHOW statement_timeout"), before);
+        if set.is_empty() {
+            assert_eq!(new.query(show)[0][1].as_deref(), Some("client"));
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_finding_is_seen_whoever_made_it() {
+    let server = Server::shared();
+    let mut adm = server.adm();
+    let cases = [
+        (
+            FindingKind::AdvisoryLock,
+            "PERFORM pg_advisory_lock(-42)",
+            "pg_advisory_lock(-42)",
+        ),
+        (
+            FindingKind::AdvisoryLock,
+            "PERFORM pg_advisory_lock_shared(3, -4)",
+            "pg_advisory_lock_shared(3, -4)",
+        ),
+        (FindingKind::TempTable, "CREATE TEMP TABLE tt (a int)", "tt"),
+        (FindingKind::TempTable, "CREATE TEMP SEQUENCE ts", "ts"),
+        (
+            FindingKind::TempTable,
+            "CREATE FUNCTION pg_temp.tf() RETURNS int LANGUAGE sql AS ''SELECT 1''",
+            "tf",
+        ),
+        (
+            FindingKind::TempTable,
+            "CREATE TYPE pg_temp.ty AS ENUM (''a'')",
+            "ty",
+        ),
+        (
+            FindingKind::HoldCursor,
+            "EXECUTE ''DECLARE hc CURSOR WITH HOLD FOR SELECT 4711''",
+            "hc",
+        ),
+        (FindingKind::Listen, "EXECUTE ''LISTEN \"Ch 1\"''", "Ch 1"),
+        (
+            FindingKind::ReplicationSlot,
+            "PERFORM pg_create_logical_replication_slot(''sl'', ''pgoutput'', true)",
+            "sl",
+        ),
+        (
+            FindingKind::Dblink,
+            "PERFORM dblink_connect(''my link'', format(''host=%s user=adm dbname=postgres'', current_setting(''unix_socket_directories'')))",
+            "my link",
+        ),
+    ];
+    for (kind, body, named) in cases {
+        for in_function in [false, true] {
+            let mut client = adm.again();
+            assert_eq!(client.probe(&[]).findings, []);
+            if in_function {
+                client.query(&format!("DO 'BEGIN {body}; END'"));
+            } else {
+                let direct = body.replace("''", "'").replace("PERFORM", "SELECT");
+                let direct = direct
+                    .strip_prefix("EXECUTE '")
+                    .map_or(direct.clone(), |d| d.trim_end_matches('\'').to_owned());
+                client.query(&direct);
+            }
+            let probe = client.probe(&[]);
+            let [finding] = &probe.findings[..] else {
+                panic!("{body}: {:?}", probe.findings)
+            };
+            assert_eq!(finding.kind, kind, "{body}");
+            assert!(finding.detail.contains(named), "{body}: {finding:?}");
+            if kind == FindingKind::HoldCursor {
+                let statement = finding.statement.as_deref().unwrap();
+                assert!(statement.contains("FOR SELECT ?"), "{statement}");
+                assert!(finding.age_ms.is_some());
+            }
+            // Such a connection never counts as a faithful copy of a clean session.
+            let clean = adm.probe(&[]).snapshot;
+            assert!(verify(&clean, &probe, &BTreeSet::new()).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_temporary_schema_without_objects_is_no_finding() {
+    let server = Server::shared();
+    let mut client = server.app();
+    client.query("CREATE TEMP TABLE gone (a int); DROP TABLE gone");
+    client.query("SELECT pg_advisory_lock(1); SELECT pg_advisory_unlock(1)");
+    client.query("LISTEN x; UNLISTEN *");
+    assert_eq!(client.probe(&[]).findings, []);
+    client.query("SELECT pg_advisory_lock(n) FROM generate_series(1000, 1024) n");
+    let findings = client.probe(&[]).findings;
+    assert_eq!(findings.len(), 21);
+    assert_eq!(findings[20].detail, "and 5 more");
+}
+
+#[test]
+fn role_settings_changed_in_between_keep_the_session_as_it_was() {
+    let server = Server::shared();
+    let mut adm = server.adm();
+    adm.query("CREATE ROLE tenant LOGIN");
+    adm.query("ALTER ROLE tenant SET work_mem = '5MB'");
+    adm.query("ALTER ROLE tenant SET statement_timeout = '7s'");
+    adm.query("ALTER ROLE tenant SET jit = off");
+    adm.query("ALTER ROLE tenant SET acme.tenant = 'one'");
+    adm.query("ALTER ROLE tenant SET timezone = 'europe/berlin'");
+    adm.query("ALTER ROLE tenant SET idle_session_timeout = '90s'");
+    let mut client = server.open(&[("user", "tenant"), ("database", "postgres")]);
+    let ask = "SELECT name, setting, source FROM pg_settings WHERE name IN \
+               ('work_mem', 'statement_timeout', 'jit', 'TimeZone', 'enable_sort') ORDER BY 1";
+    let before = client.query(ask);
+    let probe = client.probe(&[]);
+    assert_eq!(probe.idle_session_timeout_ms, 90_000);
+    let role_settings = probe.role_settings;
+    // Nothing changed: the same rows, and "user" stays "user", even after a needless restore.
+    let (mut new, _, probe) = client.moved(&probe.snapshot);
+    assert_eq!(new.query(ask), before);
+    assert_eq!(probe.role_settings, role_settings);
+    let custom = "SELECT current_setting('acme.tenant', true)";
+    assert_eq!(new.query(custom)[0][0].as_deref(), Some("one"));
+    // Changed, added, taken away.
+    adm.query("ALTER ROLE tenant SET work_mem = '9MB'");
+    adm.query("ALTER ROLE tenant SET statement_timeout = '8s'");
+    adm.query("ALTER ROLE tenant SET enable_sort = off");
+    adm.query("ALTER ROLE tenant SET acme.tenant = 'two'");
+    adm.query("ALTER ROLE tenant RESET jit");
+    let probe = client.probe(&[]);
+    assert_ne!(probe.role_settings, role_settings);
+    let enable_sort = probe
+        .snapshot
+        .state()
+        .settings
+        .iter()
+        .find(|s| &*s.name == "enable_sort");
+    assert_eq!(enable_sort.unwrap().source, Source::Other);
+    let plain = client.again().probe(&[]);
+    assert!(verify(&probe.snapshot, &plain, &BTreeSet::new()).is_err());
+    let (mut new, _, _) = client.moved(&probe.snapshot);
+    let values = |rows: &[Row]| rows.iter().map(|r| r[1].clone()).collect::<Vec<_>>();
+    assert_eq!(values(&new.query(ask)), values(&before));
+    assert_eq!(new.query(custom)[0][0].as_deref(), Some("one"));
+    let mut fresh = client.again();
+    assert_eq!(fresh.query(custom)[0][0].as_deref(), Some("two"));
+    assert_eq!(fresh.query("SHOW work_mem")[0][0].as_deref(), Some("9MB"));
+}
+
+#[test]
+fn session_authorization_and_role_come_back_in_order() {
+    let server = Server::shared();
+    let mut client = server.adm();
+    client.query("SET log_min_duration_statement = 1234");
+    client.query("SET SESSION AUTHORIZATION app");
+    client.query("SET ROLE grp");
+    client.query("SET work_mem = '9MB'");
+    let before = client.dump(&[]);
+    let snapshot = client.probe(&[]).snapshot;
+    let (mut new, _, _) = client.moved(&snapshot);
+    assert_eq!(new.dump(&[]), before);
+    new.query("RESET ROLE");
+    new.query("RESET SESSION AUTHORIZATION");
+    assert_eq!(
+        new.query("SELECT current_user")[0][0].as_deref(),
+        Some("adm")
+    );
+}
+
+#[test]
+fn a_failing_probe_cleans_up_and_leaves_the_unnamed_statement() {
+    let server = Server::shared();
+    let mut client = server.app();
+    client.parse("_px4", "SELECT 'mine'");
+    client.parse("", "SELECT 'unnamed'");
+    let error = client.try_probe(&[]).unwrap_err();
+    assert_eq!((error.sqlstate.as_str(), error.usable), ("42P05", true));
+    assert_eq!(
+        client.execute("", &[]).unwrap()[0][0].as_deref(),
+        Some("unnamed")
+    );
+    client.query("DEALLOCATE ALL");
+    client.parse("", "SELECT 'unnamed'");
+    client.probe(&[]);
+    assert_eq!(
+        client.execute("", &[]).unwrap()[0][0].as_deref(),
+        Some("unnamed")
+    );
+    assert_eq!(
+        client.query("SELECT * FROM pg_prepared_statements"),
+        Vec::<Row>::new()
+    );
+    // A function of pg_catalog that this user may not run: "unknown", not "clean".
+    let mut adm = server.adm();
+    adm.query("CREATE DATABASE closed");
+    let mut closed = server.open(&[("user", "adm"), ("database", "closed")]);
+    closed.query("REVOKE EXECUTE ON FUNCTION pg_lock_status() FROM PUBLIC");
+    let mut client = server.open(&[("user", "app"), ("database", "closed")]);
+    let error = client.try_probe(&[]).unwrap_err();
+    assert_eq!((error.sqlstate.as_str(), error.usable), ("42501", true));
+    assert_eq!(client.query("SELECT 1")[0][0].as_deref(), Some("1"));
+    closed.query("REVOKE SELECT ON pg_settings, pg_locks, pg_cursors FROM PUBLIC");
+    closed.query("GRANT EXECUTE ON FUNCTION pg_lock_status() TO PUBLIC");
+    assert_eq!(client.probe(&[]).findings, []);
+}
+
+#[test]
+fn notifications_inside_the_reply_are_for_the_client() {
+    let server = Server::shared();
+    let mut client = server.app();
+    client.query("LISTEN news");
+    server.app().query("NOTIFY news");
+    // Whenever it arrives, it must reach the client: in the probe's reply, or just before it.
+    let deadline = tokio_now() + Duration::from_secs(20);
+    loop {
+        let (out, mut reader) = client.put_probe(&[], None);
+        client.send(&out);
+        let (probe, for_client) = client.read_probe(&mut reader);
+        assert_eq!(probe.unwrap().findings[0].kind, FindingKind::Listen);
+        if for_client == b"A" {
+            break;
+        }
+        assert!(tokio_now() < deadline, "no notification");
+    }
+}
+
+#[test]
+fn what_cannot_be_restored_is_named() {
+    let server = Server::shared();
+    let mut adm = server.adm();
+    let mut client = server.app();
+    adm.query("CREATE TABLE fleeting (a int)");
+    adm.query("GRANT ALL ON fleeting TO app");
+    client.parse("broken", "SELECT * FROM fleeting");
+    client.parse("whole", "SELECT 1");
+    let snapshot = client.probe(&[]).snapshot;
+    adm.query("DROP TABLE fleeting");
+    let none = BTreeSet::new();
+    let error = client.again().restore(&snapshot, &none).unwrap_err();
+    assert_eq!(error.statement.as_deref(), Some("broken"));
+    assert_eq!(error.sqlstate, "42P01");
+    let left_out = BTreeSet::from([error.statement.unwrap()]);
+    let (_, probe) = client.again().restore(&snapshot, &left_out).unwrap();
+    verify(&snapshot, &probe, &left_out).unwrap();
+    assert!(verify(&snapshot, &probe, &none).is_err());
+
+    let mut client = server.app();
+    client.query("SELECT pwn()");
+    let snapshot = client.probe(&[]).snapshot;
+    let error = client.again().restore(&snapshot, &none).unwrap_err();
+    assert_eq!(error.sqlstate, "42501");
+    assert!(
+        error.message.contains("log_min_duration_statement"),
+        "{error}"
+    );
+
+    let mut client = server.app();
+    adm.query("CREATE ROLE brief; GRANT brief TO app");
+    client.query("SET ROLE brief");
+    let snapshot = client.probe(&[]).snapshot;
+    adm.query("DROP ROLE brief");
+    let error = client.again().restore(&snapshot, &none).unwrap_err();
+    assert_eq!(error.what, "role \"brief\"");
+    assert!(!client.try_probe(&[]).unwrap_err().sqlstate.is_empty());
+
+    let mut client = server.app();
+    client.query("SELECT 1; PREPARE pm AS SELECT 2; INSERT INTO t VALUES (77, 'once')");
+    let snapshot = client.probe(&[]).snapshot;
+    assert!(snapshot.not_restorable().unwrap().contains("\"pm\""));
+    let error = client.again().restore(&snapshot, &none).unwrap_err();
+    assert_eq!(
+        (error.sqlstate.as_str(), error.statement.as_deref()),
+        ("42601", Some("pm"))
+    );
+    let count = client.query("SELECT count(*) FROM t WHERE id = 77");
+    assert_eq!(count[0][0].as_deref(), Some("1"), "the INSERT ran once");
+}
+
+#[test]
+fn types_that_changed_show_in_the_shape() {
+    let server = Server::shared();
+    let mut adm = server.adm();
+    adm.query("CREATE TABLE shapely (a int); GRANT ALL ON shapely TO PUBLIC");
+    let mut client = server.app();
+    client.parse("s", "SELECT * FROM shapely");
+    client.parse("n", "INSERT INTO shapely VALUES (1)");
+    let (told, none) = (client.describe("s"), client.describe("n"));
+    let snapshot = client.probe(&[]).snapshot;
+    let (_, restored, _) = client.moved(&snapshot);
+    assert_eq!((restored.shapes["s"], restored.shapes["n"]), (told, none));
+    adm.query("ALTER TABLE shapely ALTER a TYPE bigint");
+    let (_, restored, _) = client.moved(&snapshot);
+    assert_ne!(restored.shapes["s"], told);
+    assert_eq!(restored.shapes["n"], none);
+}
+
+/// All but jit_above_cost, whose source is lost when it is set to what RESET would give.
+#[test]
+fn every_setting_that_a_user_can_change_comes_back() {
+    let server = Server::shared();
+    for user in ["app", "adm"] {
+        let mut client = server.open(&[("user", user), ("database", "postgres")]);
+        let names = client.query(
+            "SELECT name, setting FROM pg_settings WHERE context IN ('user', 'superuser') \
+             AND name NOT LIKE 'transaction\\_%' AND name NOT IN ('seed', 'jit_above_cost') ORDER BY 1",
+        );
+        let mut set = 0;
+        for row in &names {
+            let (name, value) = (row[0].as_deref().unwrap(), row[1].as_deref().unwrap_or(""));
+            let value = value.replace('\'', "''");
+            let done = client.try_query(format!("SELECT set_config('{name}', '{value}', false)"));
+            set += usize::from(done.is_ok());
+        }
+        assert!(set > 120, "{set}");
+        let before = client.dump(&[]);
+        let snapshot = client.probe(&[]).snapshot;
+        let (mut new, _, _) = client.moved(&snapshot);
+        let after = new.dump(&[]);
+        for (a, b) in before.iter().zip(&after) {
+            let missing: Vec<_> = a.iter().filter(|row| !b.contains(row)).collect();
+            assert_eq!(missing, Vec::<&Row>::new());
+            assert_eq!(a, b);
+        }
+    }
+}
+
+#[test]
+fn names_of_custom_settings_come_from_catalogs_and_statements() {
+    let server = Server::shared();
+    let mut client = server.app();
+    client.query(
+        "CREATE FUNCTION \"Foo Bar\".cat() RETURNS text LANGUAGE sql AS \
+                  'SELECT set_config(''Catalog.name'', ''1'', false)'",
+    );
+    let names = client.query(slackwater::session::pg::CATALOG_NAMES_SQL);
+    let names: Vec<_> = names.iter().filter_map(|row| row[0].as_deref()).collect();
+    assert!(names.contains(&"catalog.name"), "{names:?}");
+    let sql = "SET Myapp.\"user\" TO '1'";
+    client.query(sql);
+    let hints = hints::scan(sql.as_bytes());
+    let ask: Vec<_> = hints.custom_names.iter().map(String::as_str).collect();
+    let snapshot = client.probe(&ask).snapshot;
+    assert_eq!(&*snapshot.state().custom[0].value, "1");
+}
+
+/// Not a check: prints what a probe and a restore cost.
+#[test]
+#[ignore = "a measurement: cargo test --release --test session_state costs -- --ignored --nocapture"]
+#[expect(clippy::print_stderr, reason = "a measurement prints")]
+fn costs() {
+    let server = Server::shared();
+    let time = |label: &str, n: usize, mut run: Box<dyn FnMut() -> Duration>| {
+        let mut took: Vec<_> = (0..n).map(|_| run().as_micros()).collect();
+        took.sort_unstable();
+        eprintln!("{label:34} min {:6} median {:6} us", took[0], took[n / 2]);
+    };
+    let mut plain = server.app();
+    time(
+        "SELECT 1",
+        2000,
+        Box::new(move || {
+            let started = tokio_now();
+            plain.query("SELECT 1");
+            started.elapsed()
+        }),
+    );
+    let mut plain = server.app();
+    time(
+        "probe, plain session",
+        2000,
+        Box::new(move || {
+            let started = tokio_now();
+            plain.probe(&[]);
+            started.elapsed()
+        }),
+    );
+    let mut full = server.app();
+    furnish(&mut full);
+    let snapshot = full.probe(&CUSTOM).snapshot;
+    let bytes = full.put_probe(&CUSTOM, None).0.len();
+    eprintln!("probe request: {bytes} bytes");
+    time(
+        "probe, 30 settings, 5 statements",
+        2000,
+        Box::new(move || {
+            let started = tokio_now();
+            full.probe(&CUSTOM);
+            started.elapsed()
+        }),
+    );
+    let from = server.app();
+    time(
+        "connect alone",
+        200,
+        Box::new(move || {
+            let started = tokio_now();
+            from.again();
+            started.elapsed()
+        }),
+    );
+    let from = server.app();
+    time(
+        "probe on a fresh connection",
+        200,
+        Box::new(move || {
+            let mut new = from.again();
+            let started = tokio_now();
+            new.probe(&[]);
+            started.elapsed()
+        }),
+    );
+    let from = server.app();
+    time(
+        "restore and verify, fresh",
+        200,
+        Box::new(move || {
+            let mut new = from.again();
+            let started = tokio_now();
+            let (_, probe) = new.restore(&snapshot, &BTreeSet::new()).unwrap();
+            verify(&snapshot, &probe, &BTreeSet::new()).unwrap();
+            started.elapsed()
+        }),
+    );
+    let texts = [
+        "SELECT abalance FROM pgbench_accounts WHERE aid = $1",
+        "UPDATE accounts SET balance = balance + 1 WHERE owner_id = $1 AND branch = 'north' RETURNING id, balance, owner_id, created_at, updated_at",
+    ];
+    for text in texts {
+        let started = tokio_now();
+        let mut found = 0;
+        for _ in 0..100_000 {
+            found += hints::scan(std::hint::black_box(text.as_bytes()))
+                .custom_names
+                .len();
+        }
+        eprintln!(
+            "scan of {} bytes: {} ns ({found})",
+            text.len(),
+            started.elapsed().as_nanos() / 100_000
+        );
+    }
+}
