@@ -35,14 +35,16 @@ impl Load {
         let (mode, clients) = (mode.to_owned(), clients.to_string());
         let thread = std::thread::spawn(move || {
             let mut transactions = 0;
-            while !asked.load(Ordering::Relaxed) {
+            loop {
                 let arguments = [
                     "-n", "-M", &mode, "-c", &clients, "-j", "2", "-T", "4", "-s", SCALE, "-b",
                     "select-only@3", "-b", "tpcb-like@1",
                 ];
                 transactions += check(&run(port, &arguments)?)?;
+                if asked.load(Ordering::Relaxed) {
+                    return Ok(transactions);
+                }
             }
-            Ok(transactions)
         });
         Self { stop, thread }
     }

@@ -135,11 +135,6 @@ impl Proxy {
         self.port.number
     }
 
-    /// The program's process number.
-    pub(crate) fn process(&self) -> u32 {
-        self.child.id()
-    }
-
     /// The certificate of the CA that the proxy made for itself.
     pub(crate) fn ca(&self) -> PathBuf {
         self.dir.path().join("state/tls/ca.crt")

@@ -383,17 +383,6 @@ impl Client {
         self.value("select pg_backend_pid()").parse().unwrap()
     }
 
-    /// Whether the other side has ended the connection, or sends something, within `limit`.
-    pub(crate) fn hears_within(&mut self, limit: Duration) -> bool {
-        self.stream.set_read_timeout(Some(limit)).unwrap();
-        let heard = match self.fill() {
-            Ok(()) => true,
-            Err(e) => e.kind() != ErrorKind::TimedOut,
-        };
-        self.stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
-        heard
-    }
-
     /// Sends a CancelRequest with this client's key over a connection of its own.
     pub(crate) fn cancel(&self) {
         let mut packet = (12 + self.secret.len() as u32).to_be_bytes().to_vec();
