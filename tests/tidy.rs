@@ -117,11 +117,31 @@ fn tests_explain_themselves() {
 fn the_check_finds_what_it_is_for() {
     for (name, text, fault) in [
         ("wire/a.rs", "fn a() {}", "no module comment"),
-        ("wire/a.rs", "//! A.\nuse crate::scale::X;", "may not import scale"),
-        ("session/a.rs", "//! A.\nuse crate::{wire::A, provider::B};", "may not import provider"),
-        ("net/a.rs", "//! A.\nuse crate::scale::X;", "may not import scale"),
-        ("api/a.rs", "//! A.\nuse crate::config::X;", "may not import config"),
-        ("auth/a.rs", "//! A.\nuse std::fs::read;", "pure file names std::fs"),
+        (
+            "wire/a.rs",
+            "//! A.\nuse crate::scale::X;",
+            "may not import scale",
+        ),
+        (
+            "session/a.rs",
+            "//! A.\nuse crate::{wire::A, provider::B};",
+            "may not import provider",
+        ),
+        (
+            "net/a.rs",
+            "//! A.\nuse crate::scale::X;",
+            "may not import scale",
+        ),
+        (
+            "api/a.rs",
+            "//! A.\nuse crate::config::X;",
+            "may not import config",
+        ),
+        (
+            "auth/a.rs",
+            "//! A.\nuse std::fs::read;",
+            "pure file names std::fs",
+        ),
     ] {
         let mut faults = Vec::new();
         check(name, text, &mut faults);

@@ -47,13 +47,20 @@ fn ledger_knows_what_it_was_never_told() {
     for _ in 0..5 {
         let before = ledger.written();
         wait_until("rows are written", SOON, || ledger.written() > before + 100);
-        server.run(&["select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'"]);
+        server
+            .run(&["select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'"]);
     }
     let before = ledger.written();
-    wait_until("clients come back", SOON, || ledger.written() > before + 100);
+    wait_until("clients come back", SOON, || {
+        ledger.written() > before + 100
+    });
     let told = ledger.stop();
     assert!(!told.errors.is_empty(), "ended connections are errors");
-    assert!(told.faults(&server.admin()).is_empty(), "{:?}", told.faults(&server.admin()));
+    assert!(
+        told.faults(&server.admin()).is_empty(),
+        "{:?}",
+        told.faults(&server.admin())
+    );
 }
 
 #[test]
@@ -65,7 +72,8 @@ fn pgbench_counts_and_complains() {
     let load = Load::start(server.port(), "simple", 4);
     wait_until("the load is there", SOON, || {
         let mut client = Client::connect(&server.admin()).unwrap();
-        client.value("select count(*) from pg_stat_activity where application_name = 'pgbench'") == "4"
+        client.value("select count(*) from pg_stat_activity where application_name = 'pgbench'")
+            == "4"
     });
     server.stop();
     wait_until("the load notices", SOON, || load.is_over());

@@ -10,15 +10,23 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-const FRESH_TABLE: &[&str] =
-    &["drop table if exists t", "create table t (a int)", "grant all on t to app"];
+const FRESH_TABLE: &[&str] = &[
+    "drop table if exists t",
+    "create table t (a int)",
+    "grant all on t to app",
+];
 
 fn scripts() -> Vec<(String, String)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/live/scripts");
     let mut out: Vec<_> = fs::read_dir(dir)
         .unwrap()
         .map(|e| e.unwrap().path())
-        .map(|p| (p.file_stem().unwrap().to_string_lossy().into_owned(), fs::read_to_string(&p).unwrap()))
+        .map(|p| {
+            (
+                p.file_stem().unwrap().to_string_lossy().into_owned(),
+                fs::read_to_string(&p).unwrap(),
+            )
+        })
         .collect();
     out.sort();
     assert!(out.len() > 20, "the scripts are there");
@@ -26,13 +34,24 @@ fn scripts() -> Vec<(String, String)> {
 }
 
 /// What the client read, or what went wrong.
-fn attempt(server: &Postgres, client: &mut Client, text: &str, stage: &mut dyn Stage) -> Result<Vec<String>, String> {
+fn attempt(
+    server: &Postgres,
+    client: &mut Client,
+    text: &str,
+    stage: &mut dyn Stage,
+) -> Result<Vec<String>, String> {
     server.run(FRESH_TABLE);
     let result = catch_unwind(AssertUnwindSafe(|| script::run(text, client, stage)));
     match result {
         Ok(heard) => Ok(heard
             .iter()
-            .map(|m| format!("{} {}", m.label(), String::from_utf8_lossy(&m.body).escape_debug()))
+            .map(|m| {
+                format!(
+                    "{} {}",
+                    m.label(),
+                    String::from_utf8_lossy(&m.body).escape_debug()
+                )
+            })
             .collect()),
         Err(said) => Err(said
             .downcast_ref::<String>()
@@ -61,7 +80,10 @@ fn ms10_at_rest_traps_read_the_same_through_events() {
     let proxy = Proxy::on(&server);
     let only = std::env::var("SLACKWATER_TEST_SCRIPT").unwrap_or_default();
     let mut faults = Vec::new();
-    for (name, text) in scripts().into_iter().filter(|(name, _)| name.contains(&only)) {
+    for (name, text) in scripts()
+        .into_iter()
+        .filter(|(name, _)| name.contains(&only))
+    {
         let mut client = Client::connect(&server.app()).unwrap();
         let direct = attempt(&server, &mut client, &text, &mut Direct);
         client.close();
@@ -76,19 +98,33 @@ fn ms10_at_rest_traps_read_the_same_through_events() {
                 }
             }
             (Ok(direct), Ok(through)) => {
-                let at = direct.iter().zip(&through).position(|(a, b)| a != b).unwrap_or_default();
+                let at = direct
+                    .iter()
+                    .zip(&through)
+                    .position(|(a, b)| a != b)
+                    .unwrap_or_default();
                 let (want, got) = (direct.get(at), through.get(at));
-                faults.push(format!("{name}: answer {at}: direct {want:?}, through the proxy {got:?}"));
+                faults.push(format!(
+                    "{name}: answer {at}: direct {want:?}, through the proxy {got:?}"
+                ));
             }
             (direct, through) => {
-                let text = format!("{name}: direct {:?}, through the proxy {:?}", direct.err(), through.err());
+                let text = format!(
+                    "{name}: direct {:?}, through the proxy {:?}",
+                    direct.err(),
+                    through.err()
+                );
                 faults.push(text);
             }
         }
         // A script that failed must not leave its session in the way of the next.
         client.close();
-        wait_until("the session is gone", SOON, || proxy.admin().session(&name).is_none());
-        wait_until("no event is left", SOON, || proxy.admin().cluster()["event"].is_null());
+        wait_until("the session is gone", SOON, || {
+            proxy.admin().session(&name).is_none()
+        });
+        wait_until("no event is left", SOON, || {
+            proxy.admin().cluster()["event"].is_null()
+        });
     }
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
@@ -99,21 +135,36 @@ fn ms10_request_held_for_a_client_that_left_is_never_sent() {
     server.run(FRESH_TABLE);
     let proxy = Proxy::on(&server);
     let admin = proxy.admin();
-    let (mut simple, mut extended, mut stays) =
-        (proxy.client("simple"), proxy.client("extended"), proxy.client("stays"));
+    let (mut simple, mut extended, mut stays) = (
+        proxy.client("simple"),
+        proxy.client("extended"),
+        proxy.client("stays"),
+    );
     for client in [&mut simple, &mut extended, &mut stays] {
         client.run("select 1");
     }
     admin.act("hold");
-    wait_until("the cluster holds", SOON, || admin.cluster()["state"] == "holding");
+    wait_until("the cluster holds", SOON, || {
+        admin.cluster()["state"] == "holding"
+    });
     simple.start("insert into t values (1)").unwrap();
-    let bytes = [parse("", "insert into t values (2)"), bind("", "", &[]), execute("", 0), sync()].concat();
+    let bytes = [
+        parse("", "insert into t values (2)"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ]
+    .concat();
     extended.send(&bytes).unwrap();
     stays.start("insert into t values (3)").unwrap();
-    wait_until("all three are held", SOON, || admin.sessions_count("held") == 3);
+    wait_until("all three are held", SOON, || {
+        admin.sessions_count("held") == 3
+    });
     simple.hang_up();
     extended.hang_up();
-    wait_until("the proxy has noticed", SOON, || admin.cluster()["clients"] == 1);
+    wait_until("the proxy has noticed", SOON, || {
+        admin.cluster()["clients"] == 1
+    });
     admin.act("release");
     stays.finish().expect("the client that stayed is answered");
     assert_eq!(stays.value("select string_agg(a::text, ',') from t"), "3");
@@ -129,7 +180,9 @@ fn ms10_cancel_of_a_held_request_is_answered_at_once() {
     client.run("select 1");
     other.run("select 1");
     admin.act("hold");
-    wait_until("the cluster holds", SOON, || admin.cluster()["state"] == "holding");
+    wait_until("the cluster holds", SOON, || {
+        admin.cluster()["state"] == "holding"
+    });
     // Nothing waits: a cancel does nothing.
     client.cancel();
     client.start("insert into t values (1)").unwrap();
@@ -137,15 +190,23 @@ fn ms10_cancel_of_a_held_request_is_answered_at_once() {
     wait_until("both are held", SOON, || admin.sessions_count("held") == 2);
     client.cancel();
     let error = client.finish().expect_err("it was canceled").server();
-    assert_eq!((error.severity.as_str(), error.code.as_str()), ("ERROR", "57014"));
+    assert_eq!(
+        (error.severity.as_str(), error.code.as_str()),
+        ("ERROR", "57014")
+    );
     // The session lives on: its next request is held as well, then served.
     client.start("insert into t values (3)").unwrap();
-    wait_until("the next is held", SOON, || admin.sessions_count("held") == 2);
+    wait_until("the next is held", SOON, || {
+        admin.sessions_count("held") == 2
+    });
     // The first held request of a pipeline goes up to its Sync, the rest stays.
     admin.act("release");
     client.finish().expect("served after the release");
     other.finish().expect("the other was never touched");
-    assert_eq!(client.value("select string_agg(a::text, ',' order by a) from t"), "2,3");
+    assert_eq!(
+        client.value("select string_agg(a::text, ',' order by a) from t"),
+        "2,3"
+    );
 }
 
 #[test]
@@ -157,7 +218,9 @@ fn ms10_cancel_of_a_held_pipeline_takes_its_first_part_only() {
     let mut client = proxy.client("pipeline");
     client.run("select 1");
     admin.act("hold");
-    wait_until("the cluster holds", SOON, || admin.cluster()["state"] == "holding");
+    wait_until("the cluster holds", SOON, || {
+        admin.cluster()["state"] == "holding"
+    });
     let mut bytes = Vec::new();
     for n in ["1", "2"] {
         bytes.extend(parse("", "insert into t values ($1)"));
@@ -168,7 +231,10 @@ fn ms10_cancel_of_a_held_pipeline_takes_its_first_part_only() {
     client.send(&bytes).unwrap();
     wait_until("it is held", SOON, || admin.sessions_count("held") == 1);
     client.cancel();
-    let error = client.finish().expect_err("the first part was canceled").server();
+    let error = client
+        .finish()
+        .expect_err("the first part was canceled")
+        .server();
     assert_eq!(error.code, "57014");
     admin.act("release");
     client.finish().expect("the second part is served");
@@ -207,9 +273,15 @@ fn ms10_a_client_that_leaves_in_mid_statement_leaves_nothing_behind() {
     client.start("select pg_sleep(600)").unwrap();
     let mut count = |sql: &str| watcher.value(sql);
     wait_until("the statement runs", SOON, || {
-        count("select count(*) from pg_stat_activity where query like '%pg_sleep(600)' and state = 'active'") == "1"
+        count(
+            "select count(*) from pg_stat_activity where query like '%pg_sleep(600)' and state = 'active'",
+        ) == "1"
     });
     client.hang_up();
-    wait_until("its lock is free", SOON, || count("select count(*) from pg_locks where locktype = 'advisory'") == "0");
-    wait_until("it is not counted any more", SOON, || proxy.admin().session("leaves").is_none());
+    wait_until("its lock is free", SOON, || {
+        count("select count(*) from pg_locks where locktype = 'advisory'") == "0"
+    });
+    wait_until("it is not counted any more", SOON, || {
+        proxy.admin().session("leaves").is_none()
+    });
 }

@@ -25,22 +25,54 @@ const GOOD: &str = "state_dir = \"STATE\"\n\
 fn check(text: &str) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("proxy.toml");
-    fs::write(&file, text.replace("STATE", &dir.path().join("state").display().to_string())).unwrap();
-    Command::new(program()).args(["check", "--config"]).arg(&file).output().unwrap()
+    fs::write(
+        &file,
+        text.replace("STATE", &dir.path().join("state").display().to_string()),
+    )
+    .unwrap();
+    Command::new(program())
+        .args(["check", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap()
 }
 
 #[test]
 fn ms11_bad_configuration_names_key_and_line() {
     // Faults of the text itself: `check` may say more about a server that is not there, never less.
     let cases: &[(&str, &str, &[&str])] = &[
-        ("engine = \"postgres\"", "engine = \"postgras\"", &["postgras", "line 5"]),
-        ("kind = \"static\"", "kind = \"static\"\nkindly = 1", &["kindly", "line 14"]),
+        (
+            "engine = \"postgres\"",
+            "engine = \"postgras\"",
+            &["postgras", "line 5"],
+        ),
+        (
+            "kind = \"static\"",
+            "kind = \"static\"\nkindly = 1",
+            &["kindly", "line 14"],
+        ),
         ("min = 2", "min = \"two\"", &["min", "line 10"]),
         ("max = 4", "max = 1", &["max", "min"]),
-        ("[listen.postgres]", "[listen.postgras]", &["postgras", "line 2"]),
-        ("address = [\"127.0.0.1:5432\"]", "address = [\"127.0.0.1:5432x\"]", &["5432x"]),
-        ("kind = \"static\"", "kind = \"kubernetes\"", &["kubernetes"]),
-        ("max = 4", "max = 4\nauto_pause_after = \"5 parsecs\"", &["auto_pause_after", "parsecs"]),
+        (
+            "[listen.postgres]",
+            "[listen.postgras]",
+            &["postgras", "line 2"],
+        ),
+        (
+            "address = [\"127.0.0.1:5432\"]",
+            "address = [\"127.0.0.1:5432x\"]",
+            &["5432x"],
+        ),
+        (
+            "kind = \"static\"",
+            "kind = \"kubernetes\"",
+            &["kubernetes"],
+        ),
+        (
+            "max = 4",
+            "max = 4\nauto_pause_after = \"5 parsecs\"",
+            &["auto_pause_after", "parsecs"],
+        ),
         ("min = 2\n", "min = 0\n", &["min"]),
         ("service_user = \"slackwater\"\n", "", &["service_user"]),
     ];
@@ -70,7 +102,10 @@ fn ms11_check_accepts_a_good_configuration_with_its_server() {
 
 #[test]
 fn ms11_missing_file_is_named() {
-    let output = Command::new(program()).args(["serve", "--config", "/nonexistent/p.toml"]).output().unwrap();
+    let output = Command::new(program())
+        .args(["serve", "--config", "/nonexistent/p.toml"])
+        .output()
+        .unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("/nonexistent/p.toml"), "{said}");
@@ -81,10 +116,27 @@ fn ms11_wrong_password_and_unknown_user_read_like_postgresql() {
     let server = Postgres::start(&[]);
     let proxy = Proxy::on(&server);
     for (user, password) in [(APP.0, "wrong"), ("nobody_here", "x"), ("helper", "x")] {
-        let error = Client::connect(&Target::new(proxy.port(), (user, password), "app")).unwrap_err().server();
-        let told = (error.severity, error.code, error.message, error.detail, error.hint);
+        let error = Client::connect(&Target::new(proxy.port(), (user, password), "app"))
+            .unwrap_err()
+            .server();
+        let told = (
+            error.severity,
+            error.code,
+            error.message,
+            error.detail,
+            error.hint,
+        );
         let wanted = format!("password authentication failed for user \"{user}\"");
-        assert_eq!(told, ("FATAL".into(), "28P01".into(), wanted, String::new(), String::new()));
+        assert_eq!(
+            told,
+            (
+                "FATAL".into(),
+                "28P01".into(),
+                wanted,
+                String::new(),
+                String::new()
+            )
+        );
     }
     Client::connect(&proxy.app()).expect("the right password goes in");
 }
@@ -104,8 +156,12 @@ fn ms11_errors_at_log_in_are_the_servers_own_words() {
         (("gone", "g"), "app", "28P01"),
         (APP, "closed", "55000"),
     ] {
-        let direct = Client::connect(&Target::new(server.port(), user, database)).unwrap_err().server();
-        let through = Client::connect(&Target::new(proxy.port(), user, database)).unwrap_err().server();
+        let direct = Client::connect(&Target::new(server.port(), user, database))
+            .unwrap_err()
+            .server();
+        let through = Client::connect(&Target::new(proxy.port(), user, database))
+            .unwrap_err()
+            .server();
         assert_eq!(direct.code, code);
         assert_eq!(through, direct);
     }
@@ -115,16 +171,24 @@ fn ms11_errors_at_log_in_are_the_servers_own_words() {
 fn ms11_dead_server_is_named() {
     let nobody = Port::take();
     let address = format!("127.0.0.1:{}", nobody.number);
-    let options = Options { limits: "login_timeout = \"1s\"".to_owned(), ..Options::default() };
+    let options = Options {
+        limits: "login_timeout = \"1s\"".to_owned(),
+        ..Options::default()
+    };
     let proxy = Proxy::unready(&address, &options);
     proxy.wait_alive();
     let (status, _) = proxy.admin().get_text("/readyz").expect("readyz answers");
     assert_eq!(status, 503, "not ready without a server");
     let error = Client::connect(&proxy.app()).unwrap_err().server();
     assert_eq!(error.severity, "FATAL");
-    assert!(error.code.starts_with("08") || error.code == "57P03", "{error:?}");
+    assert!(
+        error.code.starts_with("08") || error.code == "57P03",
+        "{error:?}"
+    );
     // The client need not know where the server is; whoever runs the proxy does.
-    wait_until("the log names the server", SOON, || proxy.log().contains(&address));
+    wait_until("the log names the server", SOON, || {
+        proxy.log().contains(&address)
+    });
 }
 
 #[test]
@@ -133,9 +197,16 @@ fn ms11_server_that_starts_is_waited_for() {
     let proxy = Proxy::on(&server);
     server.stop();
     let target = proxy.app();
-    let waits = std::thread::spawn(move || Client::connect(&target).map(|mut c| c.value("select 1")));
+    let waits =
+        std::thread::spawn(move || Client::connect(&target).map(|mut c| c.value("select 1")));
     server.boot();
-    assert_eq!(waits.join().unwrap().expect("served once the server is back"), "1");
+    assert_eq!(
+        waits
+            .join()
+            .unwrap()
+            .expect("served once the server is back"),
+        "1"
+    );
 }
 
 #[test]
@@ -149,7 +220,10 @@ fn ms11_full_pool_names_the_limit() {
     let proxy = Proxy::with(&server, &options);
     let mut first = proxy.client("first");
     first.run("begin");
-    let error = Client::connect(&proxy.named("second")).and_then(|mut c| c.query("select 1")).unwrap_err().server();
+    let error = Client::connect(&proxy.named("second"))
+        .and_then(|mut c| c.query("select 1"))
+        .unwrap_err()
+        .server();
     assert_eq!(error.code, "53300", "{error:?}");
     assert!(error.text().contains("max_server_connections"), "{error:?}");
     first.run("commit");
@@ -159,10 +233,15 @@ fn ms11_full_pool_names_the_limit() {
 #[test]
 fn ms11_too_many_clients_names_the_limit() {
     let server = Postgres::start(&[]);
-    let options = Options { limits: "max_clients = 1".to_owned(), ..Options::default() };
+    let options = Options {
+        limits: "max_clients = 1".to_owned(),
+        ..Options::default()
+    };
     let proxy = Proxy::with(&server, &options);
     let _first = proxy.client("first");
-    let error = Client::connect(&proxy.named("second")).unwrap_err().server();
+    let error = Client::connect(&proxy.named("second"))
+        .unwrap_err()
+        .server();
     assert_eq!(error.code, "53300", "{error:?}");
     assert!(error.text().contains("max_clients"), "{error:?}");
 }
@@ -192,7 +271,11 @@ fn psql(proxy: &Proxy, host: &str, mode: &str, ca: &str) -> Output {
         proxy.port()
     );
     Command::new(binaries().join("psql"))
-        .args(["-XAtc", "select ssl from pg_stat_ssl where pid = pg_backend_pid()", &connect])
+        .args([
+            "-XAtc",
+            "select ssl from pg_stat_ssl where pid = pg_backend_pid()",
+            &connect,
+        ])
         .env("PGPASSWORD", APP.1)
         .output()
         .unwrap()
@@ -203,7 +286,14 @@ fn ms11_sslmodes_and_a_certificate_that_does_not_match() {
     let server = Postgres::start(&[]);
     let proxy = Proxy::on(&server);
     let ca = proxy.ca().display().to_string();
-    for mode in ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] {
+    for mode in [
+        "disable",
+        "allow",
+        "prefer",
+        "require",
+        "verify-ca",
+        "verify-full",
+    ] {
         let output = psql(&proxy, "localhost", mode, &ca);
         assert!(output.status.success(), "{mode}: {output:?}");
     }
@@ -214,8 +304,16 @@ fn ms11_sslmodes_and_a_certificate_that_does_not_match() {
     let other = dir.path().join("other.crt");
     let key = rcgen::generate_simple_self_signed(["other".to_owned()]).unwrap();
     fs::write(&other, key.cert.pem()).unwrap();
-    let output = psql(&proxy, "localhost", "verify-full", &other.display().to_string());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("certificate verify failed"), "{output:?}");
+    let output = psql(
+        &proxy,
+        "localhost",
+        "verify-full",
+        &other.display().to_string(),
+    );
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("certificate verify failed"),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -232,12 +330,17 @@ fn ms11_servers_certificate_that_does_not_match_is_named() {
     server.boot();
     let options = Options {
         limits: "login_timeout = \"1s\"".to_owned(),
-        provider: format!("server_tls = \"verify-full\"\nserver_ca = \"{}\"", certificate.display()),
+        provider: format!(
+            "server_tls = \"verify-full\"\nserver_ca = \"{}\"",
+            certificate.display()
+        ),
         ..Options::default()
     };
     let proxy = Proxy::unready(&server.address(), &options);
     proxy.wait_alive();
     let error = Client::connect(&proxy.app()).unwrap_err().server();
     assert_eq!(error.severity, "FATAL");
-    wait_until("the log says why", SOON, || proxy.log().to_lowercase().contains("certificate"));
+    wait_until("the log says why", SOON, || {
+        proxy.log().to_lowercase().contains("certificate")
+    });
 }

@@ -67,7 +67,9 @@ fn events_under_load(proxy: &Proxy, admin: &Target, mode: &str, proof: &str) {
     let mut last = witness.value(proof);
     for event in 1..=events() {
         let written = ledger.written();
-        wait_until("the ledger goes on", SOON, || ledger.written() > written + 50 || load.is_over());
+        wait_until("the ledger goes on", SOON, || {
+            ledger.written() > written + 50 || load.is_over()
+        });
         if load.is_over() {
             break;
         }
@@ -79,6 +81,11 @@ fn events_under_load(proxy: &Proxy, admin: &Target, mode: &str, proof: &str) {
     let transactions = load.stop();
     assert!(transactions > 0);
     ledger.stop().must_be_right(admin);
-    let completed = proxy.admin().metric("slackwater_scale_events_total", "completed");
-    assert!((completed - f64::from(events())).abs() < 0.5, "{completed} events were counted");
+    let completed = proxy
+        .admin()
+        .metric("slackwater_scale_events_total", "completed");
+    assert!(
+        (completed - f64::from(events())).abs() < 0.5,
+        "{completed} events were counted"
+    );
 }

@@ -19,7 +19,10 @@ const CLIENTS: u32 = 20;
 #[test]
 #[ignore = "a measurement: make bench"]
 fn ms3_stall_beside_the_servers_own_restart() {
-    let events = std::env::var("BENCH_EVENTS").ok().and_then(|v| v.parse().ok()).unwrap_or(50);
+    let events = std::env::var("BENCH_EVENTS")
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(50);
     // Two servers alike: one that the proxy restarts, one that is restarted by hand.
     let proxy = Proxy::local(&Options::default());
     let admin = Target::new(proxy.port(), ADMIN, "app");
@@ -62,7 +65,10 @@ fn restart_by_hand(server: &mut Postgres) -> Duration {
     server.wait();
     server.spawn();
     let end = at + SERVER;
-    while Client::connect(&admin).and_then(|mut c| c.query("select 1")).is_err() {
+    while Client::connect(&admin)
+        .and_then(|mut c| c.query("select 1"))
+        .is_err()
+    {
         assert!(Instant::now() < end, "the server did not come back");
         std::thread::park_timeout(Duration::from_millis(2));
     }
@@ -76,7 +82,9 @@ fn warm(ledger: &Ledger) {
 }
 
 fn checkpoint(admin: &Target) {
-    Client::connect(admin).expect("the superuser may log in").run("checkpoint");
+    Client::connect(admin)
+        .expect("the superuser may log in")
+        .run("checkpoint");
 }
 
 fn report(mut through: Vec<Duration>, mut own: Vec<Duration>) {
@@ -100,6 +108,8 @@ fn report(mut through: Vec<Duration>, mut own: Vec<Duration>) {
         "\n| {CLIENTS} clients, ms | events | median | p90 | max |\n|---|---|---|---|---|\n\
          {first}\n{second}\n\nratio of the medians: {ratio:.2} (wanted: at most 1.5)\n"
     );
-    std::io::stdout().write_all(text.as_bytes()).expect("standard output takes the report");
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .expect("standard output takes the report");
     assert!(ratio.is_finite(), "both were measured");
 }

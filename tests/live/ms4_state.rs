@@ -69,7 +69,11 @@ fn prepare(server: &Postgres) {
 
 fn fill(client: &mut Client) {
     for (name, value) in SETTINGS.iter().filter(|(n, _)| *n != "search_path") {
-        let name = name.split('.').map(|p| format!("\"{p}\"")).collect::<Vec<_>>().join(".");
+        let name = name
+            .split('.')
+            .map(|p| format!("\"{p}\""))
+            .collect::<Vec<_>>()
+            .join(".");
         client.run(&format!("set {name} = e'{}'", value.replace('\\', "\\\\")));
     }
     client.run("set search_path = app_schema, \"Odd, Name\", public");
@@ -96,10 +100,25 @@ fn use_statements(client: &mut Client, round: u32) {
         ("wire_two", vec!["snow"], 1),
         ("Wire \"Three\"", vec![id.as_str(), "more"], 0),
     ] {
-        client.send(&[bind("", name, &values), execute("", 0), sync()].concat()).unwrap();
-        let answer = client.finish().unwrap_or_else(|e| panic!("{name} in round {round}: {e}"));
+        client
+            .send(&[bind("", name, &values), execute("", 0), sync()].concat())
+            .unwrap();
+        let answer = client
+            .finish()
+            .unwrap_or_else(|e| panic!("{name} in round {round}: {e}"));
         assert_eq!(answer.len(), rows, "{name}");
     }
+}
+
+#[test]
+fn ms4_state_is_right_about_postgresql() {
+    let server = Postgres::start(&[]);
+    prepare(&server);
+    let mut client = Client::connect(&server.app()).unwrap();
+    fill(&mut client);
+    let before = dump(&mut client);
+    use_statements(&mut client, 0);
+    assert_eq!(dump(&mut client), before);
 }
 
 #[test]
@@ -111,12 +130,20 @@ fn ms4_much_state_goes_through_swaps() {
         ..Options::default()
     };
     let proxy = Proxy::with(&server, &options);
-    let target = proxy.app().with("options", "-c geqo=off -c my_start.up=given").with("DateStyle", "ISO, YMD");
+    let target = proxy
+        .app()
+        .with("options", "-c geqo=off -c my_start.up=given")
+        .with("DateStyle", "ISO, YMD");
     let mut client = Client::connect(&target).unwrap_or_else(|e| panic!("{e}"));
     fill(&mut client);
     let before = dump(&mut client);
     assert!(before[0].len() >= 28, "settings are set: {:?}", before[0]);
-    assert_eq!(before[1].len(), 5, "statements are prepared: {:?}", before[1]);
+    assert_eq!(
+        before[1].len(),
+        5,
+        "statements are prepared: {:?}",
+        before[1]
+    );
     let mut told = client.parameters.clone();
     told.sort();
     for round in 0..sized(5, 20) {
@@ -153,7 +180,10 @@ fn ms4_client_encodings_by_set_and_by_start_up() {
         client.start("select 'é'").unwrap();
         // Two bytes in, since the text above is UTF-8: each counts as a character of the client's encoding.
         assert_eq!(client.finish().unwrap().len(), 1);
-        assert_eq!(client.value("select octet_length(convert_to('é', 'UTF8'))"), "4");
+        assert_eq!(
+            client.value("select octet_length(convert_to('é', 'UTF8'))"),
+            "4"
+        );
     };
     for _ in 0..3 {
         check(&mut by_start, "LATIN1");
@@ -192,6 +222,13 @@ fn ms4_role_and_database_settings_changed_in_between() {
     assert_ne!(client.server_process(), process);
     assert_eq!(values(&mut client), before, "the session keeps what it had");
     let mut fresh = proxy.client("fresh");
-    let expected: Vec<_> = ["8MB", "4", "44s"].iter().map(|v| Some((*v).to_owned())).collect();
-    assert_eq!(values(&mut fresh), vec![expected], "a new session gets the new ones");
+    let expected: Vec<_> = ["8MB", "4", "44s"]
+        .iter()
+        .map(|v| Some((*v).to_owned()))
+        .collect();
+    assert_eq!(
+        values(&mut fresh),
+        vec![expected],
+        "a new session gets the new ones"
+    );
 }

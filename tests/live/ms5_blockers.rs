@@ -36,29 +36,95 @@ const fn case(
     enter: &'static [&'static str],
     leave: &'static [&'static str],
 ) -> Case {
-    Case { name, kind, user: APP, enter, leave }
+    Case {
+        name,
+        kind,
+        user: APP,
+        enter,
+        leave,
+    }
 }
 
 const CASES: &[Case] = &[
-    case("transaction", "transaction", &["begin", "insert into t values (1)"], &["commit"]),
-    case("lock", "advisory_lock", &["select pg_advisory_lock(42)"], &["select pg_advisory_unlock(42)"]),
-    case("lock_shared", "advisory_lock", &["select pg_advisory_lock_shared(43)"], &["select pg_advisory_unlock_all()"]),
+    case(
+        "transaction",
+        "transaction",
+        &["begin", "insert into t values (1)"],
+        &["commit"],
+    ),
+    case(
+        "lock",
+        "advisory_lock",
+        &["select pg_advisory_lock(42)"],
+        &["select pg_advisory_unlock(42)"],
+    ),
+    case(
+        "lock_shared",
+        "advisory_lock",
+        &["select pg_advisory_lock_shared(43)"],
+        &["select pg_advisory_unlock_all()"],
+    ),
     case(
         "lock_rolled_back",
         "advisory_lock",
         &["begin", "select pg_advisory_lock(44)", "rollback"],
         &["select pg_advisory_unlock(44)"],
     ),
-    case("lock_in_function", "advisory_lock", &["select lock_it()"], &["select pg_advisory_unlock(4, 2)"]),
-    case("temp_table", "temp_table", &["create temp table tt (a int)"], &["drop table tt"]),
-    case("temp_view", "temp_table", &["create temp view tv as select 1"], &["discard temp"]),
-    case("temp_sequence", "temp_table", &["create temp sequence ts"], &["drop sequence ts"]),
-    case("temp_in_function", "temp_table", &["select temp_it()"], &["discard temp"]),
-    case("select_into_temp", "temp_table", &["select 1 as a into temp tt"], &["drop table tt"]),
+    case(
+        "lock_in_function",
+        "advisory_lock",
+        &["select lock_it()"],
+        &["select pg_advisory_unlock(4, 2)"],
+    ),
+    case(
+        "temp_table",
+        "temp_table",
+        &["create temp table tt (a int)"],
+        &["drop table tt"],
+    ),
+    case(
+        "temp_view",
+        "temp_table",
+        &["create temp view tv as select 1"],
+        &["discard temp"],
+    ),
+    case(
+        "temp_sequence",
+        "temp_table",
+        &["create temp sequence ts"],
+        &["drop sequence ts"],
+    ),
+    case(
+        "temp_in_function",
+        "temp_table",
+        &["select temp_it()"],
+        &["discard temp"],
+    ),
+    case(
+        "select_into_temp",
+        "temp_table",
+        &["select 1 as a into temp tt"],
+        &["drop table tt"],
+    ),
     case("listen", "listen", &["listen chan"], &["unlisten chan"]),
-    case("listen_in_function", "listen", &["select listen_it()"], &["unlisten *"]),
-    case("hold_cursor", "hold_cursor", &["declare hc cursor with hold for select 1"], &["close hc"]),
-    case("hold_cursor_in_function", "hold_cursor", &["select hold_it()"], &["close all"]),
+    case(
+        "listen_in_function",
+        "listen",
+        &["select listen_it()"],
+        &["unlisten *"],
+    ),
+    case(
+        "hold_cursor",
+        "hold_cursor",
+        &["declare hc cursor with hold for select 1"],
+        &["close hc"],
+    ),
+    case(
+        "hold_cursor_in_function",
+        "hold_cursor",
+        &["select hold_it()"],
+        &["close all"],
+    ),
     Case {
         name: "replication_slot",
         kind: "replication_slot",
@@ -91,21 +157,47 @@ fn connect(proxy: &Proxy, user: (&str, &str), name: &str) -> Client {
 fn named(admin: &Admin, event: u64, session: &str, kind: &str) {
     wait_until(&format!("{session} is named as {kind}"), SOON, || {
         let state = admin.event(event);
-        assert!(admin.outcome(event).is_none(), "{session}: the event must wait: {state:#}");
-        admin.blockers(session).iter().any(|b| {
-            b["kind"] == kind && b["age_seconds"].is_number() && b["detail"].is_string()
-        })
+        assert!(
+            admin.outcome(event).is_none(),
+            "{session}: the event must wait: {state:#}"
+        );
+        admin
+            .blockers(session)
+            .iter()
+            .any(|b| b["kind"] == kind && b["age_seconds"].is_number() && b["detail"].is_string())
     });
     let shown = admin.session(session).expect("the session is there");
     assert_eq!(shown["movable"], false, "{shown:#}");
     let blockers = shown["blockers"].as_array().expect("blockers are a list");
-    let blocker = blockers.iter().find(|b| b["kind"] == kind).expect("seen just now");
+    let blocker = blockers
+        .iter()
+        .find(|b| b["kind"] == kind)
+        .expect("seen just now");
     assert!(blocker.get("statement").is_some(), "{blocker:#}");
 }
 
 fn must_complete(admin: &Admin, event: u64, name: &str) {
     let state = admin.finished(event, EVENT);
-    assert_eq!(state["outcome"], "completed", "{name}: {state:#}\n{:#?}", admin.sessions());
+    assert_eq!(
+        state["outcome"],
+        "completed",
+        "{name}: {state:#}\n{:#?}",
+        admin.sessions()
+    );
+}
+
+#[test]
+fn ms5_cases_are_right_about_postgresql() {
+    let server = Postgres::start(&[]);
+    server.run(FUNCTIONS);
+    for case in CASES {
+        let target = Target::new(server.port(), case.user, "app");
+        let mut client = Client::connect(&target).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        for sql in case.enter.iter().chain(case.leave) {
+            client.run(sql);
+        }
+        client.close();
+    }
 }
 
 #[test]
@@ -126,7 +218,9 @@ fn ms5_every_kind_waits_is_named_and_lets_go() {
         must_complete(&admin, event, case.name);
         assert_ne!(client.server_process(), before, "{}: moved", case.name);
         client.close();
-        wait_until("the session is gone", SOON, || admin.session(case.name).is_none());
+        wait_until("the session is gone", SOON, || {
+            admin.session(case.name).is_none()
+        });
     }
 }
 
@@ -150,7 +244,9 @@ fn ms5_running_statement_and_copy_and_unnamed_statement() {
     client.until(b'G').unwrap();
     let event = admin.start_event(&json!({}));
     named(&admin, event, "copies", "copy");
-    client.send(&[message(b'd', b"1\n"), message(b'c', b"")].concat()).unwrap();
+    client
+        .send(&[message(b'd', b"1\n"), message(b'c', b"")].concat())
+        .unwrap();
     client.until_ready().unwrap();
     must_complete(&admin, event, "copy");
     client.close();
@@ -161,9 +257,13 @@ fn ms5_running_statement_and_copy_and_unnamed_statement() {
     client.until_ready().unwrap();
     let event = admin.start_event(&json!({}));
     named(&admin, event, "unnamed", "unnamed_statement");
-    client.send(&[bind("", "", &["1"]), execute("", 0), sync()].concat()).unwrap();
+    client
+        .send(&[bind("", "", &["1"]), execute("", 0), sync()].concat())
+        .unwrap();
     assert_eq!(client.finish().unwrap()[0][0].as_deref(), Some("70001"));
-    client.send(&[parse("", "select 1"), sync()].concat()).unwrap();
+    client
+        .send(&[parse("", "select 1"), sync()].concat())
+        .unwrap();
     client.until_ready().unwrap();
     must_complete(&admin, event, "unnamed");
 }
@@ -172,7 +272,10 @@ fn ms5_running_statement_and_copy_and_unnamed_statement() {
 fn ms5_session_that_is_probed_only_after_the_event_began() {
     let (_server, proxy) = start();
     let admin = proxy.admin();
-    for case in CASES.iter().filter(|c| c.user == APP && c.kind != "transaction") {
+    for case in CASES
+        .iter()
+        .filter(|c| c.user == APP && c.kind != "transaction")
+    {
         let mut first = connect(&proxy, APP, "first");
         first.run("begin");
         let mut late = connect(&proxy, APP, case.name);
@@ -198,8 +301,11 @@ fn ms5_session_that_is_probed_only_after_the_event_began() {
 fn ms5_timeout_rolls_back_and_disturbs_nobody() {
     let (_server, proxy) = start();
     let admin = proxy.admin();
-    let (mut blocking, mut resting, mut open) =
-        (proxy.client("blocking"), proxy.client("resting"), proxy.client("open"));
+    let (mut blocking, mut resting, mut open) = (
+        proxy.client("blocking"),
+        proxy.client("resting"),
+        proxy.client("open"),
+    );
     blocking.run("select pg_advisory_lock(7)");
     resting.run("set work_mem = '5MB'");
     open.run("begin");
@@ -209,10 +315,21 @@ fn ms5_timeout_rolls_back_and_disturbs_nobody() {
     named(&admin, event, "blocking", "advisory_lock");
     let state = admin.finished(event, EVENT);
     assert_eq!(state["outcome"], "rolled_back", "{state:#}");
-    assert!(!state["reason"].as_str().unwrap_or_default().is_empty(), "{state:#}");
+    assert!(
+        !state["reason"].as_str().unwrap_or_default().is_empty(),
+        "{state:#}"
+    );
     assert_eq!(admin.capacity(), capacity, "the capacity stays");
-    assert_eq!([blocking.server_process(), open.server_process()], processes);
-    assert_eq!(blocking.value("select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"), "1");
+    assert_eq!(
+        [blocking.server_process(), open.server_process()],
+        processes
+    );
+    assert_eq!(
+        blocking.value(
+            "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+        ),
+        "1"
+    );
     assert_eq!(resting.value("show work_mem"), "5MB");
     open.run("commit");
     blocking.run("select pg_advisory_unlock(7)");
@@ -225,7 +342,15 @@ fn ms5_command_says_rolled_back_by_its_exit_code() {
     let mut blocking = proxy.client("blocking");
     blocking.run("begin");
     let to = proxy.admin().other_capacity().to_string();
-    let output = proxy.command(&["scale", "shop", &to, "--timeout", "1s", "--rollback", "--wait"]);
+    let output = proxy.command(&[
+        "scale",
+        "shop",
+        &to,
+        "--timeout",
+        "1s",
+        "--rollback",
+        "--wait",
+    ]);
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     blocking.run("commit");
 }
@@ -246,8 +371,16 @@ fn ms5_force_ends_exactly_the_blocking_sessions() {
         assert_eq!(state["outcome"], "forced", "{}: {state:#}", case.name);
         let error = blocking.finish().expect_err("it was ended").server();
         assert_eq!(
-            (error.severity.as_str(), error.code.as_str(), error.message.as_str()),
-            ("FATAL", "57P01", "terminating connection due to serverless scale event timeout"),
+            (
+                error.severity.as_str(),
+                error.code.as_str(),
+                error.message.as_str()
+            ),
+            (
+                "FATAL",
+                "57P01",
+                "terminating connection due to serverless scale event timeout"
+            ),
             "{}",
             case.name
         );

@@ -32,7 +32,10 @@ fn ms6_local_a_long_transaction_keeps_nobody_waiting() {
 }
 
 fn options() -> Options {
-    Options { scaling: "max_hold = \"1s\"".to_owned(), ..Options::default() }
+    Options {
+        scaling: "max_hold = \"1s\"".to_owned(),
+        ..Options::default()
+    }
 }
 
 fn long_transaction(proxy: &Proxy, ledger_admin: &Target, cut_over: Duration) {
@@ -48,7 +51,11 @@ fn long_transaction(proxy: &Proxy, ledger_admin: &Target, cut_over: Duration) {
     // The transaction's length is what is tested: one statement that takes it.
     let seconds = sized(8, 60);
     long.run(&format!("select pg_sleep({seconds})"));
-    assert!(admin.outcome(event).is_none(), "the event waits: {:#}", admin.event(event));
+    assert!(
+        admin.outcome(event).is_none(),
+        "the event waits: {:#}",
+        admin.event(event)
+    );
     let searched = from.elapsed();
     let during = admin.event(event);
     let searching_until = Instant::now();
@@ -60,9 +67,18 @@ fn long_transaction(proxy: &Proxy, ledger_admin: &Target, cut_over: Duration) {
     let told = ledger.stop();
     told.must_be_right(ledger_admin);
     let search = told.longest(from, searching_until);
-    assert!(search <= MAX_HOLD + SLACK, "somebody waited {search:?} while the event searched");
+    assert!(
+        search <= MAX_HOLD + SLACK,
+        "somebody waited {search:?} while the event searched"
+    );
     let all = told.longest(from, to);
-    assert!(all <= MAX_HOLD + cut_over + SLACK, "somebody waited {all:?}");
+    assert!(
+        all <= MAX_HOLD + cut_over + SLACK,
+        "somebody waited {all:?}"
+    );
     let held = Duration::from_millis(during["held_total_ms"].as_u64().unwrap_or_default());
-    assert!(held <= searched / 20, "held {held:?} of {searched:?}: {during:#}");
+    assert!(
+        held <= searched / 20,
+        "held {held:?} of {searched:?}: {during:#}"
+    );
 }

@@ -28,7 +28,9 @@ fn ms7_idle_and_busy_sessions_within_the_limit_of_server_connections() {
     for _ in 0..2 {
         proxy.admin().swap();
         let written = ledger.written();
-        wait_until("the busy ones go on", SOON, || ledger.written() > written + 200);
+        wait_until("the busy ones go on", SOON, || {
+            ledger.written() > written + 200
+        });
         for (n, client) in idle.iter_mut().enumerate() {
             let value = client.value("select current_setting('app.number')");
             assert_eq!(value, n.to_string(), "each session kept its own state");
@@ -55,7 +57,10 @@ struct Watcher {
 
 impl Watcher {
     fn start(admin: Target) -> Self {
-        let (stop, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, most) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
         let (asked, seen) = (Arc::clone(&stop), Arc::clone(&most));
         let thread = std::thread::spawn(move || {
             let mut client = Client::connect(&admin).expect("the superuser may log in");
@@ -82,7 +87,10 @@ impl Watcher {
 #[test]
 fn ms7_a_waiting_client_gets_the_connection_that_the_longest_resting_session_gives_up() {
     let server = Postgres::start(&[]);
-    let options = Options { sessions: "max_server_connections = 2".to_owned(), ..Options::default() };
+    let options = Options {
+        sessions: "max_server_connections = 2".to_owned(),
+        ..Options::default()
+    };
     let proxy = Proxy::with(&server, &options);
     let mut clients: Vec<Client> = (0..6).map(|n| resting(&proxy, n)).collect();
     for round in 0..3 {

@@ -56,30 +56,41 @@ fn python(name: &str) {
 fn script(interpreter: PathBuf, name: &str) {
     let server = Postgres::start(&[]);
     let proxy = Proxy::on(&server);
-    let mut command = Command::new(&interpreter);
-    command
-        .arg(root().join("tests/drivers").join(name))
-        .env("NODE_PATH", root().join("target/drivers/node_modules"))
-        .env("PYTHONUNBUFFERED", "1")
-        .env("WORK_HOST", "localhost")
-        .env("WORK_PORT", proxy.port().to_string())
-        .env("WORK_USER", APP.0)
-        .env("WORK_PASSWORD", APP.1)
-        .env("WORK_DATABASE", "app")
-        .env("WORK_CA", proxy.ca())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let child = command
-        .spawn()
-        .unwrap_or_else(|e| panic!("{}: {e} (run `make setup`)", interpreter.display()));
-    let mut work = Work::new(child);
+    let mut work = Work::start(&interpreter, name, proxy.port(), &proxy.ca());
     work.next_server();
     for _ in 0..sized(5, 10) {
         proxy.admin().swap();
         work.next_server();
     }
     work.must_be_right();
+}
+
+#[test]
+fn ms8_scripts_are_right_about_postgresql() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = (dir.path().join("server.crt"), dir.path().join("server.key"));
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let mut server = Postgres::start(&[]);
+    server.stop();
+    server.turn_on_tls(&certificate, &key);
+    server.boot();
+    for name in [
+        "psycopg_sync.py",
+        "psycopg_async.py",
+        "psycopg_pipeline.py",
+        "asyncpg_work.py",
+        "node_work.js",
+    ] {
+        server.run(&["drop table if exists work", "drop type if exists mood"]);
+        let venv = root().join("target/drivers/venv/bin/python");
+        let node = name.ends_with(".js");
+        let interpreter = if node { PathBuf::from("node") } else { venv };
+        let mut work = Work::start(&interpreter, name, server.port(), &certificate);
+        work.next_server();
+        work.must_be_right();
+    }
 }
 
 /// A driver's script at work.
@@ -89,7 +100,22 @@ struct Work {
 }
 
 impl Work {
-    fn new(mut child: Child) -> Self {
+    fn start(interpreter: &Path, name: &str, port: u16, ca: &Path) -> Self {
+        let mut child = Command::new(interpreter)
+            .arg(root().join("tests/drivers").join(name))
+            .env("NODE_PATH", root().join("target/drivers/node_modules"))
+            .env("PYTHONUNBUFFERED", "1")
+            .env("WORK_HOST", "localhost")
+            .env("WORK_PORT", port.to_string())
+            .env("WORK_USER", APP.0)
+            .env("WORK_PASSWORD", APP.1)
+            .env("WORK_DATABASE", "app")
+            .env("WORK_CA", ca)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{}: {e} (run `make setup`)", interpreter.display()));
         let (sender, lines) = mpsc::sync_channel(1024);
         let output = child.stdout.take().expect("piped");
         std::thread::spawn(move || {
@@ -142,16 +168,35 @@ impl Drop for Work {
 fn ms8_tokio_postgres() {
     let server = Postgres::start(&[]);
     let proxy = Proxy::on(&server);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let ca = wait_for("the CA's certificate", SOON, || proxy.ca().exists().then(|| proxy.ca()));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let ca = wait_for("the CA's certificate", SOON, || {
+        proxy.ca().exists().then(|| proxy.ca())
+    });
     runtime.block_on(async {
         let mut config = tokio_postgres::Config::new();
-        config.host("localhost").port(proxy.port()).user(APP.0).password(APP.1).dbname("app");
+        config
+            .host("localhost")
+            .port(proxy.port())
+            .user(APP.0)
+            .password(APP.1)
+            .dbname("app");
         config.ssl_mode(tokio_postgres::config::SslMode::Require);
-        let (mut client, connection) = config.connect(Tls::new(&ca)).await.expect("logs in over TLS");
+        let (mut client, connection) = config
+            .connect(Tls::new(&ca))
+            .await
+            .expect("logs in over TLS");
         let connection = tokio::spawn(connection);
-        client.batch_execute("create table work (n int)").await.unwrap();
-        let insert = client.prepare("insert into work values ($1)").await.unwrap();
+        client
+            .batch_execute("create table work (n int)")
+            .await
+            .unwrap();
+        let insert = client
+            .prepare("insert into work values ($1)")
+            .await
+            .unwrap();
         let pid = client.prepare("select pg_backend_pid()").await.unwrap();
         let mut last = 0_i32;
         let mut written = 0_i32;
@@ -174,11 +219,19 @@ fn ms8_tokio_postgres() {
             assert_ne!(process, last, "another server process after each swap");
             last = process;
             let admin = proxy.admin();
-            tokio::task::spawn_blocking(move || admin.swap()).await.unwrap();
+            tokio::task::spawn_blocking(move || admin.swap())
+                .await
+                .unwrap();
         }
-        let row = client.query_one("select count(*), count(distinct n) from work", &[]).await.unwrap();
+        let row = client
+            .query_one("select count(*), count(distinct n) from work", &[])
+            .await
+            .unwrap();
         let wanted = i64::from(written);
-        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (wanted, wanted));
+        assert_eq!(
+            (row.get::<_, i64>(0), row.get::<_, i64>(1)),
+            (wanted, wanted)
+        );
         drop(client);
         connection.await.unwrap().expect("the connection ends well");
     });
@@ -194,10 +247,16 @@ struct Tls(Arc<ClientConfig>);
 impl Tls {
     fn new(ca: &Path) -> Self {
         let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(ca).expect("the CA's certificate is readable") {
+        for certificate in
+            CertificateDer::pem_file_iter(ca).expect("the CA's certificate is readable")
+        {
             roots.add(certificate.unwrap()).unwrap();
         }
-        Self(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
+        Self(Arc::new(
+            ClientConfig::builder()
+                .with_root_certificates(roots)
+                .with_no_client_auth(),
+        ))
     }
 }
 
@@ -207,7 +266,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for T
     type Error = tokio_rustls::rustls::pki_types::InvalidDnsNameError;
 
     fn make_tls_connect(&mut self, domain: &str) -> Result<Named, Self::Error> {
-        Ok(Named(TlsConnector::from(Arc::clone(&self.0)), ServerName::try_from(domain.to_owned())?))
+        Ok(Named(
+            TlsConnector::from(Arc::clone(&self.0)),
+            ServerName::try_from(domain.to_owned())?,
+        ))
     }
 }
 
@@ -237,13 +299,21 @@ where
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Secured<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Secured<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
 

@@ -24,7 +24,10 @@ impl Admin {
             .http_status_as_error(false)
             .timeout_global(Some(SOON))
             .build();
-        Self { base: format!("http://127.0.0.1:{port}"), agent: config.into() }
+        Self {
+            base: format!("http://127.0.0.1:{port}"),
+            agent: config.into(),
+        }
     }
 
     /// What `--admin` takes.
@@ -41,7 +44,9 @@ impl Admin {
 
     /// The JSON of a GET that must succeed.
     pub(crate) fn get(&self, path: &str) -> Value {
-        let (status, text) = self.get_text(path).unwrap_or_else(|| panic!("GET {path}: no answer"));
+        let (status, text) = self
+            .get_text(path)
+            .unwrap_or_else(|| panic!("GET {path}: no answer"));
         assert_eq!(status, 200, "GET {path}: {text}");
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("GET {path}: {e}: {text}"))
     }
@@ -65,7 +70,9 @@ impl Admin {
 
     /// The capacity that the cluster has now.
     pub(crate) fn capacity(&self) -> u64 {
-        self.cluster()["capacity"].as_u64().expect("capacity is a number")
+        self.cluster()["capacity"]
+            .as_u64()
+            .expect("capacity is a number")
     }
 
     /// The capacity of two that the cluster has not now.
@@ -75,7 +82,9 @@ impl Admin {
 
     /// A count below `sessions` of the cluster.
     pub(crate) fn sessions_count(&self, state: &str) -> u64 {
-        self.cluster()["sessions"][state].as_u64().unwrap_or_default()
+        self.cluster()["sessions"][state]
+            .as_u64()
+            .unwrap_or_default()
     }
 
     /// All sessions.
@@ -86,7 +95,9 @@ impl Admin {
 
     /// The session with this application name.
     pub(crate) fn session(&self, application: &str) -> Option<Value> {
-        self.sessions().into_iter().find(|s| s["application"] == application)
+        self.sessions()
+            .into_iter()
+            .find(|s| s["application"] == application)
     }
 
     /// The blockers of the session with this application name.
@@ -103,7 +114,9 @@ impl Admin {
         fields.extend(options.as_object().cloned().unwrap_or_default());
         let (status, event) = self.post(&format!("/v1/clusters/{CLUSTER}/capacity"), &body);
         assert_eq!(status, 202, "{event}");
-        event["id"].as_u64().unwrap_or_else(|| panic!("an event's id is a number: {event}"))
+        event["id"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("an event's id is a number: {event}"))
     }
 
     /// One event.
@@ -132,7 +145,12 @@ impl Admin {
     pub(crate) fn swap(&self) -> Value {
         let id = self.start_event(&json!({}));
         let event = self.finished(id, EVENT);
-        assert_eq!(event["outcome"], "completed", "{event:#}\nsessions: {:#?}", self.sessions());
+        assert_eq!(
+            event["outcome"],
+            "completed",
+            "{event:#}\nsessions: {:#?}",
+            self.sessions()
+        );
         event
     }
 

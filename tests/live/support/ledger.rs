@@ -80,9 +80,21 @@ impl Ledger {
         let mut client = Client::connect(admin).expect("the server takes its superuser");
         client.run(TABLE);
         client.run("grant all on ledger to public");
-        let first = client.value("select coalesce(max(client), 0) + 1 from ledger").parse().unwrap();
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let mut out = Self { stop, written, clients: Vec::new(), books: Vec::new(), first };
+        let first = client
+            .value("select coalesce(max(client), 0) + 1 from ledger")
+            .parse()
+            .unwrap();
+        let (stop, written) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let mut out = Self {
+            stop,
+            written,
+            clients: Vec::new(),
+            books: Vec::new(),
+            first,
+        };
         for index in 0..count {
             let book = Arc::new(Mutex::new(Book::default()));
             let writer = Writer {
@@ -95,7 +107,8 @@ impl Ledger {
             };
             let stop = Arc::clone(&out.stop);
             out.books.push(book);
-            out.clients.push(std::thread::spawn(move || writer.work(&stop)));
+            out.clients
+                .push(std::thread::spawn(move || writer.work(&stop)));
         }
         out
     }
@@ -150,34 +163,52 @@ impl Told {
             for &n in rows {
                 match there.remove(&(number, n)) {
                     Some(1) => {}
-                    None => faults.push(format!("client {number}: {n} was acknowledged and is lost")),
+                    None => {
+                        faults.push(format!("client {number}: {n} was acknowledged and is lost"))
+                    }
                     Some(k) => faults.push(format!("client {number}: {n} is there {k} times")),
                 }
             }
             for &n in &self.unacknowledged[&number] {
                 match there.remove(&(number, n)) {
                     None | Some(1) => {}
-                    Some(k) => faults.push(format!("client {number}: {n}, never answered, is there {k} times")),
+                    Some(k) => faults.push(format!(
+                        "client {number}: {n}, never answered, is there {k} times"
+                    )),
                 }
             }
         }
         for ((number, n), _) in there {
-            faults.push(format!("client {number}: {n} is there and its client was told that it failed"));
+            faults.push(format!(
+                "client {number}: {n} is there and its client was told that it failed"
+            ));
         }
         faults
     }
 
     /// Panics unless everything is as it was told, and nobody read an error.
     pub(crate) fn must_be_right(&self, admin: &Target) {
-        assert!(self.errors.is_empty(), "errors: {:#?}", &self.errors[..self.errors.len().min(5)]);
+        assert!(
+            self.errors.is_empty(),
+            "errors: {:#?}",
+            &self.errors[..self.errors.len().min(5)]
+        );
         let faults = self.faults(admin);
-        assert!(faults.is_empty(), "{} faults: {:#?}", faults.len(), &faults[..faults.len().min(10)]);
+        assert!(
+            faults.is_empty(),
+            "{} faults: {:#?}",
+            faults.len(),
+            &faults[..faults.len().min(10)]
+        );
         assert!(self.count() > 0, "nothing was written");
     }
 
     /// The longest answer to a request that was under way between `from` and `to`.
     pub(crate) fn longest(&self, from: Instant, to: Instant) -> Duration {
-        let during = self.stalls.iter().filter(|s| s.at <= to && s.at + s.took >= from);
+        let during = self
+            .stalls
+            .iter()
+            .filter(|s| s.at <= to && s.at + s.took >= from);
         during.map(|s| s.took).max().unwrap_or_default()
     }
 }
@@ -196,7 +227,9 @@ impl Writer {
     fn work(mut self, stop: &AtomicBool) {
         let mut client = None;
         while !stop.load(Ordering::Relaxed) {
-            let connected = client.take().map_or_else(|| Client::connect(&self.target), Ok);
+            let connected = client
+                .take()
+                .map_or_else(|| Client::connect(&self.target), Ok);
             let mut connected = match connected {
                 Ok(connected) => connected,
                 Err(e) => {
@@ -250,7 +283,10 @@ impl Writer {
         }
         let at = Instant::now();
         if let Err(e) = client.send(&bytes) {
-            self.settle(&(first..first + PIPELINE).collect::<Vec<_>>(), Err(e.into()));
+            self.settle(
+                &(first..first + PIPELINE).collect::<Vec<_>>(),
+                Err(e.into()),
+            );
             return false;
         }
         for n in first..first + PIPELINE {

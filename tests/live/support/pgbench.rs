@@ -37,8 +37,21 @@ impl Load {
             let mut transactions = 0;
             loop {
                 let arguments = [
-                    "-n", "-M", &mode, "-c", &clients, "-j", "2", "-T", "4", "-s", SCALE, "-b",
-                    "select-only@3", "-b", "tpcb-like@1",
+                    "-n",
+                    "-M",
+                    &mode,
+                    "-c",
+                    &clients,
+                    "-j",
+                    "2",
+                    "-T",
+                    "4",
+                    "-s",
+                    SCALE,
+                    "-b",
+                    "select-only@3",
+                    "-b",
+                    "tpcb-like@1",
                 ];
                 transactions += check(&run(port, &arguments)?)?;
                 if asked.load(Ordering::Relaxed) {
@@ -65,7 +78,15 @@ impl Load {
 fn run(port: u16, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(binaries().join("pgbench"))
         .args(arguments)
-        .args(["-h", "127.0.0.1", "-U", APP.0, "-p", &port.to_string(), "app"])
+        .args([
+            "-h",
+            "127.0.0.1",
+            "-U",
+            APP.0,
+            "-p",
+            &port.to_string(),
+            "app",
+        ])
         .env("PGPASSWORD", APP.1)
         .env("PGSSLMODE", "disable")
         .stdin(Stdio::null())
@@ -75,7 +96,12 @@ fn run(port: u16, arguments: &[&str]) -> Result<String, String> {
     if output.status.success() {
         Ok(text(&output.stdout))
     } else {
-        Err(format!("{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr)))
+        Err(format!(
+            "{}\n{}{}",
+            output.status,
+            text(&output.stdout),
+            text(&output.stderr)
+        ))
     }
 }
 
@@ -83,7 +109,10 @@ fn run(port: u16, arguments: &[&str]) -> Result<String, String> {
 fn check(report: &str) -> Result<u64, String> {
     let after = |name: &str| {
         let line = report.lines().find_map(|l| l.strip_prefix(name))?;
-        line.split([' ', '/']).find(|w| !w.is_empty())?.parse::<u64>().ok()
+        line.split([' ', '/'])
+            .find(|w| !w.is_empty())?
+            .parse::<u64>()
+            .ok()
     };
     let failed = after("number of failed transactions:");
     match (after("number of transactions actually processed:"), failed) {

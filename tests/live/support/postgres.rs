@@ -93,7 +93,9 @@ impl Port {
         fs::create_dir_all(&dir).unwrap();
         for _ in 0..10_000 {
             let step = NEXT.fetch_add(1, Ordering::Relaxed);
-            let seed = (std::process::id() as u16).wrapping_mul(61).wrapping_add(step);
+            let seed = (std::process::id() as u16)
+                .wrapping_mul(61)
+                .wrapping_add(step);
             let number = 16_000 + seed % 15_000;
             let file = OpenOptions::new()
                 .create(true)
@@ -105,7 +107,10 @@ impl Port {
                 continue;
             };
             if std::net::TcpListener::bind(("127.0.0.1", number)).is_ok() {
-                return Self { number, _lock: lock };
+                return Self {
+                    number,
+                    _lock: lock,
+                };
             }
         }
         panic!("no free port");
@@ -123,7 +128,10 @@ pub(crate) struct Postgres {
 impl Postgres {
     /// Starts a fresh server with these settings (`name=value`).
     pub(crate) fn start(settings: &[&str]) -> Self {
-        let dir = tempfile::Builder::new().prefix("slackwater-pg-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("slackwater-pg-")
+            .tempdir()
+            .unwrap();
         give_away(dir.path());
         copy_template(&dir.path().join("data"));
         let mut server = Self {
@@ -140,7 +148,11 @@ impl Postgres {
     pub(crate) fn boot(&mut self) {
         self.spawn();
         wait_for("PostgreSQL takes queries", SOON, || {
-            if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
+            if let Some(status) = self
+                .child
+                .as_mut()
+                .and_then(|c| c.try_wait().ok().flatten())
+            {
                 panic!("PostgreSQL ended with {status}: {}", self.log());
             }
             Client::connect(&self.admin()).ok()
@@ -170,7 +182,10 @@ impl Postgres {
         {
             command.arg("-c").arg(setting);
         }
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
         self.child = Some(command.spawn().expect("PostgreSQL starts"));
     }
 
@@ -261,7 +276,11 @@ pub(crate) fn kill_by_pid_file(data_dir: &Path) {
     let Ok(text) = fs::read_to_string(data_dir.join("postmaster.pid")) else {
         return;
     };
-    if let Some(pid) = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()) {
+    if let Some(pid) = text
+        .lines()
+        .next()
+        .and_then(|l| l.trim().parse::<i32>().ok())
+    {
         let _ = kill(Pid::from_raw(pid), Signal::SIGQUIT);
         wait_for("the server ends", SOON, || {
             (!Path::new(&format!("/proc/{pid}/stat")).exists() || is_zombie(pid)).then_some(())
@@ -286,7 +305,11 @@ pub(crate) fn copy_template(to: &Path) {
 
 /// The template cluster, made on first use.
 fn template() -> PathBuf {
-    let version = binaries().parent().and_then(Path::file_name).unwrap().to_owned();
+    let version = binaries()
+        .parent()
+        .and_then(Path::file_name)
+        .unwrap()
+        .to_owned();
     let base = std::env::temp_dir().join(format!(
         "slackwater-test-template-{}-{}-{TEMPLATE_VERSION}",
         version.to_string_lossy(),

@@ -62,7 +62,10 @@ impl Proxy {
 
     /// With a PostgreSQL server of its own that it restarts at each event.
     pub(crate) fn local(options: &Options) -> Self {
-        let dir = tempfile::Builder::new().prefix("slackwater-local-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("slackwater-local-")
+            .tempdir()
+            .unwrap();
         give_away(dir.path());
         let data = dir.keep().join("data");
         copy_template(&data);
@@ -77,10 +80,17 @@ impl Proxy {
     }
 
     fn spawn(provider: &str, options: &Options, local_data: Option<PathBuf>) -> Self {
-        let dir = tempfile::Builder::new().prefix("slackwater-proxy-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("slackwater-proxy-")
+            .tempdir()
+            .unwrap();
         let (port, admin_port) = (Port::take(), Port::take());
         let config = dir.path().join("proxy.toml");
-        fs::write(&config, configuration(dir.path(), &port, &admin_port, provider, options)).unwrap();
+        fs::write(
+            &config,
+            configuration(dir.path(), &port, &admin_port, provider, options),
+        )
+        .unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
         let child = Command::new(program())
             .args(["serve", "--config"])
@@ -90,17 +100,30 @@ impl Proxy {
             .stderr(log)
             .spawn()
             .expect("the proxy starts");
-        Self { dir, port, admin_port, child, local_data }
+        Self {
+            dir,
+            port,
+            admin_port,
+            child,
+            local_data,
+        }
     }
 
     fn wait_ready(&self) {
         let admin = self.admin();
         let pid = self.child.id();
-        wait_for("the proxy is ready (/readyz)", Duration::from_secs(60), || {
-            let alive = fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z "));
-            assert!(alive, "the proxy ended: {}", self.log());
-            admin.get_text("/readyz").filter(|(status, _)| *status == 200)
-        });
+        wait_for(
+            "the proxy is ready (/readyz)",
+            Duration::from_secs(60),
+            || {
+                let alive = fs::read_to_string(format!("/proc/{pid}/stat"))
+                    .is_ok_and(|s| !s.contains(") Z "));
+                assert!(alive, "the proxy ended: {}", self.log());
+                admin
+                    .get_text("/readyz")
+                    .filter(|(status, _)| *status == 200)
+            },
+        );
     }
 
     /// The admin API.
@@ -111,7 +134,9 @@ impl Proxy {
     /// Waits until the admin API answers, ready or not.
     pub(crate) fn wait_alive(&self) {
         let admin = self.admin();
-        wait_until("the proxy answers (/healthz)", SOON, || admin.get_text("/healthz").is_some());
+        wait_until("the proxy answers (/healthz)", SOON, || {
+            admin.get_text("/healthz").is_some()
+        });
     }
 
     /// The ordinary user through the proxy.
@@ -148,15 +173,24 @@ impl Proxy {
     /// Runs a client command (`scale`, `status`, ...) against it.
     pub(crate) fn command(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(program());
-        command.args(arguments).args(["--admin", self.admin().url()]);
-        command.stdin(Stdio::null()).output().expect("the command runs")
+        command
+            .args(arguments)
+            .args(["--admin", self.admin().url()]);
+        command
+            .stdin(Stdio::null())
+            .output()
+            .expect("the command runs")
     }
 
     /// `slackwater scale --wait` to the capacity that it has not now; must exit 0.
     pub(crate) fn scale_by_command(&self) {
         let to = self.admin().other_capacity().to_string();
         let output = self.command(&["scale", CLUSTER, &to, "--wait", "--timeout", "60s"]);
-        assert!(output.status.success(), "scale: {output:?}\n{}", tail(&self.log()));
+        assert!(
+            output.status.success(),
+            "scale: {output:?}\n{}",
+            tail(&self.log())
+        );
     }
 }
 
@@ -166,7 +200,10 @@ impl Drop for Proxy {
             let text = format!("--- end of the proxy's log\n{}\n---\n", tail(&self.log()));
             let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
         }
-        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
+        let _ = kill(
+            Pid::from_raw(self.child.id().cast_signed()),
+            Signal::SIGKILL,
+        );
         let _ = self.child.wait();
         if let Some(data) = &self.local_data {
             kill_by_pid_file(data);
@@ -188,7 +225,13 @@ pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_slackwater"))
 }
 
-fn configuration(dir: &Path, port: &Port, admin: &Port, provider: &str, options: &Options) -> String {
+fn configuration(
+    dir: &Path,
+    port: &Port,
+    admin: &Port,
+    provider: &str,
+    options: &Options,
+) -> String {
     let mut text = String::new();
     let password = options.service_password.as_deref().unwrap_or(SERVICE.1);
     write!(

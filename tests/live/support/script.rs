@@ -49,7 +49,11 @@ pub(crate) struct Through {
 impl Through {
     /// A stage for one session.
     pub(crate) fn new(admin: Admin, application: &str) -> Self {
-        Self { admin, application: application.to_owned(), event: None }
+        Self {
+            admin,
+            application: application.to_owned(),
+            event: None,
+        }
     }
 }
 
@@ -61,18 +65,32 @@ impl Stage for Through {
 
     fn blocked(&mut self, kind: Option<&str>) {
         let id = self.event.expect("an event was wanted before");
-        wait_until(&format!("the session is in the way ({kind:?})"), SOON, || {
-            let event = self.admin.event(id);
-            assert!(self.admin.outcome(id).is_none(), "the event must not end here: {event:#}");
-            let blockers = self.admin.blockers(&self.application);
-            kind.map_or(!blockers.is_empty(), |k| blockers.iter().any(|b| b["kind"] == k))
-        });
+        wait_until(
+            &format!("the session is in the way ({kind:?})"),
+            SOON,
+            || {
+                let event = self.admin.event(id);
+                assert!(
+                    self.admin.outcome(id).is_none(),
+                    "the event must not end here: {event:#}"
+                );
+                let blockers = self.admin.blockers(&self.application);
+                kind.map_or(!blockers.is_empty(), |k| {
+                    blockers.iter().any(|b| b["kind"] == k)
+                })
+            },
+        );
     }
 
     fn done(&mut self) {
         if let Some(id) = self.event.take() {
             let event = self.admin.finished(id, EVENT);
-            assert_eq!(event["outcome"], "completed", "{event:#}\n{:#?}", self.admin.sessions());
+            assert_eq!(
+                event["outcome"],
+                "completed",
+                "{event:#}\n{:#?}",
+                self.admin.sessions()
+            );
         }
     }
 }
@@ -117,7 +135,10 @@ pub(crate) fn run(text: &str, client: &mut Client, stage: &mut dyn Stage) -> Vec
             _ => pending.extend(encode(&at, line)),
         }
     }
-    assert!(pending.is_empty(), "the script ends with messages that were not sent");
+    assert!(
+        pending.is_empty(),
+        "the script ends with messages that were not sent"
+    );
     stage.done();
     heard
 }
@@ -137,12 +158,17 @@ fn expect(at: &str, want: &str, client: &mut Client, bytes: &[u8]) -> Vec<Messag
             }
         } else {
             for label in want.split_whitespace() {
-                let got = client.receive().unwrap_or_else(|e| panic!("{at}: wanted {label}: {e}"));
+                let got = client
+                    .receive()
+                    .unwrap_or_else(|e| panic!("{at}: wanted {label}: {e}"));
                 assert_eq!(got.label(), label, "{at}");
                 heard.push(got);
             }
         }
-        sender.join().unwrap().unwrap_or_else(|e| panic!("{at}: {e}"));
+        sender
+            .join()
+            .unwrap()
+            .unwrap_or_else(|e| panic!("{at}: {e}"));
         heard
     })
 }
@@ -172,7 +198,11 @@ fn encode(at: &str, line: &str) -> Vec<u8> {
         "d" => message(b'd', next().as_bytes()),
         "f" => message(b'f', &cstr(next())),
         "F" => {
-            let mut body = next().parse::<u32>().expect("an oid").to_be_bytes().to_vec();
+            let mut body = next()
+                .parse::<u32>()
+                .expect("an oid")
+                .to_be_bytes()
+                .to_vec();
             let values: Vec<&str> = words.collect();
             body.extend([0, 0]);
             body.extend((values.len() as u16).to_be_bytes());
@@ -224,7 +254,9 @@ fn blow_up(word: &str) -> String {
     let Some((head, rest)) = word.split_once('{') else {
         return word.to_owned();
     };
-    let sized = rest.split_once('}').and_then(|(n, tail)| Some((n.parse::<usize>().ok()?, tail)));
+    let sized = rest
+        .split_once('}')
+        .and_then(|(n, tail)| Some((n.parse::<usize>().ok()?, tail)));
     match sized {
         Some((count, tail)) => format!("{head}{}{tail}", "x".repeat(count)),
         None => word.to_owned(),

@@ -92,7 +92,11 @@ pub(crate) enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Server(e) => write!(f, "{} {}: {} [{}] [{}]", e.severity, e.code, e.message, e.detail, e.hint),
+            Self::Server(e) => write!(
+                f,
+                "{} {}: {} [{}] [{}]",
+                e.severity, e.code, e.message, e.detail, e.hint
+            ),
             Self::Io(e) => write!(f, "connection: {e}"),
         }
     }
@@ -285,7 +289,8 @@ impl Client {
     fn note(&mut self, message: &Message) {
         if message.tag == b'S' {
             let mut texts = message.body.split(|b| *b == 0);
-            let mut text = || String::from_utf8_lossy(texts.next().unwrap_or_default()).into_owned();
+            let mut text =
+                || String::from_utf8_lossy(texts.next().unwrap_or_default()).into_owned();
             let (name, value) = (text(), text());
             self.parameters.retain(|(n, _)| *n != name);
             self.parameters.push((name, value));
@@ -294,13 +299,19 @@ impl Client {
 
     /// The ParameterStatus last told for `name`.
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
-        self.parameters.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.parameters
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
     }
 
     fn fill(&mut self) -> io::Result<()> {
         let mut chunk = [0; 16 * 1024];
         match self.stream.read(&mut chunk) {
-            Ok(0) => Err(io::Error::new(ErrorKind::UnexpectedEof, "closed by the other side")),
+            Ok(0) => Err(io::Error::new(
+                ErrorKind::UnexpectedEof,
+                "closed by the other side",
+            )),
             Ok(n) => {
                 self.buffer.extend_from_slice(&chunk[..n]);
                 Ok(())
@@ -370,7 +381,10 @@ impl Client {
     /// The only value of a query's answer. Panics when it fails.
     pub(crate) fn value(&mut self, sql: &str) -> String {
         let rows = self.query(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
-        rows.first().and_then(|r| r.first()).and_then(Clone::clone).unwrap_or_default()
+        rows.first()
+            .and_then(|r| r.first())
+            .and_then(Clone::clone)
+            .unwrap_or_default()
     }
 
     /// Runs a statement. Panics when it fails.
