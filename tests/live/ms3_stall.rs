@@ -27,7 +27,9 @@ fn ms3_stall_beside_the_servers_own_restart() {
     let proxy = Proxy::local(&Options::default());
     let admin = Target::new(proxy.port(), ADMIN, "app");
     pgbench::fill_through(proxy.port());
-    let mut twin = Postgres::start(&[]);
+    let settings = settings_of(&admin);
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let mut twin = Postgres::start(&settings);
     pgbench::fill(&twin);
     let (mut through, mut own) = (Vec::new(), Vec::new());
     for _ in 0..events {
@@ -35,6 +37,18 @@ fn ms3_stall_beside_the_servers_own_restart() {
         own.push(restart_by_hand(&mut twin));
     }
     report(through, own);
+}
+
+/// What the proxy's server was started with, but for its place.
+fn settings_of(admin: &Target) -> Vec<String> {
+    let mut client = Client::connect(admin).expect("the superuser may log in");
+    let sql = "select name || '=' || current_setting(name) from pg_settings where source = 'command line' \
+               and name not in ('port', 'listen_addresses', 'unix_socket_directories', 'data_directory', \
+               'cluster_name', 'config_file', 'hba_file', 'ident_file')";
+    let rows = client.query(sql).unwrap_or_else(|e| panic!("{e}"));
+    let given = rows.into_iter().filter_map(|mut row| row.pop().flatten());
+    // The tests' own servers leave durability out.
+    given.chain(["fsync=on".to_owned()]).collect()
 }
 
 /// The longest answer that any of the clients waited for during one event.

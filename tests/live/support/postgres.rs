@@ -20,9 +20,9 @@ pub(crate) const SERVICE: (&str, &str) = ("slackwater", "service-secret");
 pub(crate) const APP: (&str, &str) = ("app", "app-secret");
 
 /// Changes whenever the template's content does.
-const TEMPLATE_VERSION: u32 = 3;
+const TEMPLATE_VERSION: u32 = 4;
 
-const HBA: &str = "local all all trust\n\
+const HBA: &str = "local all all scram-sha-256\n\
     host all all 127.0.0.1/32 scram-sha-256\n\
     host all all ::1/128 scram-sha-256\n";
 

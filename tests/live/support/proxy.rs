@@ -68,9 +68,14 @@ impl Proxy {
             .unwrap();
         give_away(dir.path());
         let data = dir.keep().join("data");
-        copy_template(&data);
+        fs::create_dir(&data).unwrap();
+        give_away(&data);
+        // The mark by which the proxy knows a directory as its own.
+        File::create(data.join("slackwater.lock")).unwrap();
+        copy_template(&data.join("pgdata"));
         let provider = format!(
-            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"restart\"\nmemory_per_acu = \"64MiB\"\n{}",
+            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"restart\"\n\
+             memory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
             data.display(),
             options.provider
         );
@@ -206,7 +211,7 @@ impl Drop for Proxy {
         );
         let _ = self.child.wait();
         if let Some(data) = &self.local_data {
-            kill_by_pid_file(data);
+            kill_by_pid_file(&data.join("pgdata"));
             if let Some(dir) = data.parent() {
                 let _ = fs::remove_dir_all(dir);
             }
