@@ -10,6 +10,10 @@
     clippy::large_futures,
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::return_self_not_must_use,
+    clippy::duration_suboptimal_units,
+    clippy::type_complexity,
     reason = "a test stops at the first thing that is not as it should be"
 )]
 

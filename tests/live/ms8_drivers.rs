@@ -40,7 +40,7 @@ fn ms8_asyncpg() {
 
 #[test]
 fn ms8_node_postgres() {
-    script("node".into(), "node_work.js");
+    script(Path::new("node"), "node_work.js");
 }
 
 fn root() -> PathBuf {
@@ -48,15 +48,15 @@ fn root() -> PathBuf {
 }
 
 fn python(name: &str) {
-    script(root().join("target/drivers/venv/bin/python"), name);
+    script(&root().join("target/drivers/venv/bin/python"), name);
 }
 
 /// Runs a driver's script beside swaps. It prints `server N` whenever another server process answers it, and
 /// `right` at its end, after it compared the table with what it was told.
-fn script(interpreter: PathBuf, name: &str) {
+fn script(interpreter: &Path, name: &str) {
     let server = Postgres::start(&[]);
     let proxy = Proxy::on(&server);
-    let mut work = Work::start(&interpreter, name, proxy.port(), &proxy.ca());
+    let mut work = Work::start(interpreter, name, proxy.port(), &proxy.ca());
     work.next_server();
     for _ in 0..sized(5, 10) {
         proxy.admin().swap();
@@ -85,7 +85,7 @@ fn ms8_scripts_are_right_about_postgresql() {
     ] {
         server.run(&["drop table if exists work", "drop type if exists mood"]);
         let venv = root().join("target/drivers/venv/bin/python");
-        let node = name.ends_with(".js");
+        let node = name == "node_work.js";
         let interpreter = if node { PathBuf::from("node") } else { venv };
         let mut work = Work::start(&interpreter, name, server.port(), &certificate);
         work.next_server();
@@ -131,7 +131,7 @@ impl Work {
     fn line(&mut self) -> String {
         match self.lines.recv_timeout(SOON) {
             Ok(line) => line,
-            Err(_) => panic!("nothing new from the driver: {}", self.complaint()),
+            Err(e) => panic!("nothing new from the driver ({e}): {}", self.complaint()),
         }
     }
 

@@ -151,7 +151,7 @@ impl Told {
     pub(crate) fn faults(&self, admin: &Target) -> Vec<String> {
         let mut client = Client::connect(admin).expect("the server takes its superuser");
         let mut there: HashMap<(u32, u64), u64> = HashMap::new();
-        for (&number, _) in &self.acknowledged {
+        for &number in self.acknowledged.keys() {
             let sql = format!("select n, count(*) from ledger where client = {number} group by n");
             for row in client.query(&sql).unwrap_or_else(|e| panic!("{e}")) {
                 let value = |at: usize| row[at].as_deref().unwrap().parse::<u64>().unwrap();
@@ -164,7 +164,7 @@ impl Told {
                 match there.remove(&(number, n)) {
                     Some(1) => {}
                     None => {
-                        faults.push(format!("client {number}: {n} was acknowledged and is lost"))
+                        faults.push(format!("client {number}: {n} was acknowledged and is lost"));
                     }
                     Some(k) => faults.push(format!("client {number}: {n} is there {k} times")),
                 }

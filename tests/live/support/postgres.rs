@@ -43,7 +43,7 @@ pub(crate) fn binaries() -> PathBuf {
         .filter_map(|e| e.ok().map(|e| e.path().join("bin")))
         .filter(|p| p.join("initdb").exists() && p.join("postgres").exists())
         .max_by_key(|p| {
-            let version = p.parent().and_then(Path::file_name).map(|n| n.to_owned());
+            let version = p.parent().and_then(Path::file_name).map(ToOwned::to_owned);
             version.and_then(|v| v.to_str()?.parse::<u32>().ok())
         });
     newest.expect("PostgreSQL's server programs in /usr/lib/postgresql (run `make setup`)")

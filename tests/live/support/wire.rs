@@ -84,7 +84,7 @@ impl ServerError {
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The other side said so.
-    Server(ServerError),
+    Server(Box<ServerError>),
     /// The connection ended, or nothing came in time.
     Io(io::Error),
 }
@@ -112,7 +112,7 @@ impl Failure {
     /// The server's error. Panics when it was something else.
     pub(crate) fn server(self) -> ServerError {
         match self {
-            Self::Server(e) => e,
+            Self::Server(e) => *e,
             Self::Io(e) => panic!("wanted an error message, got: {e}"),
         }
     }
@@ -212,7 +212,7 @@ impl Client {
                     self.process = i32::from_be_bytes(message.body[..4].try_into().unwrap());
                     self.secret = message.body[4..].to_vec();
                 }
-                b'E' => return Err(Failure::Server(ServerError::parse(&message.body))),
+                b'E' => return Err(Failure::Server(Box::new(ServerError::parse(&message.body)))),
                 b'Z' => return Ok(()),
                 _ => {}
             }
@@ -371,7 +371,9 @@ impl Client {
             };
             match message.tag {
                 b'D' => rows.push(message.columns()),
-                b'E' if error.is_none() => error = Some(ServerError::parse(&message.body)),
+                b'E' if error.is_none() => {
+                    error = Some(Box::new(ServerError::parse(&message.body)))
+                }
                 b'Z' => return error.map_or(Ok(rows), |e| Err(Failure::Server(e))),
                 _ => {}
             }
