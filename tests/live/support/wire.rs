@@ -372,7 +372,7 @@ impl Client {
             match message.tag {
                 b'D' => rows.push(message.columns()),
                 b'E' if error.is_none() => {
-                    error = Some(Box::new(ServerError::parse(&message.body)))
+                    error = Some(Box::new(ServerError::parse(&message.body)));
                 }
                 b'Z' => return error.map_or(Ok(rows), |e| Err(Failure::Server(e))),
                 _ => {}
