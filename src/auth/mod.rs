@@ -1,6 +1,14 @@
 //! Authentication exchanges as pure state machines; nonces and randomness come in as arguments.
+//!
+//! [`scram`] and [`md5`] hold the mechanisms, [`verifier`] the stored forms of a secret, [`users`] the users
+//! file. Secrets are wiped when dropped, compared in constant time, and have no readable `Debug`.
 
-use zeroize::Zeroizing;
+pub mod md5;
+pub mod scram;
+pub mod users;
+pub mod verifier;
+
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// What the proxy checks a client's proof against.
 #[derive(Clone, PartialEq, Eq)]
@@ -8,11 +16,11 @@ pub enum Verifier {
     /// `SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey`, as in `pg_authid.rolpassword`.
     Scram(ScramVerifier),
     /// `md5` and 32 hexadecimal digits.
-    Md5(String),
+    Md5(Zeroizing<String>),
 }
 
 /// The parts of a SCRAM-SHA-256 verifier.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct ScramVerifier {
     /// PBKDF2 rounds.
     pub iterations: u32,
@@ -22,6 +30,30 @@ pub struct ScramVerifier {
     pub stored_key: [u8; 32],
     /// What the server signs with.
     pub server_key: [u8; 32],
+}
+
+/// What is known of a user's password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    /// Only the stored form.
+    Verifier(Verifier),
+    /// The password itself, from a users file.
+    Password {
+        /// The password.
+        password: Zeroizing<String>,
+        /// Made from it once, so that a login costs no key derivation.
+        scram: ScramVerifier,
+    },
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Verifier(Verifier::Scram(_)) => "ScramVerifier",
+            Self::Verifier(Verifier::Md5(_)) => "Md5Verifier",
+            Self::Password { .. } => "Password",
+        })
+    }
 }
 
 /// What logs in to a server on a client's behalf, recovered at the client's own login. Never printed.

@@ -1,5 +1,15 @@
 //! Where sessions get server connections: the gate, the pool, log-ins, statements of Slackwater's own.
 
+pub mod cluster;
+pub mod connect;
+pub mod exec;
+pub mod frames;
+pub mod gate;
+pub mod link;
+pub mod registry;
+pub mod service;
+pub mod verifiers;
+
 use crate::transport::{Address, ServerTls};
 use std::fmt;
 

@@ -1,3 +1,4 @@
 //! The brain of one client connection: no IO, no clock, no logging.
 
+pub mod blocker;
 pub mod pg;

@@ -1,5 +1,11 @@
 //! Sockets and TLS, for clients and towards servers.
 
+pub mod self_made;
+pub mod server_certificate;
+pub mod socket;
+pub mod stream;
+pub mod tls;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,7 +35,7 @@ impl fmt::Display for Address {
 }
 
 /// TLS on a listener (`tls = ...`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ListenTls {
     /// SSLRequest is answered N.
@@ -41,7 +47,7 @@ pub enum ListenTls {
 }
 
 /// TLS towards a server (`server_tls = ...`), with libpq's meanings of the words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServerTls {
     /// Never.

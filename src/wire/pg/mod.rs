@@ -3,4 +3,5 @@
 
 pub mod backend;
 pub mod frame;
+pub mod options;
 pub mod startup;

@@ -1,0 +1,134 @@
+//! The users file: one `name = "secret"` per line, where the secret is `SCRAM-SHA-256$...`, `md5...` or a
+//! password.
+
+use super::Secret;
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use toml::Spanned;
+use zeroize::Zeroize;
+
+/// The users of one cluster.
+#[derive(Debug, Clone, Default)]
+pub struct Users(HashMap<Box<[u8]>, Secret>);
+
+/// What is wrong with a users file, without its secrets.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct UsersError {
+    /// Counted from 1.
+    pub line: usize,
+    /// What to change.
+    pub reason: String,
+}
+
+impl Users {
+    /// Reads the text of a users file. `salt` gives the salt for a user whose password is written plainly
+    /// (see [`Secret::parse`]); each such user costs some milliseconds.
+    pub fn parse(text: &str, mut salt: impl FnMut(&str) -> [u8; 16]) -> Result<Self, UsersError> {
+        let at = |offset: usize| {
+            1 + text
+                .as_bytes()
+                .iter()
+                .take(offset)
+                .filter(|b| **b == b'\n')
+                .count()
+        };
+        // The error's own Display would show the line, secret and all.
+        let table: BTreeMap<Spanned<String>, Spanned<toml::Value>> =
+            toml::from_str(text).map_err(|error| UsersError {
+                line: at(error.span().map_or(0, |span| span.start)),
+                reason: error.message().to_owned(),
+            })?;
+        let mut users = HashMap::with_capacity(table.len());
+        for (name, value) in table {
+            let fault = |reason| UsersError {
+                line: at(name.span().start),
+                reason,
+            };
+            let name_text = name.get_ref();
+            let toml::Value::String(mut secret) = value.into_inner() else {
+                return Err(fault(format!(
+                    "the secret of user \"{name_text}\" must be a string: SCRAM-SHA-256$..., md5... or a password"
+                )));
+            };
+            let parsed = Secret::parse(&secret, &salt(name_text));
+            secret.zeroize();
+            let parsed = parsed
+                .map_err(|error| fault(format!("the secret of user \"{name_text}\": {error}")))?;
+            users.insert(name_text.as_bytes().into(), parsed);
+        }
+        Ok(Self(users))
+    }
+
+    /// The secret of a user; names are compared byte by byte.
+    pub fn get(&self, user: &[u8]) -> Option<&Secret> {
+        self.0.get(user)
+    }
+
+    /// How many users there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// There is no user.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Verifier;
+
+    fn parse(text: &str) -> Result<Users, UsersError> {
+        Users::parse(text, |_| [7; 16])
+    }
+
+    #[test]
+    fn users_of_each_kind() {
+        let users = parse(concat!(
+            "# staff\n",
+            "app = \"pencil\"\n",
+            "\"o'hara ü\" = 'md5d41d8cd98f00b204e9800998ecf8427e'\n",
+        ))
+        .expect("a good file");
+        assert_eq!(users.len(), 2);
+        assert!(
+            matches!(users.get(b"app"), Some(Secret::Password { scram, .. }) if scram.salt == [7; 16])
+        );
+        assert!(matches!(
+            users.get("o'hara ü".as_bytes()),
+            Some(Secret::Verifier(Verifier::Md5(_)))
+        ));
+        assert!(users.get(b"App").is_none());
+        assert!(parse("").expect("an empty file").is_empty());
+        assert!(!format!("{users:?}").contains("pencil"));
+    }
+
+    #[test]
+    fn faults_name_the_line_and_no_secret() {
+        for (text, line, words) in [
+            ("a = \"x\"\n\nb = 7\n", 3, "user \"b\" must be a string"),
+            (
+                "a = \"x\"\n[b]\nc = \"secret\"\n",
+                2,
+                "user \"b\" must be a string",
+            ),
+            ("a = \"SCRAM-SHA-256$secret\"", 1, "not a SCRAM verifier"),
+            ("a = \"ok\"\nb = \"\"", 2, "empty"),
+            (
+                "a = \"ok\"\nb = \"*2470C0C06DEE42FD1618BB99005ADCA2EC9D1E19\"",
+                2,
+                "MySQL",
+            ),
+            ("a = \"ok\"\nb = \"secret", 2, ""),
+            ("a = \"secret\"\na = \"secret\"", 2, "duplicate"),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert_eq!(error.line, line, "{text}: {error}");
+            assert!(error.reason.contains(words), "{text}: {error}");
+            assert!(!error.to_string().contains("secret\""), "{error}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! What the sessions of one cluster share.
+
+use super::exec::{ExecError, Rows};
+use super::gate::Gate;
+use super::registry::Registry;
+use super::service::Service;
+use crate::transport::SocketConfig;
+use parking_lot::Mutex;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Most custom setting names that are remembered of one database.
+const NAMES_MAX: usize = 1000;
+
+/// One cluster as its sessions see it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Who serves, and holds.
+    pub gate: Arc<Gate>,
+    /// Its sessions.
+    pub registry: Arc<Registry>,
+    /// The service account.
+    pub service: Service,
+    /// Keepalive towards its servers.
+    pub socket: SocketConfig,
+    /// How long held requests wait for a server that is away.
+    pub max_outage: Duration,
+    /// Names of custom settings that the operator gave.
+    pub custom_settings: Vec<String>,
+    /// Sessions that found a blocker in the present hold.
+    blocked: AtomicUsize,
+    names: Mutex<HashMap<String, BTreeSet<String>>>,
+    rehearsals: Mutex<Rehearsals>,
+    processes: Mutex<Processes>,
+    role_settings: Mutex<(String, Instant)>,
+}
+
+/// What was tried on the old server before a barrier, by fingerprint of identity and state.
+#[derive(Debug, Default)]
+struct Rehearsals {
+    wanted: bool,
+    turns: HashMap<[u8; 32], Arc<tokio::sync::Mutex<()>>>,
+    known: HashMap<[u8; 32], Result<(), String>>,
+}
+
+/// Process numbers that clients were told.
+#[derive(Debug, Default)]
+struct Processes {
+    told: HashSet<i32>,
+    /// Real to told, where they differ.
+    moved: HashMap<i32, i32>,
+    next_made_up: i32,
+}
+
+/// First process number that Slackwater makes up; above every real one (`PID_MAX_LIMIT` is 2^22).
+const FIRST_MADE_UP: i32 = 1 << 24;
+
+impl Cluster {
+    /// A cluster without an instance yet.
+    pub fn new(
+        name: &str,
+        gate: Arc<Gate>,
+        registry: Arc<Registry>,
+        service: Service,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            name: Arc::from(name),
+            gate,
+            registry,
+            service,
+            socket: settings.socket,
+            max_outage: settings.max_outage,
+            custom_settings: settings.custom_settings,
+            blocked: AtomicUsize::new(0),
+            names: Mutex::default(),
+            rehearsals: Mutex::default(),
+            processes: Mutex::new(Processes {
+                next_made_up: FIRST_MADE_UP,
+                ..Processes::default()
+            }),
+            role_settings: Mutex::new((String::new(), Instant::now())),
+        }
+    }
+
+    /// Remembers names of custom settings seen in this database.
+    pub fn learn_names(&self, database: &str, names: impl IntoIterator<Item = String>) {
+        let mut all = self.names.lock();
+        let known = all.entry(database.to_owned()).or_default();
+        for name in names {
+            if known.len() < NAMES_MAX {
+                known.insert(name);
+            }
+        }
+    }
+
+    /// Names of custom settings to ask for in this database.
+    pub fn names(&self, database: &str) -> Vec<String> {
+        let known = self.names.lock();
+        let seen = known.get(database).into_iter().flatten().cloned();
+        let mut names: Vec<_> = seen.chain(self.custom_settings.iter().cloned()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Looks for names of custom settings in what the database's functions, policies and views say.
+    pub async fn scan_names(&self, database: &str) -> Result<(), ExecError> {
+        let rows: Rows = self.service.query_in(&self.gate, database, crate::session::pg::probe::CATALOG_NAMES_SQL).await?;
+        self.learn_names(database, rows.into_iter().flatten().flatten());
+        Ok(())
+    }
+
+    /// The first to ask about a database is told true, and looks for its names.
+    pub fn is_first_in(&self, database: &str) -> bool {
+        let mut all = self.names.lock();
+        let first = !all.contains_key(database);
+        if first {
+            all.insert(database.to_owned(), BTreeSet::new());
+        }
+        first
+    }
+
+    /// Forgets rehearsals and counts of an earlier event; `rehearse`: snapshots are tried out ahead.
+    pub fn begin_event(&self, rehearse: bool) {
+        *self.rehearsals.lock() = Rehearsals { wanted: rehearse, ..Rehearsals::default() };
+        self.blocked.store(0, Ordering::Relaxed);
+    }
+
+    /// Snapshots are tried out ahead of a hold.
+    pub fn rehearsals_wanted(&self) -> bool {
+        self.rehearsals.lock().wanted
+    }
+
+    /// Role and database settings as a digest; a change makes older probes stale.
+    pub fn note_role_settings(&self, digest: String) {
+        let mut known = self.role_settings.lock();
+        if known.0 != digest {
+            *known = (digest, Instant::now());
+        }
+    }
+
+    /// When role or database settings were last seen to have changed.
+    pub fn role_settings_changed(&self) -> Instant {
+        self.role_settings.lock().1
+    }
+
+    /// Taken by who tries this state out, so that it is tried once.
+    pub fn rehearsal_turn(&self, fingerprint: [u8; 32]) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(self.rehearsals.lock().turns.entry(fingerprint).or_default())
+    }
+
+    /// What the rehearsal of this state came to, if there was one in this event.
+    pub fn rehearsed(&self, fingerprint: [u8; 32]) -> Option<Result<(), String>> {
+        self.rehearsals.lock().known.get(&fingerprint).cloned()
+    }
+
+    /// Notes what a rehearsal came to.
+    pub fn note_rehearsal(&self, fingerprint: [u8; 32], outcome: Result<(), String>) {
+        self.rehearsals.lock().known.insert(fingerprint, outcome);
+    }
+
+    /// A session found in the present hold that it can't be detached.
+    pub fn note_blocked(&self) {
+        self.blocked.fetch_add(1, Ordering::AcqRel);
+        self.gate.poke();
+    }
+
+    /// Takes the number of sessions that found that.
+    pub fn take_blocked(&self) -> usize {
+        self.blocked.swap(0, Ordering::AcqRel)
+    }
+
+    /// The number to tell a client whose first server process is `real`: that one, unless a living
+    /// client was told it already.
+    pub fn tell_process(&self, real: i32) -> i32 {
+        let mut processes = self.processes.lock();
+        if real > 0 && processes.told.insert(real) {
+            return real;
+        }
+        loop {
+            let made_up = processes.next_made_up;
+            processes.next_made_up = made_up.checked_add(1).unwrap_or(FIRST_MADE_UP);
+            if processes.told.insert(made_up) {
+                if real > 0 {
+                    processes.moved.insert(real, made_up);
+                }
+                return made_up;
+            }
+        }
+    }
+
+    /// A session that was told `told` now has the server process `real`, and had `before`.
+    pub fn moved_process(&self, told: i32, before: i32, real: i32) {
+        let mut processes = self.processes.lock();
+        if processes.moved.get(&before) == Some(&told) {
+            processes.moved.remove(&before);
+        }
+        if real > 0 && real != told {
+            processes.moved.insert(real, told);
+        }
+    }
+
+    /// The session that was told `told` is over; `real` was its last server process.
+    pub fn forget_process(&self, told: i32, real: i32) {
+        let mut processes = self.processes.lock();
+        processes.told.remove(&told);
+        if processes.moved.get(&real) == Some(&told) {
+            processes.moved.remove(&real);
+        }
+    }
+
+    /// The number that the session of this server process was told.
+    pub fn told_process(&self, real: i32) -> i32 {
+        self.processes.lock().moved.get(&real).copied().unwrap_or(real)
+    }
+}
+
+/// What a cluster is configured with, as far as its sessions care.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Keepalive towards servers.
+    pub socket: SocketConfig,
+    /// How long held requests wait for a server that is away.
+    pub max_outage: Duration,
+    /// Names of custom settings that only functions set.
+    pub custom_settings: Vec<String>,
+}

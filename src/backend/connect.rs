@@ -1,0 +1,343 @@
+//! Logs in to a server on a client's behalf, or as the service account.
+
+use super::Endpoint;
+use super::frames::Frames;
+use crate::auth::Credential;
+use crate::auth::md5;
+use crate::auth::scram::{ClientExchange, ClientSigned, NONCE_BYTES};
+use crate::transport::stream::Stream;
+use crate::transport::{Address, ServerTls, SocketConfig, socket, tls};
+use crate::wire::pg::backend::ErrorFields;
+use crate::wire::pg::frame::{Reader, put, put_cstr};
+use crate::wire::pg::startup::{
+    StartupParams, put_cancel_request, put_ssl_request, put_startup,
+};
+use bytes::{BufMut, Bytes, BytesMut};
+use std::io;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
+
+/// A login that is wanted.
+#[derive(Debug, Clone)]
+pub struct Login<'a> {
+    /// Which server.
+    pub endpoint: &'a Endpoint,
+    /// Keepalive of the connection.
+    pub socket: &'a SocketConfig,
+    /// The whole start-up packet.
+    pub params: &'a StartupParams,
+    /// Proves who logs in; none where the server is expected to ask for nothing.
+    pub credential: Option<&'a Credential>,
+    /// When to give up.
+    pub deadline: Instant,
+}
+
+/// A server connection, logged in and idle.
+#[derive(Debug)]
+pub struct Connected {
+    /// The socket.
+    pub stream: Stream,
+    /// What the server reported, in its order.
+    pub params: Vec<(Bytes, Bytes)>,
+    /// The server process.
+    pub process: i32,
+    /// Its cancel key; empty when the server told none.
+    pub secret: Bytes,
+}
+
+/// Why a login failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The server said no, in its own words.
+    #[error("the server refused the login: {} ({})", .fields.message, .fields.code)]
+    Server {
+        /// What decisions need of it.
+        fields: Box<ErrorFields>,
+        /// The body of its ErrorResponse, for the client.
+        body: Bytes,
+    },
+    /// No connection, or it broke.
+    #[error("can't connect to the server at {address}: {source}")]
+    Io {
+        /// Where.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// TLS was wanted and could not be had.
+    #[error("TLS with the server at {address}: {reason}")]
+    Tls {
+        /// Where.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// The server asked for what Slackwater can't give.
+    #[error("{0}")]
+    Auth(String),
+    /// The server took too long.
+    #[error("the server at {address} did not complete the login in time")]
+    Timeout {
+        /// Where.
+        address: String,
+    },
+}
+
+impl ConnectError {
+    /// The server is away, starting or full: waiting may help.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Server { fields, .. } => match fields.code.as_str() {
+                // Starting up, shutting down, in recovery; a fast shutdown ends new backends so.
+                "57P03" | "57P01" | "57P02" => true,
+                // Full. The limit of a role or a database is told by these routines and will not pass.
+                "53300" => {
+                    !matches!(fields.routine.as_str(), "InitializeSessionUserId" | "CheckMyDatabase")
+                }
+                _ => false,
+            },
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::NotFound
+                    | io::ErrorKind::TimedOut
+                    | io::ErrorKind::WouldBlock
+                    | io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkUnreachable
+            ),
+            Self::Timeout { .. } => true,
+            Self::Tls { .. } | Self::Auth(_) => false,
+        }
+    }
+}
+
+/// Logs in.
+pub async fn connect(login: &Login<'_>) -> Result<Connected, ConnectError> {
+    let timeout = || ConnectError::Timeout { address: login.endpoint.address.to_string() };
+    Box::pin(tokio::time::timeout_at(login.deadline, log_in(login))).await.map_err(|_| timeout())?
+}
+
+/// Sends a CancelRequest and waits until the server has dealt with it, which it tells by closing.
+pub async fn cancel(
+    endpoint: &Endpoint,
+    socket: &SocketConfig,
+    process: i32,
+    secret: &[u8],
+    deadline: Instant,
+) -> Result<(), ConnectError> {
+    let work = async {
+        let mut stream = open(endpoint, socket, deadline).await?;
+        let mut out = BytesMut::new();
+        put_cancel_request(&mut out, process, secret);
+        let io = |source| io_error(endpoint, source);
+        stream.write_all(&out).await.map_err(io)?;
+        stream.flush().await.map_err(io)?;
+        let mut end = [0; 64];
+        while stream.read(&mut end).await.map_err(io)? > 0 {}
+        Ok(())
+    };
+    tokio::time::timeout_at(deadline, work)
+        .await
+        .map_err(|_| ConnectError::Timeout { address: endpoint.address.to_string() })?
+}
+
+impl Connected {
+    /// Says good-bye and waits a moment for the server to be gone.
+    pub async fn end(self) {
+        close(self.stream).await;
+    }
+}
+
+/// How long a server may take to close after Terminate.
+const CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Terminates a server connection; returns when the server has closed it, so that its backend is gone.
+pub async fn close(mut stream: Stream) {
+    let work = async {
+        let mut out = BytesMut::new();
+        put(&mut out, b'X', |_| {});
+        if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
+            return;
+        }
+        let mut rest = vec![0; 4096];
+        while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {}
+    };
+    if tokio::time::timeout(CLOSE_MAX, work).await.is_err() {
+        tracing::warn!("a server connection was not closed by the server within {CLOSE_MAX:?}");
+    }
+}
+
+/// Opens the socket, with TLS where it is wanted.
+async fn open(
+    endpoint: &Endpoint,
+    socket: &SocketConfig,
+    deadline: Instant,
+) -> Result<Stream, ConnectError> {
+    let io = |source| io_error(endpoint, source);
+    let mut stream = socket::dial(&endpoint.address, socket, deadline).await.map_err(io)?;
+    let Address::Tcp { host, .. } = &endpoint.address else { return Ok(stream) };
+    if endpoint.tls == ServerTls::Disable {
+        return Ok(stream);
+    }
+    let mut out = BytesMut::new();
+    put_ssl_request(&mut out);
+    stream.write_all(&out).await.map_err(io)?;
+    let mut answer = [0];
+    stream.read_exact(&mut answer).await.map_err(io)?;
+    let tls_error =
+        |reason: String| ConnectError::Tls { address: endpoint.address.to_string(), reason };
+    match answer {
+        [b'S'] => tls::connect(stream, host, endpoint.tls, endpoint.tls_ca.as_deref())
+            .await
+            .map_err(|error| tls_error(error.to_string())),
+        [b'N'] if endpoint.tls == ServerTls::Prefer => Ok(stream),
+        [b'N'] => Err(tls_error("the server does not support TLS, but server_tls demands it".into())),
+        _ => Err(tls_error("the server answered the SSLRequest with an unknown byte".into())),
+    }
+}
+
+async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
+    let io = |source| io_error(login.endpoint, source);
+    let mut stream = open(login.endpoint, login.socket, login.deadline).await?;
+    let mut out = BytesMut::new();
+    put_startup(&mut out, login.params);
+    let mut frames = Frames::new(&mut stream);
+    frames.send(&out).await.map_err(io)?;
+    let mut exchange = Sasl::None;
+    let mut params = Vec::new();
+    let mut process = 0;
+    let mut secret = Bytes::new();
+    loop {
+        let message = frames.next().await.map_err(io)?;
+        match message.tag {
+            b'R' => {
+                if let Some(answer) = authenticate(login, &message.body, &mut exchange)? {
+                    frames.send(&answer).await.map_err(io)?;
+                }
+            }
+            b'E' => {
+                let fields = Box::new(ErrorFields::parse(&message.body));
+                return Err(ConnectError::Server { fields, body: message.body });
+            }
+            b'S' => {
+                let mut reader = Reader::new(&message.body);
+                if let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) {
+                    params.push((message.body.slice_ref(name), message.body.slice_ref(value)));
+                }
+            }
+            b'K' => {
+                let mut reader = Reader::new(&message.body);
+                process = reader.i32().unwrap_or(0);
+                secret = message.body.slice_ref(reader.rest());
+            }
+            b'Z' => break,
+            // Notices, and a negotiation down to the version that was asked for anyway.
+            b'N' | b'v' => {}
+            tag => {
+                let text = format!("the server sent message '{}' during login", char::from(tag));
+                return Err(ConnectError::Auth(text));
+            }
+        }
+    }
+    if !frames.into_ahead().is_empty() {
+        return Err(ConnectError::Auth("the server spoke before it was asked".into()));
+    }
+    Ok(Connected { stream, params, process, secret })
+}
+
+/// Where a SCRAM exchange with the server stands.
+enum Sasl {
+    None,
+    Started(Box<ClientExchange>),
+    Signed(Box<ClientSigned>),
+}
+
+/// Answers one Authentication message.
+fn authenticate(
+    login: &Login<'_>,
+    body: &[u8],
+    exchange: &mut Sasl,
+) -> Result<Option<BytesMut>, ConnectError> {
+    let fail = |text: &str| ConnectError::Auth(text.to_owned());
+    let mut reader = Reader::new(body);
+    let kind = reader.i32().map_err(|_| fail("the server's authentication request is cut"))?;
+    let user = login.params.get("user").unwrap_or_default();
+    let mut out = BytesMut::new();
+    match kind {
+        0 => return Ok(None),
+        3 => match login.credential {
+            Some(Credential::Password(password)) => {
+                put(&mut out, b'p', |out| put_cstr(out, password.as_bytes()));
+            }
+            _ => {
+                return Err(fail(
+                    "the server asks for a cleartext password, which Slackwater does not have: \
+                     use scram-sha-256 in its pg_hba.conf",
+                ));
+            }
+        },
+        5 => {
+            let salt = reader.bytes(4).map_err(|_| fail("the server's md5 salt is cut"))?;
+            let salt = <[u8; 4]>::try_from(salt).unwrap_or_default();
+            let answer = match login.credential {
+                Some(Credential::Md5Hash(hash)) => md5::response(hash.as_str(), salt),
+                Some(Credential::Password(password)) => {
+                    md5::response(&md5::hash(user, password.as_bytes()), salt)
+                }
+                _ => {
+                    return Err(fail(
+                        "the server asks for md5, but the client logged in with SCRAM: \
+                         use scram-sha-256 in the server's pg_hba.conf",
+                    ));
+                }
+            };
+            put(&mut out, b'p', |out| put_cstr(out, answer.as_bytes()));
+        }
+        10 => {
+            let credential = login.credential.ok_or_else(|| {
+                fail("the server asks for a password, and none is configured for this account")
+            })?;
+            let mut nonce = [0; NONCE_BYTES];
+            aws_lc_rs::rand::fill(&mut nonce).map_err(|_| fail("no randomness"))?;
+            let started = ClientExchange::new(credential, &nonce).map_err(|e| fail(&e.to_string()))?;
+            let first = started.first();
+            *exchange = Sasl::Started(Box::new(started));
+            put(&mut out, b'p', |out| {
+                put_cstr(out, b"SCRAM-SHA-256");
+                out.put_i32(i32::try_from(first.len()).unwrap_or(i32::MAX));
+                out.put_slice(&first);
+            });
+        }
+        11 => {
+            let Sasl::Started(started) = std::mem::replace(exchange, Sasl::None) else {
+                return Err(fail("the server's SASL messages are out of order"));
+            };
+            let (signed, last) =
+                started.server_first(reader.rest()).map_err(|e| fail(&e.to_string()))?;
+            *exchange = Sasl::Signed(Box::new(signed));
+            put(&mut out, b'p', |out| out.put_slice(&last));
+        }
+        12 => {
+            let Sasl::Signed(signed) = std::mem::replace(exchange, Sasl::None) else {
+                return Err(fail("the server's SASL messages are out of order"));
+            };
+            signed.server_final(reader.rest()).map_err(|e| fail(&e.to_string()))?;
+            return Ok(None);
+        }
+        other => {
+            return Err(fail(&format!(
+                "the server asks for authentication method {other}, which Slackwater can't do for a \
+                 client: use scram-sha-256 or md5 in its pg_hba.conf"
+            )));
+        }
+    }
+    Ok(Some(out))
+}
+
+fn io_error(endpoint: &Endpoint, source: io::Error) -> ConnectError {
+    ConnectError::Io { address: endpoint.address.to_string(), source }
+}

@@ -1,0 +1,489 @@
+//! The gate of one cluster: which instance serves, who may have a server connection of it, and the
+//! hold that stops both. One lock, so that "held" and "granted" can never disagree.
+//!
+//! Invariants: one generation serves at a time; a lease is granted only while the gate is open; a hold
+//! always ends, because its guard releases when dropped; leases never exceed the limit, closing
+//! connections included (a lease is given back only when the server has seen the end).
+
+use super::Endpoint;
+use super::registry::Registry;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+/// The instance that serves, under its generation.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    /// Grows with each instance.
+    pub generation: u64,
+    /// How to reach it.
+    pub endpoint: Arc<Endpoint>,
+    /// Start time that the server itself tells: each new connection checks that it still is this one.
+    pub started_at: Arc<str>,
+}
+
+/// What sessions do about the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Server connections are granted.
+    Open,
+    /// None is granted; sessions at their safe points detach.
+    Held,
+    /// Granted, and sessions on a generation before this one move at their own safe points.
+    Rolling {
+        /// Connections of earlier generations are to be left.
+        leave_before: u64,
+    },
+}
+
+/// A consistent look at the gate.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Changes with each change of the gate.
+    pub version: u64,
+    /// What sessions do.
+    pub phase: Phase,
+    /// Who serves; none before the first start and after a failure.
+    pub serving: Option<Serving>,
+    /// When the present hold began.
+    pub held_since: Option<Instant>,
+}
+
+/// Who wants a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A session's own server connection.
+    Session,
+    /// A rehearsal, a move's second end, the service connection: may use the reserve, even in a hold.
+    Spare,
+}
+
+/// The gate of one cluster.
+#[derive(Debug)]
+pub struct Gate {
+    state: Mutex<State>,
+    version: AtomicU64,
+    waiting: AtomicUsize,
+    limit: usize,
+    /// Leases kept back from sessions for [`Purpose::Spare`].
+    reserve: usize,
+    progress: Notify,
+    pressure: Notify,
+    registry: Arc<Registry>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    serving: Option<Serving>,
+    held_since: Option<Instant>,
+    sessions: usize,
+    spare: usize,
+    outage_since: Option<Instant>,
+    waiters: VecDeque<oneshot::Sender<Lease>>,
+    last_generation: u64,
+}
+
+impl Gate {
+    /// A gate without an instance; `limit` is the most server connections that ever exist;
+    /// the sessions of `registry` are woken by each change.
+    pub fn new(limit: usize, registry: Arc<Registry>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                phase: Phase::Open,
+                serving: None,
+                held_since: None,
+                outage_since: None,
+                sessions: 0,
+                spare: 0,
+                waiters: VecDeque::new(),
+                last_generation: 0,
+            }),
+            version: AtomicU64::new(1),
+            waiting: AtomicUsize::new(0),
+            limit,
+            reserve: if limit >= 4 { 2 } else { 0 },
+            progress: Notify::new(),
+            pressure: Notify::new(),
+            registry,
+        })
+    }
+
+    /// The number of the present view; one atomic load, for the hot path.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The present view.
+    pub fn view(&self) -> View {
+        let state = self.state.lock();
+        View {
+            version: self.version(),
+            phase: state.phase,
+            serving: state.serving.clone(),
+            held_since: state.held_since,
+        }
+    }
+
+    /// Sessions that wait for a server connection.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Server connections of sessions, closing ones and log-ins under way counted.
+    pub fn session_leases(&self) -> usize {
+        self.state.lock().sessions
+    }
+
+    /// All server connections.
+    pub fn leases(&self) -> usize {
+        let state = self.state.lock();
+        state.sessions + state.spare
+    }
+
+    /// Wakes who waits for [`Self::progress`].
+    pub fn poke(&self) {
+        self.progress.notify_one();
+    }
+
+    /// Since when no instance serves.
+    pub fn outage_since(&self) -> Option<Instant> {
+        self.state.lock().outage_since
+    }
+
+    /// Wakes when a lease came back, or a session found a blocker.
+    pub fn progress(&self) -> impl Future<Output = ()> + '_ {
+        self.progress.notified()
+    }
+
+    /// Wakes when sessions begin to wait although the gate is open: somebody should give way.
+    pub fn pressure(&self) -> impl Future<Output = ()> + '_ {
+        self.pressure.notified()
+    }
+
+    /// An instance serves, the gate is open, and still no session can be granted a server connection.
+    pub fn is_full(&self) -> bool {
+        let state = self.state.lock();
+        state.serving.is_some()
+            && state.phase != Phase::Held
+            && (state.sessions + self.reserve >= self.limit
+                || state.sessions + state.spare >= self.limit)
+    }
+
+    /// Waits in line for a server connection of the serving instance.
+    pub async fn lease(self: &Arc<Self>) -> Lease {
+        loop {
+            let receiver = {
+                let mut state = self.state.lock();
+                if state.waiters.is_empty()
+                    && let Some(lease) = self.grant(&mut state, Purpose::Session)
+                {
+                    return lease;
+                }
+                let (sender, receiver) = oneshot::channel();
+                state.waiters.push_back(sender);
+                receiver
+            };
+            let waiting = Waiting::new(self);
+            self.pressure.notify_one();
+            let lease = receiver.await;
+            drop(waiting);
+            if let Ok(lease) = lease {
+                return lease;
+            }
+        }
+    }
+
+    /// A spare server connection, if one is left; granted in a hold, too.
+    pub fn try_spare(self: &Arc<Self>) -> Option<Lease> {
+        let mut state = self.state.lock();
+        self.grant(&mut state, Purpose::Spare)
+    }
+
+    /// Closes the gate until the guard is dropped or told who serves next. `None`: it is held already.
+    pub fn hold(self: &Arc<Self>) -> Option<Hold> {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Held {
+            return None;
+        }
+        let since = Instant::now();
+        state.phase = Phase::Held;
+        state.held_since = Some(since);
+        drop(state);
+        self.changed();
+        Some(Hold {
+            gate: Arc::clone(self),
+            since,
+        })
+    }
+
+    /// A new instance serves. Its generation is the highest so far, plus one.
+    pub fn serve(self: &Arc<Self>, endpoint: Endpoint, started_at: &str) -> u64 {
+        let mut state = self.state.lock();
+        state.last_generation += 1;
+        let generation = state.last_generation;
+        state.outage_since = None;
+        state.serving = Some(Serving {
+            generation,
+            endpoint: Arc::new(endpoint),
+            started_at: Arc::from(started_at),
+        });
+        self.serve_waiters(&mut state);
+        drop(state);
+        self.changed();
+        generation
+    }
+
+    /// No instance serves: requests wait for the next one.
+    pub fn serve_none(&self) {
+        let mut state = self.state.lock();
+        state.serving = None;
+        state.outage_since = Some(Instant::now());
+        drop(state);
+        self.changed();
+    }
+
+    /// Sessions on generations before `leave_before` move at their own safe points; or no longer.
+    pub fn roll(&self, leave_before: Option<u64>) {
+        let mut state = self.state.lock();
+        state.phase =
+            leave_before.map_or(Phase::Open, |leave_before| Phase::Rolling { leave_before });
+        drop(state);
+        self.changed();
+    }
+
+    fn changed(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+        self.registry.wake_all();
+    }
+
+    fn grant(self: &Arc<Self>, state: &mut State, purpose: Purpose) -> Option<Lease> {
+        let serving = state.serving.clone()?;
+        if state.sessions + state.spare >= self.limit {
+            return None;
+        }
+        match purpose {
+            Purpose::Session => {
+                if state.phase == Phase::Held || state.sessions + self.reserve >= self.limit {
+                    return None;
+                }
+                state.sessions += 1;
+            }
+            Purpose::Spare => state.spare += 1,
+        }
+        Some(Lease {
+            gate: Arc::clone(self),
+            purpose,
+            serving,
+            returned: false,
+        })
+    }
+
+    fn serve_waiters(self: &Arc<Self>, state: &mut State) {
+        while let Some(waiter) = state.waiters.pop_front() {
+            if waiter.is_closed() {
+                continue;
+            }
+            let Some(lease) = self.grant(state, Purpose::Session) else {
+                state.waiters.push_front(waiter);
+                return;
+            };
+            if let Err(mut lease) = waiter.send(lease) {
+                lease.returned = true;
+                state.sessions -= 1;
+            }
+        }
+    }
+
+    fn give_back(self: &Arc<Self>, purpose: Purpose) {
+        let mut state = self.state.lock();
+        match purpose {
+            Purpose::Session => state.sessions -= 1,
+            Purpose::Spare => state.spare -= 1,
+        }
+        self.serve_waiters(&mut state);
+        drop(state);
+        self.progress.notify_one();
+    }
+
+    fn release(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        state.phase = Phase::Open;
+        state.held_since = None;
+        self.serve_waiters(&mut state);
+        drop(state);
+        self.changed();
+    }
+}
+
+/// The right to one server connection. Given back when dropped: drop it only when the server has seen
+/// the connection's end.
+#[derive(Debug)]
+pub struct Lease {
+    gate: Arc<Gate>,
+    purpose: Purpose,
+    serving: Serving,
+    returned: bool,
+}
+
+impl Lease {
+    /// The instance that served when the lease was granted.
+    pub fn serving(&self) -> &Serving {
+        &self.serving
+    }
+
+    /// Turns a spare lease into a session's own: the second end of a move becomes its only one.
+    pub fn for_session(mut self) -> Self {
+        if self.purpose == Purpose::Spare {
+            let mut state = self.gate.state.lock();
+            state.spare -= 1;
+            state.sessions += 1;
+            drop(state);
+            self.purpose = Purpose::Session;
+        }
+        self
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.returned {
+            self.gate.give_back(self.purpose);
+        }
+    }
+}
+
+/// A hold. Dropping it releases: to the old instance, or to the one that [`Gate::serve`] named since.
+#[derive(Debug)]
+pub struct Hold {
+    gate: Arc<Gate>,
+    since: Instant,
+}
+
+impl Hold {
+    /// When it began.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.gate.release();
+    }
+}
+
+/// Counts one waiter for as long as it lives.
+struct Waiting<'a>(&'a Gate);
+
+impl<'a> Waiting<'a> {
+    fn new(gate: &'a Gate) -> Self {
+        gate.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(gate)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::registry::Registry;
+    use crate::transport::{Address, ServerTls};
+    use futures_util::FutureExt;
+
+    fn endpoint() -> Endpoint {
+        Endpoint {
+            address: Address::Unix("/nowhere".into()),
+            tls: ServerTls::Disable,
+            tls_ca: None,
+        }
+    }
+
+    fn open_gate(limit: usize) -> Arc<Gate> {
+        let gate = Gate::new(limit, Arc::new(Registry::default()));
+        gate.serve(endpoint(), "t0");
+        gate
+    }
+
+    #[test]
+    fn grants_up_to_the_limit_and_keeps_a_reserve() {
+        let gate = open_gate(5);
+        let held: Vec<_> = (0..3)
+            .map(|_| gate.lease().now_or_never().expect("free"))
+            .collect();
+        assert!(gate.lease().now_or_never().is_none(), "two are kept back");
+        let a = gate.try_spare().expect("the reserve");
+        let b = gate.try_spare().expect("the reserve");
+        assert!(gate.try_spare().is_none(), "never above the limit");
+        assert_eq!(gate.leases(), 5);
+        drop((a, b, held));
+        assert_eq!(gate.leases(), 0);
+    }
+
+    #[test]
+    fn waiters_are_served_in_order_and_leavers_cost_nothing() {
+        let gate = open_gate(1);
+        let first = gate.lease().now_or_never().expect("free");
+        let mut second = Box::pin(gate.lease());
+        let mut third = Box::pin(gate.lease());
+        let mut fourth = Box::pin(gate.lease());
+        for waiter in [&mut second, &mut third, &mut fourth] {
+            assert!(waiter.now_or_never().is_none());
+        }
+        assert_eq!(gate.waiting(), 3);
+        drop(second);
+        drop(first);
+        assert!((&mut fourth).now_or_never().is_none(), "third came first");
+        let third = third.now_or_never().expect("its turn");
+        drop(third);
+        assert!(fourth.now_or_never().is_some());
+        assert_eq!(gate.waiting(), 0);
+    }
+
+    #[test]
+    fn a_hold_stops_grants_and_its_end_resumes_them() {
+        let gate = open_gate(4);
+        let hold = gate.hold().expect("open");
+        assert!(gate.hold().is_none(), "one hold at a time");
+        let mut waiter = Box::pin(gate.lease());
+        assert!((&mut waiter).now_or_never().is_none());
+        let spare = gate.try_spare().expect("rehearsals go on");
+        drop(spare);
+        drop(hold);
+        let lease = waiter.now_or_never().expect("released");
+        assert_eq!(lease.serving().generation, 1);
+    }
+
+    #[test]
+    fn after_the_fence_only_a_proven_instance_is_granted() {
+        let gate = open_gate(4);
+        let hold = gate.hold().expect("open");
+        gate.serve_none();
+        drop(hold);
+        let mut waiter = Box::pin(gate.lease());
+        assert!((&mut waiter).now_or_never().is_none(), "nobody serves");
+        gate.serve(endpoint(), "t1");
+        let lease = waiter.now_or_never().expect("the new one serves");
+        assert_eq!(lease.serving().generation, 2);
+    }
+
+    #[test]
+    fn a_waiter_that_left_after_its_grant_gives_it_back() {
+        let gate = open_gate(1);
+        let first = gate.lease().now_or_never().expect("free");
+        let mut second = Box::pin(gate.lease());
+        assert!((&mut second).now_or_never().is_none());
+        drop(first);
+        assert_eq!(gate.session_leases(), 1, "granted to the second");
+        drop(second);
+        assert_eq!(gate.session_leases(), 0);
+    }
+}

@@ -1,0 +1,98 @@
+//! A session's server connection together with its right to exist.
+
+use super::connect::{Connected, cancel, close};
+use super::gate::{Lease, Serving};
+use crate::transport::SocketConfig;
+use crate::transport::stream::Stream;
+use bytes::Bytes;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a cancel may take.
+pub const CANCEL_MAX: Duration = Duration::from_secs(10);
+
+/// A server connection under its lease. However it is let go, the server is told, and the lease goes
+/// back only when the server has closed.
+#[derive(Debug)]
+pub struct Link {
+    stream: Option<Stream>,
+    lease: Option<Lease>,
+    /// The server process.
+    pub process: i32,
+    /// Its cancel key.
+    pub secret: Bytes,
+}
+
+impl Link {
+    /// Binds a connection to its lease.
+    pub fn new(connected: Connected, lease: Lease) -> Self {
+        Self {
+            stream: Some(connected.stream),
+            lease: Some(lease),
+            process: connected.process,
+            secret: connected.secret,
+        }
+    }
+
+    /// The socket, while it is not lent to a relay.
+    pub fn stream(&mut self) -> Option<&mut Stream> {
+        self.stream.as_mut()
+    }
+
+    /// Lends the socket to a relay.
+    pub fn lend(&mut self) -> Option<Stream> {
+        self.stream.take()
+    }
+
+    /// Takes the socket back.
+    pub fn give_back(&mut self, stream: Stream) {
+        self.stream = Some(stream);
+    }
+
+    /// The instance at the other end.
+    pub fn serving(&self) -> Option<&Serving> {
+        self.lease.as_ref().map(Lease::serving)
+    }
+
+    /// A move's second end becomes the session's only one.
+    pub fn for_session(mut self) -> Self {
+        self.lease = self.lease.take().map(Lease::for_session);
+        self
+    }
+
+    /// Cancels what runs on it.
+    pub async fn cancel(serving: Serving, socket: SocketConfig, process: i32, secret: Bytes) {
+        let deadline = Instant::now() + CANCEL_MAX;
+        if let Err(error) = cancel(&serving.endpoint, &socket, process, &secret, deadline).await {
+            tracing::warn!(%error, "a cancel request could not be delivered");
+        }
+    }
+
+    /// Cancels what runs on it, then lets it go.
+    pub fn abort(self, socket: SocketConfig) {
+        let Some(serving) = self.serving().cloned() else { return };
+        tokio::spawn(async move {
+            Self::cancel(serving, socket, self.process, self.secret.clone()).await;
+            drop(self);
+        });
+    }
+
+    /// Lets it go and waits until the server has closed it.
+    pub async fn end(mut self) {
+        if let Some(stream) = self.stream.take() {
+            close(stream).await;
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let (Some(stream), lease) = (self.stream.take(), self.lease.take()) else { return };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                close(stream).await;
+                drop(lease);
+            });
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! The sessions of one cluster as others see them: flags that ask a session to do something, and what
+//! it last told of itself. A session's task owns its truth; nothing here is on the path of a frame.
+
+use super::gate::Lease;
+use crate::session::blocker::Blocker;
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Asks a session's task to do something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Ask {
+    /// Look at the gate again.
+    Gate = 1,
+    /// Probe now if at rest and not probed since it last ran something; rehearse the snapshot.
+    Probe = 1 << 1,
+    /// Give the server connection up if at rest and without blocker.
+    Park = 1 << 2,
+    /// Cancel what runs, or what is held.
+    Cancel = 1 << 3,
+    /// The age limit is reached: end at rest.
+    Expire = 1 << 4,
+    /// The grace after the age limit is over: end now.
+    ExpireHard = 1 << 5,
+    /// The client was silent for its `idle_session_timeout`.
+    IdleTimeout = 1 << 6,
+    /// The scale event is forced: end, if still attached to the old generation.
+    Force = 1 << 7,
+    /// Slackwater drains: end at rest.
+    Drain = 1 << 8,
+    /// Slackwater stops: end now.
+    Stop = 1 << 9,
+    /// Publish blockers for people to read.
+    Report = 1 << 10,
+    /// Move to the instance that serves: a lease for the second end is offered.
+    Move = 1 << 11,
+}
+
+/// Where a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Works, or may.
+    Active,
+    /// Attached and at rest.
+    AtRest,
+    /// Waits for a server connection with a request in hand.
+    Held,
+    /// Detached, nothing to do.
+    Parked,
+}
+
+impl State {
+    /// Every state, for metrics.
+    pub const ALL: [Self; 4] = [Self::Active, Self::AtRest, Self::Held, Self::Parked];
+
+    /// The name in the admin API and the metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::AtRest => "at_rest",
+            Self::Held => "held",
+            Self::Parked => "parked",
+        }
+    }
+
+    const fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Active,
+            1 => Self::AtRest,
+            2 => Self::Held,
+            _ => Self::Parked,
+        }
+    }
+}
+
+/// Who a session is; fixed at login.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Number of the session, unique in this process.
+    pub id: u64,
+    /// User name.
+    pub user: String,
+    /// Database name.
+    pub database: String,
+    /// Client's address.
+    pub client_address: String,
+    /// When the client logged in.
+    pub connected_at: Instant,
+    /// How much older than the limit the session may get: spreads the closings.
+    pub age_limit: Option<Duration>,
+}
+
+/// What a session last told of itself.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// `application_name`.
+    pub application: String,
+    /// Why it can't be detached.
+    pub blockers: Vec<Blocker>,
+    /// `None`: not probed since it last ran something.
+    pub movable: Option<bool>,
+    /// When it was last probed.
+    pub probed_at: Option<Instant>,
+    /// Generation that it is attached to.
+    pub generation: Option<u64>,
+    /// `idle_session_timeout` as last seen.
+    pub idle_session_timeout: Option<Duration>,
+    /// Number of the [`Ask::Report`] that this answers.
+    pub answers: u64,
+}
+
+/// One session as others see it.
+#[derive(Debug)]
+pub struct Handle {
+    /// Who it is.
+    pub identity: Identity,
+    asked: AtomicU32,
+    waker: AtomicWaker,
+    state: AtomicU8,
+    /// Milliseconds since the registry began; when the session came to rest. 0: it is not.
+    rest_since: AtomicU64,
+    /// Milliseconds since the registry began; the client's last request.
+    last_request: AtomicU64,
+    /// Process number told to the client.
+    pub process: AtomicI32,
+    report: Mutex<Report>,
+    offer: Mutex<Option<Lease>>,
+    cancels: Mutex<Vec<oneshot::Sender<()>>>,
+    probed_rest: AtomicU64,
+    epoch: Instant,
+}
+
+impl Handle {
+    /// Asks, and wakes the session's task.
+    pub fn ask(&self, what: Ask) {
+        self.asked.fetch_or(what as u32, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Has the task woken by the next [`Self::ask`].
+    pub fn register(&self, waker: &std::task::Waker) {
+        self.waker.register(waker);
+    }
+
+    /// Something was asked; one load, for the hot path.
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire) != 0
+    }
+
+    /// Takes one thing that was asked, if it was.
+    pub fn take(&self, what: Ask) -> bool {
+        let bit = what as u32;
+        self.asked.load(Ordering::Acquire) & bit != 0
+            && self.asked.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+    }
+
+    /// Forgets everything that was asked: the session ends.
+    pub fn forget_asked(&self) {
+        self.asked.store(0, Ordering::Release);
+    }
+
+    /// Asks for a cancel; the receiver hears when it is settled.
+    pub fn ask_cancel(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.cancels.lock().push(sender);
+        self.ask(Ask::Cancel);
+        receiver
+    }
+
+    /// Every cancel so far is settled.
+    pub fn cancel_settled(&self) {
+        for waiter in std::mem::take(&mut *self.cancels.lock()) {
+            // A cancelling client that left needs no answer.
+            drop(waiter.send(()));
+        }
+    }
+
+    /// Offers the second end of a move.
+    pub fn offer(&self, lease: Lease) {
+        *self.offer.lock() = Some(lease);
+        self.ask(Ask::Move);
+    }
+
+    /// The second end of a move is there to be taken.
+    pub fn has_offer(&self) -> bool {
+        self.offer.lock().is_some()
+    }
+
+    /// Takes the offer: by the session that moves now, or back by who made it.
+    pub fn take_offer(&self) -> Option<Lease> {
+        self.offer.lock().take()
+    }
+
+    /// True once per rest: it is time to look at a session that came to rest.
+    pub fn first_look(&self) -> bool {
+        let rest = self.rest_since.load(Ordering::Relaxed);
+        rest != 0 && self.probed_rest.swap(rest, Ordering::Relaxed) != rest
+    }
+
+    /// Where the session is.
+    pub fn state(&self) -> State {
+        State::from_u8(self.state.load(Ordering::Relaxed))
+    }
+
+    /// The session's task tells where it is.
+    pub fn set_state(&self, state: State, now: Instant) {
+        let rest = if state == State::AtRest {
+            self.millis(now).max(1)
+        } else {
+            0
+        };
+        self.rest_since.store(rest, Ordering::Relaxed);
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// The client sent something.
+    pub fn touch(&self, now: Instant) {
+        self.last_request.store(self.millis(now), Ordering::Relaxed);
+    }
+
+    /// How long the session is at rest; `None` when it is not.
+    pub fn resting(&self, now: Instant) -> Option<Duration> {
+        match self.rest_since.load(Ordering::Relaxed) {
+            0 => None,
+            since => Some(Duration::from_millis(
+                self.millis(now).saturating_sub(since),
+            )),
+        }
+    }
+
+    /// How long ago the client's last request was.
+    pub fn silent(&self, now: Instant) -> Duration {
+        let last = self.last_request.load(Ordering::Relaxed);
+        Duration::from_millis(self.millis(now).saturating_sub(last))
+    }
+
+    /// What the session last told.
+    pub fn report(&self) -> Report {
+        self.report.lock().clone()
+    }
+
+    /// Looks at what the session last told, without copying it.
+    pub fn with_report<T>(&self, look: impl FnOnce(&mut Report) -> T) -> T {
+        look(&mut self.report.lock())
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The sessions of one cluster.
+#[derive(Debug)]
+pub struct Registry {
+    sessions: Mutex<HashMap<u64, Arc<Handle>>>,
+    reports: AtomicU64,
+    epoch: Instant,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            sessions: Mutex::default(),
+            reports: AtomicU64::new(0),
+            epoch: tokio::time::Instant::now().into_std(),
+        }
+    }
+}
+
+impl Registry {
+    /// Adds a session; it stays until its [`Registered`] is dropped.
+    pub fn add(self: &Arc<Self>, identity: Identity, application: String) -> Registered {
+        let now = identity.connected_at;
+        let handle = Arc::new(Handle {
+            asked: AtomicU32::new(Ask::Gate as u32),
+            waker: AtomicWaker::new(),
+            state: AtomicU8::new(State::Active as u8),
+            rest_since: AtomicU64::new(0),
+            last_request: AtomicU64::new(0),
+            process: AtomicI32::new(0),
+            report: Mutex::new(Report { application, ..Report::default() }),
+            offer: Mutex::new(None),
+            cancels: Mutex::default(),
+            probed_rest: AtomicU64::new(0),
+            epoch: self.epoch,
+            identity,
+        });
+        handle.touch(now);
+        self.sessions
+            .lock()
+            .insert(handle.identity.id, Arc::clone(&handle));
+        Registered {
+            registry: Arc::clone(self),
+            handle,
+        }
+    }
+
+    /// Every session now.
+    pub fn all(&self) -> Vec<Arc<Handle>> {
+        self.sessions.lock().values().cloned().collect()
+    }
+
+    /// Number of sessions.
+    pub fn len(&self) -> usize {
+        self.sessions.lock().len()
+    }
+
+    /// No session.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Has every session look at the gate.
+    pub fn wake_all(&self) {
+        self.ask_all(Ask::Gate);
+    }
+
+    /// Asks every session.
+    pub fn ask_all(&self, what: Ask) {
+        for handle in self.sessions.lock().values() {
+            handle.ask(what);
+        }
+    }
+
+    /// Asks every session to publish its blockers; the number to find in [`Report::answers`].
+    pub fn ask_reports(&self) -> u64 {
+        let number = self.reports.fetch_add(1, Ordering::AcqRel) + 1;
+        self.ask_all(Ask::Report);
+        number
+    }
+
+    /// The number of the last [`Self::ask_reports`].
+    pub fn report_number(&self) -> u64 {
+        self.reports.load(Ordering::Acquire)
+    }
+
+    /// Sessions that rest longest first, each with its rest.
+    pub fn resting(&self, now: Instant) -> Vec<(Duration, Arc<Handle>)> {
+        let mut resting: Vec<_> = self
+            .sessions
+            .lock()
+            .values()
+            .filter_map(|h| h.resting(now).map(|rest| (rest, Arc::clone(h))))
+            .collect();
+        resting.sort_by_key(|(rest, _)| std::cmp::Reverse(*rest));
+        resting
+    }
+}
+
+/// A session's place in the registry.
+#[derive(Debug)]
+pub struct Registered {
+    registry: Arc<Registry>,
+    /// The session.
+    pub handle: Arc<Handle>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.registry
+            .sessions
+            .lock()
+            .remove(&self.handle.identity.id);
+    }
+}

@@ -1,0 +1,400 @@
+//! `[clusters.NAME]`: everything of one cluster but its provider.
+
+use super::document::{Item, Section};
+use super::top::ReadCluster;
+use super::{
+    AuthConfig, AuthMethod, AuthSource, CapacityConfig, ClusterConfig, OnTimeout, ProviderConfig,
+    ScalingConfig, Secret, ServiceAccount, SessionsConfig, provider, users,
+};
+use crate::backend::Capacity;
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Largest capacity that can be written, in ACU.
+const MAX_ACU: u32 = 65_536;
+/// Largest capacity when `max` is left out, in ACU.
+const DEFAULT_MAX: u32 = 16;
+/// The sizes of Aurora Serverless v1 for PostgreSQL.
+const POSTGRES_LADDER: [u32; 8] = [2, 4, 8, 16, 32, 64, 192, 384];
+
+/// Kinds of state that `sessions.on_blocker` names.
+const BLOCKERS: [&str; 4] = ["advisory_lock", "listen", "temp_table", "hold_cursor"];
+
+const METHODS: [(&str, AuthMethod); 3] = [
+    ("scram-sha-256", AuthMethod::ScramSha256),
+    ("md5", AuthMethod::Md5),
+    ("password", AuthMethod::Password),
+];
+
+/// The engines of this release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Engine {
+    Postgres,
+}
+
+/// Reads one cluster. `at` is the offset of its name.
+pub(super) fn read(name: String, at: usize, mut section: Section<'_, '_>) -> Option<ReadCluster> {
+    let engine = section
+        .require("engine", "write engine = \"postgres\"")
+        .and_then(|item| read_engine(&item));
+    let default = section
+        .take("default")
+        .and_then(|item| item.boolean())
+        .unwrap_or(false);
+    let hostnames = read_hostnames(section.take("hostnames"));
+    let auth = read_auth(section.table("auth"));
+    let capacity = section.table("capacity");
+    let scaling = read_scaling(section.table("scaling"));
+    let sessions = read_sessions(section.table("sessions"));
+    let provider = section
+        .require(
+            "provider",
+            "add a table with kind = \"static\" or kind = \"local\"",
+        )
+        .and_then(Item::table)
+        .and_then(provider::read);
+    let capacity = read_capacity(capacity, provider.as_ref());
+    section.finish();
+    Some(ReadCluster {
+        engine: engine?,
+        at,
+        config: ClusterConfig {
+            name,
+            default,
+            hostnames,
+            auth: auth?,
+            capacity: capacity?,
+            scaling,
+            sessions,
+            provider: provider?,
+        },
+    })
+}
+
+fn read_engine(item: &Item<'_, '_>) -> Option<Engine> {
+    match item.string()? {
+        "postgres" => return Some(Engine::Postgres),
+        name @ ("mysql" | "mariadb") => {
+            item.later(&format!("engine {name:?}"), "use \"postgres\"");
+        }
+        other => item.problem(format!("{other:?} is no engine; \"postgres\" is")),
+    }
+    None
+}
+
+fn read_hostnames(item: Option<Item<'_, '_>>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for item in item.and_then(Item::list).unwrap_or_default() {
+        let Some(name) = item.string().map(str::to_ascii_lowercase) else {
+            continue;
+        };
+        let label = |l: &str| {
+            (1..=63).contains(&l.len())
+                && l.bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        if name.len() > 253 || !name.split('.').all(label) {
+            item.problem(format!(
+                "{name:?} is not a host name; write the whole name, without port, wildcard or final dot"
+            ));
+        } else if names.contains(&name) {
+            item.problem(format!("{name:?} is named twice"));
+        } else {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn read_auth(mut section: Section<'_, '_>) -> Option<AuthConfig> {
+    let method = section.take("method").and_then(|item| item.word(&METHODS));
+    let user = section.take("service_user");
+    let database = section.take("service_database");
+    let query = section.take("auth_query");
+    let file = section.take("service_password_file");
+    let inline = section.take("service_password");
+    let users = section.take("users_file");
+
+    if let (Some(item), Some(_)) = (&inline, &file) {
+        item.problem("stands beside service_password_file; keep one of the two");
+    }
+    if user.is_none() {
+        for item in [&database, &query, &file, &inline].into_iter().flatten() {
+            item.problem("needs service_user beside it");
+        }
+    }
+    if let (Some(item), Some(_)) = (&query, &users) {
+        item.problem("is never asked beside users_file; keep one of the two");
+    }
+    if let Some((text, item)) = query.as_ref().and_then(|item| Some((item.string()?, item)))
+        && !text.contains("$1")
+    {
+        item.problem("must contain $1, which stands for the user's name");
+    }
+    if user.is_none() && users.is_none() {
+        section.problem_at(
+            "",
+            "says nobody may log in: set service_user (verifiers then come from the server) or users_file",
+        );
+    }
+    let password = match (&file, &inline) {
+        (Some(item), _) => users::read_secret_file(item, section.doc),
+        (None, Some(item)) => item.non_empty().map(Secret::new),
+        (None, None) => None,
+    };
+    let service = user
+        .and_then(|item| item.non_empty())
+        .map(|user| ServiceAccount {
+            user,
+            database: database
+                .and_then(|item| item.non_empty())
+                .unwrap_or_else(|| "postgres".to_owned()),
+            password,
+        });
+    let source = match users {
+        Some(item) => users::read_users(&item, section.doc)
+            .map(|(path, users)| AuthSource::Users { path, users }),
+        None => Some(AuthSource::Server {
+            query: query.and_then(|item| item.non_empty()),
+        }),
+    };
+    section.finish();
+    Some(AuthConfig {
+        method: method.unwrap_or(AuthMethod::ScramSha256),
+        source: source?,
+        service,
+    })
+}
+
+fn read_capacity(
+    mut section: Section<'_, '_>,
+    provider: Option<&ProviderConfig>,
+) -> Option<CapacityConfig> {
+    let min = section.take("min");
+    let max = section.take("max");
+    let ladder = section.take("ladder").and_then(read_ladder);
+    if let Some(item) = section.take("auto_pause_after")
+        && item
+            .duration(Duration::ZERO..=365 * DAY, None)
+            .is_some_and(|d| !d.is_zero())
+    {
+        item.later(
+            "pausing",
+            "set auto_pause_after = \"0\" (never), or leave it out",
+        );
+    }
+    section.reject_unknown();
+
+    let offered: Option<Vec<u32>> = match provider? {
+        ProviderConfig::Static(p) => Some(p.endpoints.iter().map(|(c, _)| c.0).collect()),
+        ProviderConfig::Local(_) => None,
+    };
+    let explicit = ladder.is_some();
+    let ladder = ladder
+        .or_else(|| offered.clone())
+        .unwrap_or_else(|| POSTGRES_LADDER.to_vec());
+    // For a static cluster without a ladder of its own, bounds beside its endpoints only narrow.
+    let exact = explicit || offered.is_none();
+    let bound = |item: Option<&Item<'_, '_>>, default: u32| {
+        let Some(item) = item else {
+            return Some(default);
+        };
+        let value = item.integer(0..=MAX_ACU)?;
+        if value == 0 {
+            item.later("capacity 0 (pause)", "the smallest capacity is 1");
+            return None;
+        }
+        if exact && !ladder.contains(&value) {
+            item.problem(format!(
+                "{value} is not on the ladder {ladder:?}; set ladder or choose one of these"
+            ));
+            return None;
+        }
+        Some(value)
+    };
+    let low = bound(min.as_ref(), *ladder.first()?)?;
+    let highest = *ladder.last()?;
+    let default_max = if offered.is_some() || explicit {
+        highest
+    } else {
+        DEFAULT_MAX.max(low)
+    };
+    let high = bound(max.as_ref(), default_max)?;
+    if low > high {
+        let message = format!("min is {low} and max is {high}; min must not be above max");
+        match (&min, &max) {
+            (Some(item), _) | (None, Some(item)) => item.problem(message),
+            (None, None) => {}
+        }
+        return None;
+    }
+    let wanted: Vec<u32> = ladder
+        .into_iter()
+        .filter(|c| (low..=high).contains(c))
+        .collect();
+    let usable: Vec<u32> = match &offered {
+        Some(offered) => wanted
+            .iter()
+            .copied()
+            .filter(|c| offered.contains(c))
+            .collect(),
+        None => wanted.clone(),
+    };
+    let (Some(first), Some(last)) = (usable.first().copied(), usable.last().copied()) else {
+        section.problem_at(
+            "",
+            format!("no endpoint has a capacity from {low} to {high}"),
+        );
+        return None;
+    };
+    if explicit && wanted != usable {
+        section.warn(format_args!(
+            "only {usable:?} have an endpoint, so only these of the ladder {wanted:?} can be chosen"
+        ));
+    }
+    Some(CapacityConfig {
+        min: Capacity(first),
+        max: Capacity(last),
+        ladder: usable.into_iter().map(Capacity).collect(),
+    })
+}
+
+fn read_ladder(item: Item<'_, '_>) -> Option<Vec<u32>> {
+    let mut ladder = Vec::new();
+    for item in item.non_empty_list()? {
+        let value = item.integer(1..=MAX_ACU)?;
+        if ladder.last().is_some_and(|last| *last >= value) {
+            item.problem("the ladder ascends, each capacity larger than the one before");
+            return None;
+        }
+        ladder.push(value);
+    }
+    Some(ladder)
+}
+
+fn read_scaling(mut section: Section<'_, '_>) -> ScalingConfig {
+    if let Some(item) = section.take("auto")
+        && item.boolean() == Some(true)
+    {
+        item.later(
+            "scaling by itself",
+            "set auto = false and use `slackwater scale`",
+        );
+    }
+    let scaling_point_timeout =
+        section.duration("scaling_point_timeout", 300 * SECOND, SECOND..=DAY, None);
+    let on_timeout = section
+        .take("on_timeout")
+        .and_then(|item| {
+            item.word(&[
+                ("rollback", OnTimeout::Rollback),
+                ("force", OnTimeout::Force),
+            ])
+        })
+        .unwrap_or(OnTimeout::Rollback);
+    let max_hold = section.duration(
+        "max_hold",
+        SECOND,
+        Duration::from_millis(10)..=60 * SECOND,
+        None,
+    );
+    let max_outage = section.duration("max_outage", 60 * SECOND, SECOND..=HOUR, None);
+    for (key, thresholds, pauses) in [
+        (
+            "scale_up",
+            ["cpu_above", "connections_above"],
+            [].as_slice(),
+        ),
+        (
+            "scale_down",
+            ["cpu_below", "connections_below"],
+            ["cooldown_after_up", "cooldown_after_down"].as_slice(),
+        ),
+    ] {
+        let mut table = section.table(key);
+        for name in thresholds {
+            if let Some(item) = table.take(name) {
+                item.number(0.0..=1.0);
+            }
+        }
+        for name in pauses {
+            table.duration(name, Duration::ZERO, Duration::ZERO..=DAY, None);
+        }
+        table.finish();
+    }
+    section.finish();
+    ScalingConfig {
+        scaling_point_timeout,
+        on_timeout,
+        max_hold,
+        max_outage,
+    }
+}
+
+fn read_sessions(mut section: Section<'_, '_>) -> SessionsConfig {
+    if let Some(item) = section.take("pooling") {
+        match item.string() {
+            Some("session") | None => {}
+            Some("transaction") => item.later("pooling = \"transaction\"", "use \"session\""),
+            Some(other) => item.problem(format!("{other:?} is no kind of pooling; \"session\" is")),
+        }
+    }
+    let park_after = section.duration("park_after", Duration::ZERO, SECOND..=DAY, Some("never"));
+    let snapshot_after = section.duration(
+        "snapshot_after",
+        SECOND,
+        Duration::from_millis(100)..=DAY,
+        None,
+    );
+    let custom_settings = read_custom_settings(section.take("custom_settings"));
+    let max_server_connections = section.integer("max_server_connections", 90, 1..=100_000);
+    let mut blockers = section.table("on_blocker");
+    for kind in BLOCKERS {
+        if let Some(item) = blockers.take(kind) {
+            match item.string() {
+                Some("block") | None => {}
+                Some("move") => item.later(&format!("moving {kind}"), "use \"block\""),
+                Some(other) => item.problem(format!("{other:?} is not possible; \"block\" is")),
+            }
+        }
+    }
+    if let Some(item) = blockers.take("replication") {
+        match item.string() {
+            Some("block") | None => {}
+            Some("terminate") => item.later("ending replication streams", "use \"block\""),
+            Some(other) => item.problem(format!("{other:?} is not possible; \"block\" is")),
+        }
+    }
+    blockers.finish();
+    section.finish();
+    SessionsConfig {
+        park_after: (!park_after.is_zero()).then_some(park_after),
+        snapshot_after,
+        custom_settings,
+        max_server_connections,
+    }
+}
+
+fn read_custom_settings(item: Option<Item<'_, '_>>) -> Vec<String> {
+    let mut names = Vec::new();
+    for item in item.and_then(Item::list).unwrap_or_default() {
+        let Some(name) = item.string() else { continue };
+        let part = |p: &str| {
+            !p.starts_with(|c: char| c.is_ascii_digit() || c == '$')
+                && !p.is_empty()
+                && p.chars()
+                    .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '$' || !c.is_ascii())
+        };
+        if name.len() > 127 || !name.contains('.') || !name.split('.').all(part) {
+            item.problem(format!(
+                "{name:?} is not a custom setting; write a name such as \"app.tenant\""
+            ));
+        } else {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}

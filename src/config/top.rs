@@ -1,0 +1,293 @@
+//! The parts of proxy.toml that belong to the whole proxy, and the checks across clusters.
+
+use super::cluster::{self, Engine};
+use super::document::{Document, Section};
+use super::{
+    Admin, ClusterConfig, Config, Limits, Listen, ListenConfig, ProviderConfig, Tls, TlsFiles,
+    is_loopback, users,
+};
+use crate::transport::{Address, ListenTls};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+const LISTEN_TLS: [(&str, ListenTls); 3] = [
+    ("off", ListenTls::Off),
+    ("prefer", ListenTls::Prefer),
+    ("require", ListenTls::Require),
+];
+
+/// Reads the whole document; the answer counts only if no problem was reported.
+pub(super) fn read(mut root: Section<'_, '_>) -> Option<Config> {
+    let doc = root.doc;
+    let state_dir = root
+        .take("state_dir")
+        .and_then(|item| item.path())
+        .unwrap_or_else(|| PathBuf::from("/var/lib/slackwater"));
+
+    let mut bound: Vec<(String, Address)> = Vec::new();
+    let admin = read_admin(root.table("admin"), &mut bound);
+    let mut listen = root.table("listen");
+    let postgres = listen.take("postgres").map(|item| {
+        item.table()
+            .and_then(|section| read_listen(section, &mut bound))
+    });
+    let mysql = listen.take("mysql").map(|item| {
+        item.table()
+            .and_then(|section| read_listen(section, &mut bound))
+    });
+    listen.finish();
+    let tls = read_tls(root.table("tls"));
+    let limits = read_limits(root.table("limits"));
+
+    let named = root.take("clusters").and_then(super::document::Item::table);
+    let found = named.map(Section::entries).unwrap_or_default();
+    let none = found.is_empty();
+    let mut clusters = Vec::new();
+    for (name, at, item) in found {
+        if !is_cluster_name(&name) {
+            doc.problem(
+                Some(at),
+                &item.key,
+                "the name of a cluster has 1 to 63 letters, digits, hyphens and underscores",
+            );
+        }
+        clusters.extend(
+            item.table()
+                .and_then(|section| cluster::read(name, at, section)),
+        );
+    }
+    root.finish();
+
+    if none {
+        doc.problem(
+            None,
+            "clusters",
+            "there is none; add [clusters.NAME] with a provider",
+        );
+    }
+    if mysql.is_some() {
+        doc.warn(
+            "listen.mysql",
+            "is not bound, since no cluster has its engine",
+        );
+    }
+    if postgres.is_none() {
+        doc.problem(
+            None,
+            "listen.postgres",
+            "is missing; without it no client can connect: add address = [\"0.0.0.0:5432\"]",
+        );
+    }
+    let postgres = postgres.flatten();
+    check_reachable(doc, &clusters);
+    let own_listeners = postgres
+        .as_ref()
+        .map(|p| p.addresses.as_slice())
+        .unwrap_or_default();
+    check_loops(doc, own_listeners, &clusters);
+    Some(Config {
+        state_dir,
+        listen: Listen { postgres },
+        tls,
+        admin: admin?,
+        limits,
+        clusters: clusters.into_iter().map(|c| c.config).collect(),
+        warnings: Vec::new(),
+    })
+}
+
+/// A cluster with what only the checks across clusters need.
+pub(super) struct ReadCluster {
+    pub(super) engine: Engine,
+    /// Offset of its name.
+    pub(super) at: usize,
+    pub(super) config: ClusterConfig,
+}
+
+fn read_listen(
+    mut section: Section<'_, '_>,
+    bound: &mut Vec<(String, Address)>,
+) -> Option<ListenConfig> {
+    let item = section.require("address", "write address = [\"0.0.0.0:5432\"]");
+    let mut addresses = Vec::new();
+    if let Some(item) = item {
+        for item in item.non_empty_list().unwrap_or_default() {
+            let Some(address) = item.address() else {
+                continue;
+            };
+            if let Some((other, _)) = bound.iter().find(|(_, a)| *a == address) {
+                item.problem(format!("{address} is already taken by {other}"));
+            } else {
+                bound.push((item.key.clone(), address.clone()));
+                addresses.push(address);
+            }
+        }
+    }
+    let tls = section.take("tls").and_then(|item| item.word(&LISTEN_TLS));
+    section.finish();
+    (!addresses.is_empty()).then_some(ListenConfig {
+        addresses,
+        tls: tls.unwrap_or(ListenTls::Prefer),
+    })
+}
+
+fn read_tls(mut section: Section<'_, '_>) -> Tls {
+    let certificate = section.take("certificate");
+    let private_key = section.take("private_key");
+    if let Some(item) = section.take("client_ca") {
+        item.later("checking client certificates", "leave client_ca out");
+    }
+    match (&certificate, &private_key) {
+        (Some(item), None) => item.problem("needs private_key beside it"),
+        (None, Some(item)) => item.problem("needs certificate beside it"),
+        _ => {}
+    }
+    section.finish();
+    let certificate = certificate.and_then(|item| item.file());
+    let private_key = private_key.and_then(|item| item.file());
+    match (certificate, private_key) {
+        (Some(certificate), Some(private_key)) => Tls::Files(TlsFiles {
+            certificate,
+            private_key,
+        }),
+        _ => Tls::SelfMade,
+    }
+}
+
+fn read_admin(mut section: Section<'_, '_>, bound: &mut Vec<(String, Address)>) -> Option<Admin> {
+    let default = Address::Tcp {
+        host: "127.0.0.1".to_owned(),
+        port: 7432,
+    };
+    let item = section.take("address");
+    let token_item = section.take("token_file");
+    let address = match &item {
+        None => default,
+        Some(item) => item.address()?,
+    };
+    if let (Address::Unix(_), Some(item)) = (&address, &item) {
+        item.problem("the admin API needs a TCP address, such as \"127.0.0.1:7432\"");
+    }
+    bound.push(("admin.address".to_owned(), address.clone()));
+    let token_missing = token_item.is_none();
+    let token = token_item.and_then(|item| users::read_secret_file(&item, section.doc));
+    if let Some(item) = item.filter(|_| token_missing && !is_loopback(&address)) {
+        item.problem(format!(
+            "{address} can be reached from other machines, so token_file is demanded: a file with a long random token"
+        ));
+    }
+    section.finish();
+    Some(Admin { address, token })
+}
+
+fn read_limits(mut section: Section<'_, '_>) -> Limits {
+    let max_clients = section.integer("max_clients", 10_000, 1..=1_000_000);
+    let login_timeout = section.duration("login_timeout", 30 * SECOND, SECOND..=HOUR, None);
+    let age = section.duration("max_connection_age", DAY, SECOND..=365 * DAY, Some("never"));
+    let limits = Limits {
+        max_clients,
+        login_timeout,
+        max_connection_age: (!age.is_zero()).then_some(age),
+        max_connection_age_grace: section.duration(
+            "max_connection_age_grace",
+            300 * SECOND,
+            SECOND..=DAY,
+            Some("none"),
+        ),
+        keepalive: section.duration("keepalive", 60 * SECOND, SECOND..=HOUR, Some("off")),
+        tcp_user_timeout: section.duration(
+            "tcp_user_timeout",
+            30 * SECOND,
+            SECOND..=HOUR,
+            Some("the system's own limit"),
+        ),
+    };
+    section.finish();
+    limits
+}
+
+fn is_cluster_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (1..=63).contains(&name.len()) && name.chars().all(plain)
+}
+
+/// Each client must find exactly one cluster.
+fn check_reachable(doc: &Document<'_>, clusters: &[ReadCluster]) {
+    let mut defaults: Vec<(Engine, &str)> = Vec::new();
+    let mut hostnames: Vec<(&str, &str)> = Vec::new();
+    for cluster in clusters {
+        let config = &cluster.config;
+        let key = format!("clusters.{}", config.name);
+        if config.default {
+            if let Some((_, other)) = defaults
+                .iter()
+                .find(|(engine, _)| *engine == cluster.engine)
+            {
+                doc.problem(
+                    Some(cluster.at),
+                    &format!("{key}.default"),
+                    format!(
+                        "clusters.{other} is the default already; one cluster per engine can be"
+                    ),
+                );
+            }
+            defaults.push((cluster.engine, &config.name));
+        }
+        for hostname in &config.hostnames {
+            if let Some((_, other)) = hostnames.iter().find(|(name, _)| name == hostname) {
+                doc.problem(
+                    Some(cluster.at),
+                    &format!("{key}.hostnames"),
+                    format!("{hostname:?} already belongs to clusters.{other}"),
+                );
+            }
+            hostnames.push((hostname, &config.name));
+        }
+    }
+    for cluster in clusters {
+        let has_default = defaults.iter().any(|(engine, _)| *engine == cluster.engine);
+        if !has_default && cluster.config.hostnames.is_empty() {
+            doc.problem(
+                Some(cluster.at),
+                &format!("clusters.{}", cluster.config.name),
+                "clients can't reach it: set default = true, or hostnames",
+            );
+        }
+    }
+}
+
+/// A server address that is the proxy's own would make it connect to itself.
+fn check_loops(doc: &Document<'_>, listeners: &[Address], clusters: &[ReadCluster]) {
+    for cluster in clusters {
+        let ProviderConfig::Static(provider) = &cluster.config.provider else {
+            continue;
+        };
+        for (_, endpoint) in &provider.endpoints {
+            if let Some(own) = listeners.iter().find(|own| reaches(own, endpoint)) {
+                doc.problem(
+                    Some(cluster.at),
+                    &format!("clusters.{}.provider.endpoints", cluster.config.name),
+                    format!(
+                        "{endpoint} is the proxy's own listener {own}: it would connect to itself"
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// True where connecting to `endpoint` surely ends at the listener `own`.
+fn reaches(own: &Address, endpoint: &Address) -> bool {
+    if own == endpoint {
+        return true;
+    }
+    let (Address::Tcp { host, port }, Address::Tcp { port: to_port, .. }) = (own, endpoint) else {
+        return false;
+    };
+    let everywhere = host == "0.0.0.0" || host == "::";
+    port == to_port && everywhere && is_loopback(endpoint)
+}

@@ -1,0 +1,349 @@
+//! From an accepted socket to a session: hand-shake, cluster, verifier, proof, first server connection.
+//! One deadline covers all of it.
+
+use super::authentication::{Challenge, Method, authenticate};
+use super::handshake::{Accepted, Arrival, HandshakeConfig, accept};
+use super::relay::Leg;
+use super::session::Session;
+use super::shared::{Place, Shared};
+use super::state::{self, OpenError, Opened, Profile};
+use crate::auth::Credential;
+use crate::backend::cluster::Cluster;
+use crate::backend::registry::Identity;
+use crate::backend::verifiers::Verifiers;
+use crate::observe::error_kind::ErrorKind;
+use crate::transport::stream::Stream;
+use crate::wire::pg::backend::{
+    ErrorMessage, put_backend_key_data, put_error, put_parameter_status, put_ready,
+};
+use crate::wire::pg::frame::put;
+use bytes::{BufMut, BytesMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+/// How long the client of a CancelRequest is kept waiting for its close.
+const CANCEL_WAIT: Duration = Duration::from_secs(10);
+
+/// Wait between attempts to log in to a server that is away or full.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// One cluster behind a listener.
+#[derive(Debug)]
+pub struct Entry {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// Serves clients that name none.
+    pub default: bool,
+    /// Host names (lower case) by which clients name it in TLS; `*.` matches one label.
+    pub hostnames: Vec<String>,
+    /// How clients are asked.
+    pub method: Method,
+    /// What their proof is checked against.
+    pub verifiers: Verifiers,
+}
+
+/// What the logins of the process share.
+#[derive(Debug)]
+pub struct Entrance {
+    /// Sessions of the process.
+    pub shared: Arc<Shared>,
+    /// Clusters by name, in the order of the configuration.
+    pub entries: Vec<Entry>,
+}
+
+impl Entrance {
+    /// The cluster that a client means: named in `options`, else by host name, else the default.
+    fn entry(&self, arrival: &Arrival) -> Result<&Entry, String> {
+        if let Some(name) = &arrival.cluster {
+            return self
+                .entries
+                .iter()
+                .find(|e| *e.cluster.name == **name)
+                .ok_or_else(|| format!("there is no cluster \"{name}\" here"));
+        }
+        if let Some(host) = arrival.stream.server_name().map(str::to_lowercase)
+            && let Some(entry) =
+                self.entries.iter().find(|e| e.hostnames.iter().any(|h| matches_host(h, &host)))
+        {
+            return Ok(entry);
+        }
+        self.entries
+            .iter()
+            .find(|e| e.default)
+            .ok_or_else(|| "no cluster is the default here: name one with options=-c slackwater.cluster=NAME".to_owned())
+    }
+}
+
+fn matches_host(pattern: &str, host: &str) -> bool {
+    match pattern.strip_prefix("*.") {
+        Some(parent) => host.split_once('.').is_some_and(|(_, rest)| rest == parent),
+        None => pattern == host,
+    }
+}
+
+/// Serves one accepted socket to its end.
+pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<HandshakeConfig>) {
+    let place = entrance.shared.admit();
+    let deadline = Instant::now() + entrance.shared.limits.login_timeout;
+    let accepted = match tokio::time::timeout_at(deadline, accept(stream, &config)).await {
+        Ok(Ok(accepted)) => accepted,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "no session came about");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!("a client did not complete its start-up in time");
+            return;
+        }
+    };
+    match accepted {
+        Accepted::Closed => {}
+        Accepted::Cancel { process, secret } => {
+            drop(place);
+            if let Some(handle) = entrance.shared.find_key(process, &secret) {
+                // Closed only when it is settled: who cancels may send the next query after that.
+                let settled = handle.ask_cancel();
+                drop(tokio::time::timeout(CANCEL_WAIT, settled).await);
+            }
+        }
+        Accepted::Session(arrival) => {
+            let session = tracing::info_span!(
+                "session",
+                client = %arrival.stream.peer(),
+                user = %String::from_utf8_lossy(arrival.user()),
+                database = %String::from_utf8_lossy(arrival.database()),
+            );
+            Box::pin(admit(arrival, place, entrance, deadline)).instrument(session).await;
+        }
+    }
+}
+
+/// A client after its start-up packet.
+async fn admit(
+    mut arrival: Box<Arrival>,
+    place: Option<Place>,
+    entrance: Arc<Entrance>,
+    deadline: Instant,
+) {
+    let shared = Arc::clone(&entrance.shared);
+    let refused = if place.is_none() {
+        Some(ErrorMessage::fatal("53300", "sorry, too many clients already").hint("max_clients of the proxy is reached."))
+    } else if shared.draining.load(Ordering::Relaxed) {
+        Some(ErrorMessage::fatal("57P03", "the database system is shutting down"))
+    } else {
+        None
+    };
+    if let Some(error) = refused {
+        shared.metrics.ended(ErrorKind::Limit, Some("refused"));
+        return refuse(&mut arrival.stream, &error).await;
+    }
+    let entry = match entrance.entry(&arrival) {
+        Ok(entry) => entry,
+        Err(text) => {
+            let error = ErrorMessage::fatal("3D000", &text);
+            return refuse(&mut arrival.stream, &error).await;
+        }
+    };
+    let work = prove(&mut arrival, entry);
+    let credential = match tokio::time::timeout_at(deadline, work).await {
+        Ok(Some(credential)) => credential,
+        Ok(None) => return shared.metrics.ended(ErrorKind::Client, Some("authentication")),
+        Err(_) => {
+            let error = ErrorMessage::fatal("57014", "canceling authentication due to timeout");
+            return refuse(&mut arrival.stream, &error).await;
+        }
+    };
+    Box::pin(first_server(arrival, credential, entry, shared, deadline)).await;
+}
+
+/// Authenticates the client. None: it was told why not.
+async fn prove(arrival: &mut Arrival, entry: &Entry) -> Option<Credential> {
+    let user = String::from_utf8_lossy(arrival.user()).into_owned();
+    let secret = match entry.verifiers.find(&entry.cluster, &user).await {
+        Ok(secret) => secret,
+        Err(error) => {
+            tracing::warn!(cluster = %entry.cluster.name, %error, "verifiers can't be read");
+            let error = ErrorMessage::fatal("57P03", "the database system is not available")
+                .detail("The proxy could not ask the server for the user's verifier.");
+            refuse(&mut arrival.stream, &error).await;
+            return None;
+        }
+    };
+    match authenticate(arrival, Challenge { method: entry.method, secret }).await {
+        Ok(credential) => Some(credential),
+        Err(error) => {
+            tracing::info!(%error, "a client was not let in");
+            None
+        }
+    }
+}
+
+/// Gets the session its first server connection, and serves it.
+async fn first_server(
+    arrival: Box<Arrival>,
+    credential: Credential,
+    entry: &Entry,
+    shared: Arc<Shared>,
+    deadline: Instant,
+) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let now = Instant::now().into_std();
+    let limits = shared.limits;
+    let mut random = [0; 8];
+    if aws_lc_rs::rand::fill(&mut random).is_err() {
+        return;
+    }
+    let [a, b, c, d, spread @ ..] = random;
+    let identity = Identity {
+        id: shared.next_session(),
+        user: text(arrival.user()),
+        database: text(arrival.database()),
+        client_address: arrival.stream.peer(),
+        connected_at: now,
+        age_limit: limits.max_connection_age.map(|age| spread_age(age, u32::from_ne_bytes(spread))),
+    };
+    let cluster = Arc::clone(&entry.cluster);
+    let application = arrival.params.get("application_name").map(text).unwrap_or_default();
+    let registered = cluster.registry.add(identity, application);
+    let profile = Arc::new(Profile {
+        cluster: Arc::clone(&cluster),
+        shared: Arc::clone(&shared),
+        user: registered.handle.identity.user.clone(),
+        database: registered.handle.identity.database.clone(),
+        params: arrival.params.clone(),
+        credential,
+        server_version_num: AtomicU32::new(0),
+    });
+    cluster.learn_names(&profile.database, custom_names(&arrival));
+    let mut stream = arrival.stream;
+    let opened = match log_in(&profile, &stream, deadline).await {
+        Ok(opened) => opened,
+        Err(Refusal::ClientGone) => return,
+        Err(Refusal::Because(error)) => {
+            tracing::info!(%error, "no server connection for a new session");
+            shared.metrics.ended(ErrorKind::Server, Some("login"));
+            return refuse_login(&mut stream, &error).await;
+        }
+    };
+    let told = cluster.tell_process(opened.link.process);
+    registered.handle.process.store(told, Ordering::Relaxed);
+    let secret = [a, b, c, d];
+    let key = shared.add_key(told, secret, &registered.handle);
+    let mut out = BytesMut::new();
+    for (name, value) in &opened.params {
+        put_parameter_status(&mut out, name, value);
+    }
+    put_backend_key_data(&mut out, told, &secret);
+    put_ready(&mut out, b'I');
+    if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
+        cluster.forget_process(told, opened.link.process);
+        return;
+    }
+    scan_names(&cluster, &profile.database);
+    let client = Leg::new(stream, arrival.buffered);
+    let session = Session::new(client, profile, registered, opened, told);
+    Box::pin(session.run()).await;
+    drop(key);
+}
+
+enum Refusal {
+    ClientGone,
+    Because(Box<OpenError>),
+}
+
+/// A server that is away, starting or full is waited for until the deadline; then its own words are told.
+async fn log_in(
+    profile: &Arc<Profile>,
+    client: &Stream,
+    deadline: Instant,
+) -> Result<Opened, Refusal> {
+    let mut last = OpenError::Timeout;
+    loop {
+        let lease = tokio::select! {
+            lease = profile.cluster.gate.lease() => lease,
+            () = tokio::time::sleep_until(deadline) => return Err(Refusal::Because(Box::new(last))),
+            () = gone(client) => return Err(Refusal::ClientGone),
+        };
+        match state::open(profile, lease, None, None, deadline).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) if !error.may_pass() => return Err(Refusal::Because(Box::new(error))),
+            // Of two reasons the server's own words are the better ones.
+            Err(error) => {
+                if error.server_words().is_some() || last.server_words().is_none() {
+                    last = error;
+                }
+            }
+        }
+        if Instant::now() + RETRY >= deadline {
+            return Err(Refusal::Because(Box::new(last)));
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Ends when the client has left.
+async fn gone(client: &Stream) {
+    while !client.peer_gone() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Looks for custom setting names in a database that is seen for the first time.
+fn scan_names(cluster: &Arc<Cluster>, database: &str) {
+    if !cluster.is_first_in(database) {
+        return;
+    }
+    let (cluster, database) = (Arc::clone(cluster), database.to_owned());
+    tokio::spawn(async move {
+        if let Err(error) = cluster.scan_names(&database).await {
+            tracing::warn!(%database, %error, "names of custom settings could not be looked for: name them in custom_settings");
+        }
+    });
+}
+
+/// Custom settings in the start-up packet.
+fn custom_names(arrival: &Arrival) -> Vec<String> {
+    let direct = arrival.params.0.iter().map(|(name, _)| name.to_vec());
+    let options = arrival.params.get("options").unwrap_or_default();
+    let in_options = crate::wire::pg::options::settings(options).into_iter().map(|(name, _)| name);
+    direct
+        .chain(in_options)
+        .filter_map(|name| String::from_utf8(name).ok())
+        .filter(|name| name.contains('.'))
+        .map(|name| name.to_lowercase())
+        .collect()
+}
+
+/// Up to a tenth less than the limit, so that clients that came together don't leave together.
+fn spread_age(age: Duration, random: u32) -> Duration {
+    age - age.mul_f64(f64::from(random) / f64::from(u32::MAX) / 10.0)
+}
+
+async fn refuse_login(stream: &mut Stream, error: &OpenError) {
+    if let Some(words) = error.server_words() {
+        let mut out = BytesMut::new();
+        put(&mut out, b'E', |out| out.put_slice(words));
+        drop(stream.write_all(&out).await);
+        drop(stream.shutdown().await);
+        return;
+    }
+    let text = match error {
+        OpenError::Timeout => "no server connection became free within login_timeout",
+        error if error.may_pass() => "the server can't be reached",
+        _ => "the proxy can't log in to the server for this user",
+    };
+    let code = if error.may_pass() { "57P03" } else { "08001" };
+    refuse(stream, &ErrorMessage::fatal(code, text).hint("The proxy's log says why.")).await;
+}
+
+async fn refuse(stream: &mut Stream, error: &ErrorMessage<'_>) {
+    let mut out = BytesMut::new();
+    put_error(&mut out, error);
+    // A client that has left needs no answer.
+    drop(stream.write_all(&out).await);
+    drop(stream.shutdown().await);
+}

@@ -1,0 +1,685 @@
+//! Moves bytes between a client and its server, frame by frame but not message by message.
+//!
+//! One task owns both sockets. A wake-up reads once, tells the session machine what passes, and writes
+//! once, straight from the read buffer; only what a slow reader leaves behind is kept. A side is read
+//! only while the other side's leftover is empty, so a client that stops reading stops only itself, and
+//! a pipelining client can't deadlock. Idle relays own no buffers: the read buffer is the thread's.
+//!
+//! The relay decides nothing about servers: it stops and says why ([`Stop`]), and the session's task
+//! goes on from there.
+
+use crate::backend::registry::{Handle, State};
+use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};
+use crate::transport::stream::Stream;
+use crate::wire::pg::backend::{ErrorFields, ErrorMessage, put_error, put_parameter_status, put_ready};
+use crate::wire::pg::frame::{FrameError, HEADER_LEN, Header, Reader};
+use bytes::{Bytes, BytesMut};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes read at once, and at most kept of a client that is held.
+const READ_MAX: usize = 64 * 1024;
+
+/// Room for what was kept from the last read, before the next one.
+const SCRATCH: usize = 2 * READ_MAX + 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
+
+/// How client frames may pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// As they come.
+    Flow,
+    /// One request at a time; none from a safe point on.
+    LockStep,
+}
+
+/// Why the relay stopped.
+#[derive(Debug)]
+pub enum Stop {
+    /// The client left: Terminate, FIN, RST or an error on its socket.
+    ClientGone,
+    /// The client's bytes are no protocol.
+    ClientGarbage(FrameError),
+    /// The server closed, without a FATAL or after it.
+    ServerGone,
+    /// The server's bytes are no protocol.
+    ServerGarbage(FrameError),
+    /// The server said FATAL; its frame was not sent on yet.
+    ServerFatal(Box<Fatal>),
+    /// A client's frame waits and there is no server.
+    NeedServer,
+    /// At rest in lock-step: the moment to detach.
+    SafePoint,
+    /// Somebody asked something of the session.
+    Asked,
+    /// A request became complete while someone wants to know.
+    Rested,
+}
+
+/// A server's last words.
+#[derive(Debug)]
+pub struct Fatal {
+    /// Its fields.
+    pub fields: ErrorFields,
+    /// The whole frame as it came.
+    pub frame: BytesMut,
+}
+
+/// One socket and what is in transit on its side.
+#[derive(Debug)]
+pub struct Leg {
+    stream: Stream,
+    /// Read, but not cut into frames yet, or held.
+    carry: BytesMut,
+    /// Bytes of a frame's body that are still to stream through.
+    remaining: usize,
+    /// To be written.
+    out: BytesMut,
+    needs_flush: bool,
+    /// FIN seen.
+    eof: bool,
+}
+
+impl Leg {
+    /// A leg whose `carry` was already read.
+    pub fn new(stream: Stream, carry: BytesMut) -> Self {
+        Self { stream, carry, remaining: 0, out: BytesMut::new(), needs_flush: false, eof: false }
+    }
+
+    /// Nothing half-way in either direction.
+    fn is_clean(&self) -> bool {
+        self.remaining == 0 && self.out.is_empty() && !self.needs_flush
+    }
+
+    /// The socket, and bytes read ahead of it.
+    pub fn into_parts(self) -> (Stream, BytesMut) {
+        (self.stream, self.carry)
+    }
+
+    /// The socket, and what its peer is still to read.
+    pub fn into_goodbye(self) -> (Stream, BytesMut) {
+        (self.stream, self.out)
+    }
+
+    /// The socket.
+    pub fn stream(&mut self) -> &mut Stream {
+        &mut self.stream
+    }
+
+    fn poll_flush_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            bytes::Buf::advance(&mut self.out, n);
+            self.needs_flush = true;
+        }
+        if self.out.capacity() > 0 {
+            self.out = BytesMut::new();
+        }
+        if self.needs_flush {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.needs_flush = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what can be written now; the rest is kept.
+    fn write_through(&mut self, cx: &mut Context<'_>, mut data: &[u8]) -> io::Result<()> {
+        if self.out.is_empty() {
+            while !data.is_empty() {
+                match Pin::new(&mut self.stream).poll_write(cx, data) {
+                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(n)) => data = data.get(n..).unwrap_or_default(),
+                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Pending => break,
+                }
+            }
+            self.needs_flush = true;
+        }
+        self.out.extend_from_slice(data);
+        match self.poll_flush_out(cx) {
+            Poll::Ready(Err(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads behind what is carried; the number of bytes in `buffer`.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let kept = self.carry.len();
+        let Some((head, space)) = buffer.split_at_mut_checked(kept) else {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        };
+        let space_len = space.len().min(READ_MAX);
+        let mut read = ReadBuf::new(&mut space[..space_len]);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+        let n = read.filled().len();
+        if n == 0 {
+            self.eof = true;
+            return Poll::Ready(Ok(0));
+        }
+        head.copy_from_slice(&self.carry);
+        Poll::Ready(Ok(kept + n))
+    }
+
+    fn keep(&mut self, rest: &[u8]) {
+        if rest.is_empty() {
+            if self.carry.capacity() > 0 {
+                self.carry = BytesMut::new();
+            }
+        } else {
+            self.carry.clear();
+            self.carry.extend_from_slice(rest);
+        }
+    }
+}
+
+/// A request that was cancelled before it was sent: its rest is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Discard {
+    /// Up to the end of the first frame, if that is a Query; up to Sync otherwise.
+    First,
+    /// Up to and with the next Sync.
+    ToSync,
+}
+
+/// Both legs of one session and the machine between them.
+#[derive(Debug)]
+pub struct Relay {
+    client: Leg,
+    server: Option<Leg>,
+    /// The session's machine.
+    pub machine: Machine,
+    /// How client frames may pass.
+    pub mode: Mode,
+    /// [`Stop::Rested`] is wanted at the next safe point.
+    pub want_rest: bool,
+    /// The carried client bytes hold a frame that was stopped.
+    stopped: bool,
+    /// The carried client bytes may hold a whole frame that nobody has looked at.
+    unread: bool,
+    discard: Option<Discard>,
+    server_write_broken: bool,
+    /// ParameterStatus as the client was last told.
+    params: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    names: Arc<dyn ProcessNames>,
+    /// As last told to others.
+    told_at_rest: bool,
+    counts: Counts,
+}
+
+/// What passed since it was last asked for.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Counts {
+    /// Bytes from the client.
+    pub from_client: u64,
+    /// Bytes from the server.
+    pub from_server: u64,
+    /// ReadyForQuery messages.
+    pub requests: u64,
+    /// ReadyForQuery messages with status `I`.
+    pub transactions: u64,
+}
+
+/// Translates the process number in a NotificationResponse.
+pub trait ProcessNames: Send + Sync + std::fmt::Debug {
+    /// The number that the session of this server process was told.
+    fn told(&self, real: i32) -> i32;
+}
+
+/// What a chunk of frames came to.
+enum Cut {
+    /// All of it passes.
+    Clean,
+    /// The frame behind what passes is stopped.
+    Stopped,
+    /// The relay stops.
+    Stop(Stop),
+}
+
+impl Relay {
+    /// A session whose client has logged in and that has no server yet.
+    pub fn new(client: Leg, names: Arc<dyn ProcessNames>) -> Self {
+        let unread = !client.carry.is_empty();
+        Self {
+            client,
+            server: None,
+            machine: Machine::default(),
+            mode: Mode::Flow,
+            want_rest: false,
+            stopped: false,
+            unread,
+            discard: None,
+            server_write_broken: false,
+            params: BTreeMap::new(),
+            names,
+            told_at_rest: false,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Goes on until something has to be decided.
+    pub fn poll(&mut self, cx: &mut Context<'_>, handle: &Handle, now: Instant) -> Poll<Stop> {
+        handle.register(cx.waker());
+        BUFFER.with_borrow_mut(|buffer| {
+            loop {
+                if handle.is_asked() {
+                    return Poll::Ready(Stop::Asked);
+                }
+                let mut progress = false;
+                match self.poll_server(cx, buffer) {
+                    Poll::Ready(Ok(())) => progress = true,
+                    Poll::Ready(Err(stop)) => return Poll::Ready(stop),
+                    Poll::Pending => {}
+                }
+                match self.poll_client(cx, buffer, now) {
+                    Poll::Ready(Ok(())) => {
+                        progress = true;
+                        handle.touch(now);
+                    }
+                    Poll::Ready(Err(stop)) => return Poll::Ready(stop),
+                    Poll::Pending => {}
+                }
+                self.tell_rest(handle, now);
+                if (self.mode == Mode::LockStep || self.want_rest) && self.at_safe_point() {
+                    self.want_rest = false;
+                    return Poll::Ready(match self.mode {
+                        Mode::LockStep => Stop::SafePoint,
+                        Mode::Flow => Stop::Rested,
+                    });
+                }
+                if !progress {
+                    return Poll::Pending;
+                }
+            }
+        })
+    }
+
+    /// Watches the client of a held session: more of its request is kept, up to a limit; its end is seen.
+    pub fn poll_held(&mut self, cx: &mut Context<'_>, handle: &Handle) -> Poll<Stop> {
+        handle.register(cx.waker());
+        BUFFER.with_borrow_mut(|buffer| {
+            loop {
+                if handle.is_asked() {
+                    return Poll::Ready(Stop::Asked);
+                }
+                if let Poll::Ready(Err(_)) = self.client.poll_flush_out(cx) {
+                    return Poll::Ready(Stop::ClientGone);
+                }
+                if self.client.carry.len() >= READ_MAX {
+                    return Poll::Pending;
+                }
+                if ready!(self.fill_client(cx, buffer)).is_err() {
+                    return Poll::Ready(Stop::ClientGone);
+                }
+                if self.discard.is_some()
+                    && let Err(stop) = self.drop_discarded()
+                {
+                    return Poll::Ready(stop);
+                }
+            }
+        })
+    }
+
+    /// Both directions are complete and nothing can be open: the session may be detached.
+    pub fn at_safe_point(&self) -> bool {
+        self.machine.at_rest()
+            && self.client.is_clean()
+            && self.server.as_ref().is_some_and(|s| s.is_clean() && s.carry.is_empty())
+    }
+
+    /// The client sent something that no server has seen.
+    pub fn holds_request(&self) -> bool {
+        !self.client.carry.is_empty() && self.discard.is_none()
+    }
+
+    /// A server is attached.
+    pub fn is_attached(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// The client's end was seen: nothing of it may be sent any more.
+    pub fn client_gone(&self) -> bool {
+        self.client.eof || self.client.stream.peer_gone()
+    }
+
+    /// Binds a server connection; what the client sent meanwhile goes to it.
+    pub fn attach(&mut self, server: Leg) {
+        self.server = Some(server);
+        self.server_write_broken = false;
+        self.unread = !self.client.carry.is_empty();
+    }
+
+    /// Takes the server connection off.
+    pub fn detach(&mut self) -> Option<Leg> {
+        self.server.take()
+    }
+
+    /// The server connection, for a probe at a safe point.
+    pub fn server_stream(&mut self) -> Option<&mut Stream> {
+        self.server.as_mut().map(Leg::stream)
+    }
+
+    /// The client's socket and what was read ahead of it.
+    pub fn into_client(self) -> Leg {
+        self.client
+    }
+
+    /// Appends messages of Slackwater's own for the client.
+    pub fn tell(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        write(&mut self.client.out);
+    }
+
+    /// Waits until the client has taken what it was told.
+    pub fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.client.poll_flush_out(cx)
+    }
+
+    /// Refuses the first held request with `error`: it is dropped up to its end, the rest stays held.
+    pub fn refuse_held(&mut self, error: &ErrorMessage<'_>) -> Result<(), Stop> {
+        put_error(&mut self.client.out, error);
+        self.discard = Some(Discard::First);
+        self.drop_discarded()
+    }
+
+    /// What passed since the last call.
+    pub fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// ParameterStatus values of a newly attached server: the client is told those that differ.
+    pub fn tell_parameters<'a>(&mut self, params: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
+        for (name, value) in params {
+            if self.params.get(name).is_none_or(|told| **told != *value) {
+                put_parameter_status(&mut self.client.out, name, value);
+                self.params.insert(name.into(), value.into());
+            }
+        }
+    }
+
+    /// ParameterStatus values that the client was told during its login.
+    pub fn adopt_parameters(&mut self, params: &[(Bytes, Bytes)]) {
+        for (name, value) in params {
+            self.params.insert((**name).into(), (**value).into());
+        }
+    }
+
+    /// A ParameterStatus as the client knows it.
+    pub fn parameter(&self, name: &[u8]) -> Option<String> {
+        self.params.get(name).map(|value| String::from_utf8_lossy(value).into_owned())
+    }
+
+    /// A refused request's rest is still awaited.
+    pub fn is_discarding(&self) -> bool {
+        self.discard.is_some()
+    }
+
+    fn tell_rest(&mut self, handle: &Handle, now: Instant) {
+        let at_rest = self.server.is_some() && self.machine.at_rest();
+        if at_rest != self.told_at_rest {
+            self.told_at_rest = at_rest;
+            handle.set_state(if at_rest { State::AtRest } else { State::Active }, now);
+        }
+    }
+
+    /// The state was told to others by somebody else.
+    pub fn forget_told_state(&mut self) {
+        self.told_at_rest = false;
+    }
+
+    fn poll_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<(), Stop>> {
+        let Some(server) = self.server.as_mut() else { return Poll::Pending };
+        if ready!(self.client.poll_flush_out(cx)).is_err() {
+            return Poll::Ready(Err(Stop::ClientGone));
+        }
+        match ready!(server.poll_fill(cx, buffer)) {
+            Ok(n) if n > 0 => {
+                self.counts.from_server += (n - server.carry.len()) as u64;
+                let chunk = buffer.get(..n).unwrap_or_default();
+                Poll::Ready(self.server_chunk(cx, chunk))
+            }
+            _ => Poll::Ready(Err(Stop::ServerGone)),
+        }
+    }
+
+    fn server_chunk(&mut self, cx: &mut Context<'_>, chunk: &[u8]) -> Result<(), Stop> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        let mut sent = 0;
+        let mut pos = server.remaining.min(chunk.len());
+        let mut remaining = server.remaining - pos;
+        let mut stop = None;
+        while remaining == 0 {
+            let rest = chunk.get(pos..).unwrap_or_default();
+            let header = match Header::parse(rest) {
+                Ok(Some(header)) => header,
+                Ok(None) => break,
+                Err(error) => {
+                    stop = Some(Stop::ServerGarbage(error));
+                    break;
+                }
+            };
+            let head_len = HEADER_LEN + Machine::server_head(header);
+            let Some(head) = rest.get(HEADER_LEN..head_len) else { break };
+            match self.machine.on_server(header, head) {
+                ServerFrame::Forward => {}
+                ServerFrame::Ready => {
+                    self.counts.requests += 1;
+                    self.counts.transactions += u64::from(head.first() == Some(&b'I'));
+                }
+                ServerFrame::ParameterStatus => {
+                    let mut reader = Reader::new(head);
+                    if let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) {
+                        self.params.insert(name.into(), value.into());
+                    }
+                }
+                ServerFrame::Notification => {
+                    if let Some(rewritten) = renamed(rest, header, &*self.names) {
+                        let before = chunk.get(sent..pos).unwrap_or_default();
+                        self.client.write_through(cx, before).map_err(|_| Stop::ClientGone)?;
+                        self.client.write_through(cx, &rewritten).map_err(|_| Stop::ClientGone)?;
+                        // The number was replaced; the rest of the frame follows as it came.
+                        sent = pos + rewritten.len();
+                    }
+                }
+                ServerFrame::Error => {
+                    if let Some(fatal) = fatal(rest, header, head) {
+                        let before = chunk.get(sent..pos).unwrap_or_default();
+                        self.client.write_through(cx, before).map_err(|_| Stop::ClientGone)?;
+                        pos += header.frame_len();
+                        sent = pos;
+                        stop = Some(Stop::ServerFatal(Box::new(fatal)));
+                        break;
+                    }
+                }
+            }
+            let take = header.frame_len().min(rest.len());
+            pos += take;
+            remaining = header.frame_len() - take;
+        }
+        server.remaining = remaining;
+        server.keep(chunk.get(pos..).unwrap_or_default());
+        let passing = chunk.get(sent..pos).unwrap_or_default();
+        self.client.write_through(cx, passing).map_err(|_| Stop::ClientGone)?;
+        stop.map_or(Ok(()), Err)
+    }
+
+    fn poll_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+        now: Instant,
+    ) -> Poll<Result<(), Stop>> {
+        if let Some(server) = self.server.as_mut()
+            && ready!(server.poll_flush_out(cx)).is_err()
+        {
+            // Its last words may still be there to be read.
+            self.server_write_broken = true;
+            server.out = BytesMut::new();
+        }
+        if self.discard.is_some() {
+            ready!(self.fill_client(cx, buffer))?;
+            return Poll::Ready(self.drop_discarded());
+        }
+        if self.stopped && !self.unread && !self.may_resume() {
+            if self.client.carry.len() >= READ_MAX {
+                return Poll::Pending;
+            }
+            ready!(self.fill_client(cx, buffer))?;
+            return Poll::Ready(Ok(()));
+        }
+        let n = if self.stopped || self.unread {
+            let kept = self.client.carry.len();
+            match buffer.get_mut(..kept) {
+                Some(space) => space.copy_from_slice(&self.client.carry),
+                None => return Poll::Ready(Err(Stop::ClientGone)),
+            }
+            kept
+        } else {
+            match ready!(self.client.poll_fill(cx, buffer)) {
+                Ok(n) if n > 0 => n,
+                _ => return Poll::Ready(Err(Stop::ClientGone)),
+            }
+        };
+        self.stopped = false;
+        self.unread = false;
+        let chunk = buffer.get(..n).unwrap_or_default();
+        Poll::Ready(self.client_chunk(cx, chunk, now))
+    }
+
+    fn may_resume(&self) -> bool {
+        self.server.is_some()
+            && (self.mode == Mode::Flow
+                || (self.machine.may_send_in_lock_step() && !self.machine.at_rest()))
+    }
+
+    fn client_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &[u8],
+        now: Instant,
+    ) -> Result<(), Stop> {
+        let (pos, cut) = self.cut_client(chunk, now);
+        let passing = chunk.get(..pos).unwrap_or_default();
+        self.counts.from_client += pos as u64;
+        if let Some(server) = self.server.as_mut()
+            && !self.server_write_broken
+            && server.write_through(cx, passing).is_err()
+        {
+            self.server_write_broken = true;
+            server.out = BytesMut::new();
+        }
+        self.client.keep(chunk.get(pos..).unwrap_or_default());
+        match cut {
+            Cut::Clean => Ok(()),
+            Cut::Stopped => {
+                self.stopped = true;
+                if self.server.is_none() { Err(Stop::NeedServer) } else { Ok(()) }
+            }
+            Cut::Stop(stop) => Err(stop),
+        }
+    }
+
+    /// Cuts a client's chunk into frames; how much of it passes, and what stops the rest.
+    fn cut_client(&mut self, chunk: &[u8], now: Instant) -> (usize, Cut) {
+        let mut pos = self.client.remaining.min(chunk.len());
+        self.client.remaining -= pos;
+        while self.client.remaining == 0 {
+            let rest = chunk.get(pos..).unwrap_or_default();
+            let header = match Header::parse(rest) {
+                Ok(Some(header)) => header,
+                Ok(None) => break,
+                Err(error) => return (pos, Cut::Stop(Stop::ClientGarbage(error))),
+            };
+            let head_len = HEADER_LEN + Machine::client_head(header);
+            let Some(head) = rest.get(HEADER_LEN..head_len) else { break };
+            if header.tag == b'X' {
+                return (pos, Cut::Stop(Stop::ClientGone));
+            }
+            if self.server.is_none()
+                || (self.mode == Mode::LockStep
+                    && (self.machine.at_rest() || !self.machine.may_send_in_lock_step()))
+            {
+                return (pos, Cut::Stopped);
+            }
+            if self.machine.on_client(header, head, now) == ClientFrame::Terminate {
+                return (pos, Cut::Stop(Stop::ClientGone));
+            }
+            let take = header.frame_len().min(rest.len());
+            pos += take;
+            self.client.remaining = header.frame_len() - take;
+        }
+        (pos, Cut::Clean)
+    }
+
+    /// Reads more of a stopped client behind what is carried.
+    fn fill_client(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<(), Stop>> {
+        match ready!(self.client.poll_fill(cx, buffer)) {
+            Ok(n) if n > 0 => {
+                self.client.keep(buffer.get(..n).unwrap_or_default());
+                Poll::Ready(Ok(()))
+            }
+            _ => Poll::Ready(Err(Stop::ClientGone)),
+        }
+    }
+
+    /// Drops what belongs to the refused request; at its end the client is told that it may go on.
+    fn drop_discarded(&mut self) -> Result<(), Stop> {
+        while let Some(discard) = self.discard {
+            let dropped = self.client.remaining.min(self.client.carry.len());
+            bytes::Buf::advance(&mut self.client.carry, dropped);
+            self.client.remaining -= dropped;
+            if self.client.remaining > 0 {
+                return Ok(());
+            }
+            let header = match Header::parse(&self.client.carry) {
+                Ok(Some(header)) => header,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(Stop::ClientGarbage(error)),
+            };
+            match (discard, header.tag) {
+                (_, b'X') => return Err(Stop::ClientGone),
+                (Discard::First, b'Q' | b'F') | (_, b'S') => {
+                    self.discard = None;
+                    self.stopped = false;
+                    put_ready(&mut self.client.out, b'I');
+                }
+                (Discard::First, _) => self.discard = Some(Discard::ToSync),
+                (Discard::ToSync, _) => {}
+            }
+            let take = header.frame_len().min(self.client.carry.len());
+            bytes::Buf::advance(&mut self.client.carry, take);
+            self.client.remaining = header.frame_len() - take;
+        }
+        self.unread = !self.client.carry.is_empty();
+        Ok(())
+    }
+}
+
+/// The head of a NotificationResponse with the told process number; `None` when it stays as it is.
+fn renamed(frame: &[u8], header: Header, names: &dyn ProcessNames) -> Option<Vec<u8>> {
+    let real = Reader::new(frame.get(HEADER_LEN..)?).i32().ok()?;
+    let told = names.told(real);
+    if told == real || header.body < 4 {
+        return None;
+    }
+    let mut head = frame.get(..HEADER_LEN)?.to_vec();
+    head.extend_from_slice(&told.to_be_bytes());
+    Some(head)
+}
+
+/// A FATAL or PANIC that is there as a whole.
+fn fatal(frame: &[u8], header: Header, head: &[u8]) -> Option<Fatal> {
+    let whole = frame.get(..header.frame_len())?;
+    let fields = ErrorFields::parse(head);
+    fields.is_fatal().then(|| Fatal { fields, frame: BytesMut::from(whole) })
+}

@@ -1,0 +1,123 @@
+//! What every session of the process shares: cancel keys, limits, counters.
+
+use super::relay::Counts;
+use crate::backend::registry::Handle;
+use crate::observe::error_kind::ErrorKind;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// Where the data plane counts; the process's metrics stand behind it.
+pub trait Meter: Send + Sync + std::fmt::Debug {
+    /// What passed through a session.
+    fn count(&self, cluster: &str, counts: Counts);
+    /// A session ended; `kind` is none when its client just left.
+    fn ended(&self, side: ErrorKind, kind: Option<&'static str>);
+    /// A session changed its server connection.
+    fn moved(&self, cluster: &str, outcome: &'static str);
+    /// A request waited for a server connection.
+    fn waited(&self, cluster: &str, wait: Duration);
+}
+
+/// Limits of the client side.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most client connections.
+    pub max_clients: usize,
+    /// From the first byte to ReadyForQuery.
+    pub login_timeout: Duration,
+    /// Age at which a session ends at rest.
+    pub max_connection_age: Option<Duration>,
+    /// After that, until it ends anyway.
+    pub max_connection_age_grace: Duration,
+}
+
+/// What every session of the process shares.
+#[derive(Debug)]
+pub struct Shared {
+    /// Where to count.
+    pub metrics: Arc<dyn Meter>,
+    /// Limits.
+    pub limits: Limits,
+    /// New clients are refused.
+    pub draining: AtomicBool,
+    clients: AtomicUsize,
+    next_session: AtomicU64,
+    keys: Mutex<HashMap<i32, Key>>,
+}
+
+#[derive(Debug)]
+struct Key {
+    secret: [u8; 4],
+    handle: Weak<Handle>,
+}
+
+impl Shared {
+    /// Nobody is there yet.
+    pub fn new(metrics: Arc<dyn Meter>, limits: Limits) -> Self {
+        Self {
+            metrics,
+            limits,
+            draining: AtomicBool::new(false),
+            clients: AtomicUsize::new(0),
+            next_session: AtomicU64::new(1),
+            keys: Mutex::default(),
+        }
+    }
+
+    /// A number for a new session.
+    pub fn next_session(&self) -> u64 {
+        self.next_session.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Client connections, those that are logging in counted.
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    /// A place for one more client, if there is one.
+    pub fn admit(self: &Arc<Self>) -> Option<Place> {
+        let before = self.clients.fetch_add(1, Ordering::AcqRel);
+        let place = Place(Arc::clone(self));
+        (before < self.limits.max_clients).then_some(place)
+    }
+
+    /// Remembers a session's cancel key as long as the returned guard lives.
+    pub fn add_key(self: &Arc<Self>, process: i32, secret: [u8; 4], handle: &Arc<Handle>) -> KeyGuard {
+        self.keys.lock().insert(process, Key { secret, handle: Arc::downgrade(handle) });
+        KeyGuard { shared: Arc::clone(self), process }
+    }
+
+    /// The session of a whole cancel key.
+    pub fn find_key(&self, process: i32, secret: &[u8]) -> Option<Arc<Handle>> {
+        let keys = self.keys.lock();
+        let key = keys.get(&process)?;
+        aws_lc_rs::constant_time::verify_slices_are_equal(&key.secret, secret).ok()?;
+        key.handle.upgrade()
+    }
+}
+
+/// One client's place under `max_clients`.
+#[derive(Debug)]
+pub struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.clients.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A cancel key's life.
+#[derive(Debug)]
+pub struct KeyGuard {
+    shared: Arc<Shared>,
+    process: i32,
+}
+
+impl Drop for KeyGuard {
+    fn drop(&mut self) {
+        self.shared.keys.lock().remove(&self.process);
+    }
+}

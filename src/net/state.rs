@@ -1,0 +1,525 @@
+//! Asking servers for a session's state, and putting it onto new server connections: the IO around
+//! `session::pg::{probe, restore}`.
+
+use super::relay::{Leg, ProcessNames};
+use super::shared::Shared;
+use crate::auth::Credential;
+use crate::backend::cluster::Cluster;
+use crate::backend::connect::{ConnectError, Connected, Login, connect};
+use crate::backend::frames::Frames;
+use crate::backend::gate::Lease;
+use crate::backend::link::Link;
+use crate::backend::registry::Handle;
+use crate::session::blocker::{Blocker, BlockerKind};
+use crate::session::pg::hints::mask;
+use crate::session::pg::machine::Machine;
+use crate::session::pg::findings::{Finding, FindingKind};
+use crate::session::pg::probe::{Probe, ProbeSpec, ProbeStep, put_probe};
+use crate::session::pg::recent::Statement;
+use crate::session::pg::restore::{RestoreStep, put_restore, verify};
+use crate::session::pg::snapshot::Snapshot;
+use crate::transport::stream::Stream;
+use crate::wire::pg::frame::{Reader, put};
+use crate::wire::pg::startup::StartupParams;
+use bytes::{BufMut, Bytes, BytesMut};
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant as StdInstant};
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+
+/// Characters of a statement that people are shown.
+const STATEMENT_CHARS: usize = 120;
+
+/// How long a client may take to read its last message.
+const GOODBYE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a rehearsal may take, waiting for a spare connection included.
+const REHEARSAL_MAX: Duration = Duration::from_secs(10);
+
+/// What of a session never changes, and what it needs to log in again.
+#[derive(Debug)]
+pub(super) struct Profile {
+    /// Its cluster.
+    pub(super) cluster: Arc<Cluster>,
+    /// The process.
+    pub(super) shared: Arc<Shared>,
+    /// The client's start-up packet, as servers get it.
+    pub(super) params: StartupParams,
+    /// Recovered at the client's login.
+    pub(super) credential: Credential,
+    /// User name.
+    pub(super) user: String,
+    /// Database name.
+    pub(super) database: String,
+    /// As the first server told it.
+    pub(super) server_version_num: AtomicU32,
+}
+
+impl Profile {
+    /// The user name.
+    pub(super) fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Role or database settings were changed since this probe.
+    pub(super) fn is_stale(&self, probed_at: Option<Instant>) -> bool {
+        probed_at.is_none_or(|at| at < self.cluster.role_settings_changed())
+    }
+
+    /// Tells the janitor.
+    pub(super) fn note_idle_timeout(&self, handle: &Handle, millis: u64) {
+        let timeout = (millis > 0).then(|| Duration::from_millis(millis));
+        handle.with_report(|report| report.idle_session_timeout = timeout);
+    }
+
+    fn version(&self) -> u32 {
+        self.server_version_num.load(Ordering::Relaxed)
+    }
+
+    fn login<'a>(&'a self, lease: &'a Lease, deadline: Instant) -> Login<'a> {
+        Login {
+            endpoint: &lease.serving().endpoint,
+            socket: &self.cluster.socket,
+            params: &self.params,
+            credential: Some(&self.credential),
+            deadline,
+        }
+    }
+}
+
+impl ProcessNames for Cluster {
+    fn told(&self, real: i32) -> i32 {
+        self.told_process(real)
+    }
+}
+
+/// A probe's result.
+pub(super) struct Probed {
+    /// What was found.
+    pub(super) probe: Probe,
+    /// Frames that came in between and are the client's.
+    pub(super) for_client: BytesMut,
+}
+
+/// Why there is no result.
+pub(super) enum ProbeFailure {
+    /// The server refused; the connection is as it was.
+    Refused(String),
+    /// The connection can't be used any more.
+    Broken(io::Error),
+}
+
+/// A new server connection that carries the session.
+pub(super) struct Opened {
+    /// The connection under its lease.
+    pub(super) link: Link,
+    /// ParameterStatus, last value of each.
+    pub(super) params: Vec<(Bytes, Bytes)>,
+    /// Frames for the client.
+    pub(super) for_client: BytesMut,
+}
+
+/// Why a session has no new server connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    /// The login failed.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The state could not be put onto it, or what came of it differs.
+    #[error("{0}")]
+    State(String),
+    /// The connection broke.
+    #[error("the server connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// The server that answered is not the one that was proven.
+    #[error("another server answered than the one that serves this generation")]
+    OtherServer,
+    /// No answer in time.
+    #[error("the server did not answer in time")]
+    Timeout,
+}
+
+impl OpenError {
+    /// Waiting may help.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.may_pass(),
+            Self::Io(_) | Self::OtherServer | Self::Timeout => true,
+            Self::State(_) => false,
+        }
+    }
+
+    /// SQLSTATE for the client.
+    pub(super) fn code(&self) -> &str {
+        match self {
+            Self::Connect(ConnectError::Server { fields, .. }) => &fields.code,
+            Self::State(_) => "57P02",
+            _ => "08006",
+        }
+    }
+
+    /// The server's own ErrorResponse.
+    pub(super) fn server_words(&self) -> Option<&Bytes> {
+        match self {
+            Self::Connect(ConnectError::Server { body, .. }) => Some(body),
+            _ => None,
+        }
+    }
+
+    /// What the session's own client may read.
+    pub(super) fn for_client(&self) -> &str {
+        match self {
+            Self::State(reason) => reason,
+            _ => "",
+        }
+    }
+}
+
+/// Asks the server what the session holds. Dropping it half-way breaks the connection.
+pub(super) async fn probe(
+    stream: &mut Stream,
+    profile: &Profile,
+    previous: Option<&Snapshot>,
+    deadline: Instant,
+) -> Result<Probed, ProbeFailure> {
+    let mut frames = Frames::new(stream);
+    let work = run_probe(&mut frames, profile, previous, BytesMut::new());
+    let timeout = || ProbeFailure::Broken(io::ErrorKind::TimedOut.into());
+    let done = tokio::time::timeout_at(deadline, work).await.map_err(|_| timeout())?;
+    if !frames.into_ahead().is_empty() {
+        let text = "the server spoke behind a probe";
+        return Err(ProbeFailure::Broken(io::Error::new(io::ErrorKind::InvalidData, text)));
+    }
+    done
+}
+
+async fn run_probe(
+    frames: &mut Frames<'_>,
+    profile: &Profile,
+    previous: Option<&Snapshot>,
+    mut out: BytesMut,
+) -> Result<Probed, ProbeFailure> {
+    let names = profile.cluster.names(&profile.database);
+    let mut reader = put_probe(&mut out, &spec(profile, &names, previous));
+    frames.send(&out).await.map_err(ProbeFailure::Broken)?;
+    read_probe(frames, &mut reader).await
+}
+
+fn spec<'a>(
+    profile: &'a Profile,
+    names: &'a [String],
+    previous: Option<&'a Snapshot>,
+) -> ProbeSpec<'a> {
+    ProbeSpec {
+        custom_names: names,
+        previous,
+        login_user: &profile.user,
+        server_version_num: profile.version(),
+    }
+}
+
+async fn read_probe(
+    frames: &mut Frames<'_>,
+    reader: &mut crate::session::pg::probe::ProbeReader,
+) -> Result<Probed, ProbeFailure> {
+    let mut for_client = BytesMut::new();
+    loop {
+        let message = frames.next().await.map_err(ProbeFailure::Broken)?;
+        match reader.on_frame(message.tag, &message.body) {
+            Ok(ProbeStep::More) => {}
+            Ok(ProbeStep::ForClient) => {
+                put(&mut for_client, message.tag, |out| out.put_slice(&message.body));
+            }
+            Ok(ProbeStep::Send(bytes)) => {
+                frames.send(&bytes).await.map_err(ProbeFailure::Broken)?;
+            }
+            Ok(ProbeStep::Done(probe)) => return Ok(Probed { probe: *probe, for_client }),
+            Err(error) if error.usable => return Err(ProbeFailure::Refused(error.to_string())),
+            Err(error) => {
+                return Err(ProbeFailure::Broken(io::Error::other(error.to_string())));
+            }
+        }
+    }
+}
+
+/// Logs in and, with a snapshot, restores and verifies the session. Nothing of it reaches the client
+/// before it is verified.
+pub(super) async fn open(
+    profile: &Profile,
+    lease: Lease,
+    snapshot: Option<&Snapshot>,
+    unnamed: Option<Vec<u8>>,
+    deadline: Instant,
+) -> Result<Opened, OpenError> {
+    let connected = connect(&profile.login(&lease, deadline)).await?;
+    note_version(profile, &connected);
+    let mut params = connected.params.clone();
+    let started_at = Arc::clone(&lease.serving().started_at);
+    let mut link = Link::new(connected, lease);
+    let mut for_client = BytesMut::new();
+    if let Some(snapshot) = snapshot {
+        let stream = link.stream().ok_or(OpenError::Timeout)?;
+        let mut frames = Frames::new(stream);
+        let work = restore(&mut frames, profile, snapshot, unnamed, &mut params);
+        let probed =
+            tokio::time::timeout_at(deadline, work).await.map_err(|_| OpenError::Timeout)??;
+        if !started_at.is_empty() && probed.probe.server.started_us.to_string() != *started_at {
+            return Err(OpenError::OtherServer);
+        }
+        for_client = probed.for_client;
+    }
+    Ok(Opened { link, params, for_client })
+}
+
+async fn restore(
+    frames: &mut Frames<'_>,
+    profile: &Profile,
+    snapshot: &Snapshot,
+    unnamed: Option<Vec<u8>>,
+    params: &mut Vec<(Bytes, Bytes)>,
+) -> Result<Probed, OpenError> {
+    let none = BTreeSet::new();
+    if snapshot.is_plain() {
+        let probed = run_probe(frames, profile, Some(snapshot), BytesMut::new()).await;
+        let probed = probed.map_err(open_error)?;
+        if verify(snapshot, &probed.probe, &none).is_ok() {
+            restore_unnamed(frames, unnamed).await?;
+            return Ok(probed);
+        }
+        // A role's or database's setting was changed: the session keeps its value.
+    }
+    let mut out = BytesMut::new();
+    let mut reader = put_restore(&mut out, snapshot, &none, profile.version());
+    let names = profile.cluster.names(&profile.database);
+    let mut probe_reader = put_probe(&mut out, &spec(profile, &names, Some(snapshot)));
+    frames.send(&out).await?;
+    loop {
+        let message = frames.next().await?;
+        match reader
+            .on_frame(message.tag, &message.body)
+            .map_err(|error| OpenError::State(error.to_string()))?
+        {
+            RestoreStep::More => {}
+            RestoreStep::ParameterStatus => note_parameter(params, &message.body),
+            RestoreStep::Done(_) => break,
+        }
+    }
+    let probed = read_probe(frames, &mut probe_reader).await.map_err(open_error)?;
+    verify(snapshot, &probed.probe, &none).map_err(|error| OpenError::State(error.to_string()))?;
+    restore_unnamed(frames, unnamed).await?;
+    Ok(probed)
+}
+
+fn open_error(failure: ProbeFailure) -> OpenError {
+    match failure {
+        ProbeFailure::Refused(reason) => OpenError::State(reason),
+        ProbeFailure::Broken(error) => OpenError::Io(error),
+    }
+}
+
+/// Sends the unnamed statement's Parse again. That it fails now is what its next Bind would say as well.
+async fn restore_unnamed(frames: &mut Frames<'_>, unnamed: Option<Vec<u8>>) -> io::Result<()> {
+    let Some(body) = unnamed else { return Ok(()) };
+    let mut out = BytesMut::new();
+    put(&mut out, b'P', |out| out.put_slice(&body));
+    put(&mut out, b'S', |_| {});
+    frames.send(&out).await?;
+    while frames.next().await?.tag != b'Z' {}
+    Ok(())
+}
+
+fn note_parameter(params: &mut Vec<(Bytes, Bytes)>, body: &Bytes) {
+    let mut reader = Reader::new(body);
+    let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) else { return };
+    let value = body.slice_ref(value);
+    match params.iter_mut().find(|(n, _)| **n == *name) {
+        Some(known) => known.1 = value,
+        None => params.push((body.slice_ref(name), value)),
+    }
+}
+
+fn note_version(profile: &Profile, connected: &Connected) {
+    let version = connected.params.iter().find(|(name, _)| &**name == b"server_version");
+    if let Some(number) = version.and_then(|(_, text)| version_num(text)) {
+        profile.server_version_num.store(number, Ordering::Relaxed);
+    }
+}
+
+/// `15.18 (Debian ...)` as 150018; `17rc1` as 170000.
+fn version_num(text: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(text).ok()?;
+    let number = |text: &str| -> Option<u32> {
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        text.get(..end)?.parse().ok()
+    };
+    let major = number(text)?;
+    let minor = text.split_once('.').and_then(|(_, minor)| number(minor)).unwrap_or(0);
+    major.checked_mul(10_000)?.checked_add(minor)
+}
+
+/// Tries a snapshot on the old server, once per identity and state in an event.
+pub(super) async fn rehearse(
+    profile: Arc<Profile>,
+    snapshot: Arc<Snapshot>,
+    unnamed: Option<Vec<u8>>,
+) -> Result<(), String> {
+    if let Some(reason) = snapshot.not_restorable() {
+        return Err(reason);
+    }
+    let fingerprint = fingerprint(&profile, &snapshot);
+    let turn = profile.cluster.rehearsal_turn(fingerprint);
+    let _turn = turn.lock().await;
+    if let Some(known) = profile.cluster.rehearsed(fingerprint) {
+        return known;
+    }
+    let deadline = Instant::now() + REHEARSAL_MAX;
+    let lease = loop {
+        if let Some(lease) = profile.cluster.gate.try_spare() {
+            break lease;
+        }
+        if Instant::now() >= deadline {
+            return Err("no server connection was free for a rehearsal".to_owned());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    };
+    let outcome = match open(&profile, lease, Some(&snapshot), unnamed, deadline).await {
+        Ok(opened) => {
+            opened.link.end().await;
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    profile.cluster.note_rehearsal(fingerprint, outcome.clone());
+    outcome
+}
+
+/// Identity (user, database, start-up packet) and state.
+fn fingerprint(profile: &Profile, snapshot: &Snapshot) -> [u8; 32] {
+    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    for (name, value) in &profile.params.0 {
+        for text in [name, value] {
+            hash.update(&text.len().to_be_bytes());
+            hash.update(text);
+        }
+    }
+    hash.update(&snapshot.fingerprint());
+    let mut out = [0; 32];
+    out.copy_from_slice(hash.finish().as_ref());
+    out
+}
+
+/// The server that a session was attached to still takes log-ins: it was not shut down.
+pub(super) async fn still_serves(profile: &Profile, link: Option<&Link>) -> bool {
+    let Some(serving) = link.and_then(Link::serving) else { return false };
+    let login = Login {
+        endpoint: &serving.endpoint,
+        socket: &profile.cluster.socket,
+        params: &profile.params,
+        credential: Some(&profile.credential),
+        deadline: Instant::now() + Duration::from_secs(2),
+    };
+    match connect(&login).await {
+        Ok(connected) => {
+            connected.end().await;
+            true
+        }
+        Err(error) => !error.may_pass(),
+    }
+}
+
+/// What a probe found, as blockers with the statements that they are blamed on.
+pub(super) fn blockers(probe: &Probe, machine: &Machine) -> Vec<Blocker> {
+    let mut blockers: Vec<Blocker> = probe.findings.iter().map(|f| found(f, machine)).collect();
+    if let Some((kind, detail)) = machine.watched.blocker() {
+        let words: &[&str] = &["backup", "origin", "load"];
+        blockers.push(blame(machine, kind, detail.to_owned(), words));
+    }
+    if machine.watched.is_unreadable() {
+        let detail = "a custom setting was set whose name could not be read: name it in custom_settings";
+        blockers.push(blame(machine, BlockerKind::Unknown, detail.to_owned(), &["set_config"]));
+    }
+    if let Some(reason) = probe.snapshot.not_restorable() {
+        blockers.push(blame(machine, BlockerKind::NotRestorable, reason, &["prepare"]));
+    }
+    blockers
+}
+
+fn found(finding: &Finding, machine: &Machine) -> Blocker {
+    let (kind, words): (_, &[&str]) = match finding.kind {
+        FindingKind::AdvisoryLock => (BlockerKind::AdvisoryLock, &["advisory"]),
+        FindingKind::TempTable => (BlockerKind::TempTable, &["temp"]),
+        FindingKind::HoldCursor => (BlockerKind::HoldCursor, &["hold", "declare"]),
+        FindingKind::Listen => (BlockerKind::Listen, &["listen"]),
+        FindingKind::ReplicationSlot => (BlockerKind::ReplicationSlot, &["slot"]),
+        FindingKind::Dblink => (BlockerKind::NotRestorable, &["dblink"]),
+    };
+    let mut blocker = blame(machine, kind, finding.detail.clone(), words);
+    if let Some(statement) = &finding.statement {
+        blocker.statement.clone_from(statement);
+    }
+    blocker
+}
+
+/// A probe that failed.
+pub(super) fn unknown(machine: &Machine, reason: String) -> Blocker {
+    blame(machine, BlockerKind::Unknown, reason, &[])
+}
+
+/// A state that could not be put onto a fresh connection.
+pub(super) fn not_restorable(machine: &Machine, reason: String, since: StdInstant) -> Blocker {
+    let mut blocker = blame(machine, BlockerKind::NotRestorable, reason, &[]);
+    blocker.since = since;
+    blocker
+}
+
+fn blame(machine: &Machine, kind: BlockerKind, detail: String, words: &[&str]) -> Blocker {
+    let suspect = machine.recent.suspect(words);
+    Blocker {
+        kind,
+        detail,
+        statement: suspect.map(shown).unwrap_or_default(),
+        since: suspect.map_or_else(|| Instant::now().into_std(), |s| s.at),
+    }
+}
+
+/// What the wire alone knows.
+pub(super) fn wire_blocker(machine: &Machine, now: StdInstant) -> Option<Blocker> {
+    let kind = machine.wire_blocker()?;
+    let detail = match kind {
+        BlockerKind::Ambiguous => machine.why_ambiguous().unwrap_or_default(),
+        BlockerKind::Transaction => "a transaction is open",
+        BlockerKind::Copy => "COPY is running",
+        BlockerKind::UnnamedStatement => "the unnamed prepared statement is larger than 64 KiB",
+        _ => "a statement is running",
+    };
+    Some(Blocker {
+        kind,
+        detail: detail.to_owned(),
+        statement: machine.recent.last().map(shown).unwrap_or_default(),
+        since: machine.busy_since().unwrap_or(now),
+    })
+}
+
+fn shown(statement: &Statement) -> String {
+    if statement.is_name {
+        format!("EXECUTE {}", String::from_utf8_lossy(&statement.text))
+    } else {
+        mask(&statement.text, STATEMENT_CHARS)
+    }
+}
+
+/// Writes what the client is still to read, and closes.
+pub(super) async fn say_goodbye(client: Leg) {
+    let (mut stream, out) = client.into_goodbye();
+    let work = async {
+        stream.write_all(&out).await?;
+        stream.flush().await?;
+        stream.shutdown().await
+    };
+    if tokio::time::timeout(GOODBYE_MAX, work).await.is_err() {
+        tracing::debug!("a client did not read its last message");
+    }
+}

@@ -1,0 +1,343 @@
+//! The restart of a local server: the moment that clients feel. Nothing in here sleeps longer than one
+//! poll, and nothing is asked that `check` could have asked before.
+
+use super::super::{CutOver, Identified, Instance, ProviderError, QueryError, identify};
+use super::data_dir::Intent;
+use super::postmaster::{POLL, PidFile, Postmaster, Status, log_length, log_tail};
+use super::{LocalProvider, State, UNTHROTTLED_AFTER_START, settings};
+use crate::backend::Capacity;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the parts of a restart took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SwitchTimes {
+    /// From the signal to the end of the old process.
+    pub stop: Duration,
+    /// From its end to the moment at which the new one says that it is ready.
+    pub start: Duration,
+    /// From then to the first answer to a query.
+    pub first_query: Duration,
+}
+
+impl fmt::Display for SwitchTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |d: Duration| d.as_secs_f64() * 1000.0;
+        write!(
+            f,
+            "{:.1} + {:.1} + {:.1} ms",
+            ms(self.stop),
+            ms(self.start),
+            ms(self.first_query)
+        )
+    }
+}
+
+/// Why a started server does not serve.
+pub(super) enum LaunchError {
+    /// Its process ended, with the last lines of its log.
+    Ended(String),
+    /// Its process lives, but does not answer.
+    Alive(String),
+    /// It was not even started.
+    NotTried(ProviderError),
+}
+
+/// Why a process is not ready.
+pub(super) enum NotReady {
+    /// It ended.
+    Ended,
+    /// It lives but gives no answer, with what it gave instead.
+    Late(String),
+}
+
+/// What runs when a cut-over begins.
+enum Before {
+    /// The server to be stopped.
+    Old(Postmaster),
+    /// Nothing.
+    Gone,
+    /// A server that was started after the old one.
+    Newer(Instance),
+}
+
+impl LocalProvider {
+    pub(super) async fn switch(&self, state: &mut State, from: &Instance, to: Capacity) -> CutOver {
+        if to == Capacity(0) {
+            let reason = ProviderError::Paused.to_string();
+            return CutOver::KeptOld {
+                instance: from.clone(),
+                reason,
+            };
+        }
+        let begun = Instant::now();
+        match self.before(state, from).await {
+            Ok(Before::Newer(instance)) => return self.ended_before(state, instance, to),
+            Ok(Before::Gone) => {}
+            Ok(Before::Old(postmaster)) => {
+                let intent = Intent {
+                    from: from.capacity,
+                    to,
+                };
+                if let Err(error) = self.note_intent(intent).await {
+                    return CutOver::KeptOld {
+                        instance: from.clone(),
+                        reason: error.to_string(),
+                    };
+                }
+                self.unthrottle(state);
+                if let Err(error) = postmaster.stop_fast() {
+                    return CutOver::KeptOld {
+                        instance: from.clone(),
+                        reason: error.to_string(),
+                    };
+                }
+                if !postmaster.gone_within(self.patience.stop).await {
+                    return CutOver::Lost {
+                        reason: self.still_stopping(&postmaster),
+                    };
+                }
+            }
+            Err(reason) => return CutOver::Lost { reason },
+        }
+        let stop = begun.elapsed();
+        let why = match self
+            .launch(state, to, Instant::now() + self.patience.start)
+            .await
+        {
+            Ok((instance, (start, first_query))) => {
+                let times = SwitchTimes {
+                    stop,
+                    start,
+                    first_query,
+                };
+                tracing::info!(from = %from.capacity, %to, %times, "the server was restarted");
+                self.shown.lock().times = Some(times);
+                self.settled(state, to);
+                return CutOver::Completed(instance);
+            }
+            Err(LaunchError::Alive(reason)) => return CutOver::Lost { reason },
+            Err(LaunchError::Ended(why)) => why,
+            Err(LaunchError::NotTried(error)) => error.to_string(),
+        };
+        tracing::error!(%to, why, "the server did not start: trying the old settings");
+        let deadline = Instant::now() + self.patience.start;
+        match self.launch(state, from.capacity, deadline).await {
+            Ok((instance, _)) => {
+                self.settled(state, from.capacity);
+                let reason = format!("the server does not start with capacity {to}: {why}");
+                CutOver::KeptOld { instance, reason }
+            }
+            Err(LaunchError::Alive(again) | LaunchError::Ended(again)) => CutOver::Lost {
+                reason: format!(
+                    "the server starts neither with capacity {to} ({why}) nor with {} as before ({again})",
+                    from.capacity
+                ),
+            },
+            Err(LaunchError::NotTried(error)) => CutOver::Lost {
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    /// Starts a server and waits for its first answer; also returns how long the start and that answer took.
+    pub(super) async fn launch(
+        &self,
+        state: &mut State,
+        capacity: Capacity,
+        deadline: Instant,
+    ) -> Result<(Instance, (Duration, Duration)), LaunchError> {
+        let arguments = self.scale.sizes(capacity).arguments();
+        let log = self.data_dir.log();
+        let begun = Instant::now();
+        loop {
+            let read_from = log_length(&log);
+            let postmaster = Postmaster::spawn(&self.install, &self.data_dir, &arguments)
+                .map_err(LaunchError::NotTried)?;
+            state.running = Some(super::Running {
+                postmaster,
+                started_at: None,
+            });
+            let up = self.up(postmaster, deadline).await;
+            let start = begun.elapsed();
+            let answer = match up {
+                Ok(()) => self.ready(postmaster, deadline).await,
+                Err(not_ready) => Err(not_ready),
+            };
+            match answer {
+                Ok(found) => {
+                    let first_query = begun.elapsed().saturating_sub(start);
+                    let instance = self.now_running(state, postmaster, capacity, found.identity);
+                    return Ok((instance, (start, first_query)));
+                }
+                Err(NotReady::Late(why)) => return Err(LaunchError::Alive(why)),
+                Err(NotReady::Ended) => {
+                    let tail = log_tail(&log, read_from);
+                    // Children of a server that was killed are about to notice it.
+                    let leftover = tail.contains("pre-existing shared memory block");
+                    if !leftover || Instant::now() >= deadline {
+                        return Err(LaunchError::Ended(format!(
+                            "it ended at once: {tail} (whole log: {})",
+                            log.display()
+                        )));
+                    }
+                    tokio::time::sleep(POLL * 20).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until the process says that it is up. Its pid file is asked: a login attempt would cost it a
+    /// process each time.
+    async fn up(&self, postmaster: Postmaster, deadline: Instant) -> Result<(), NotReady> {
+        let pgdata = self.data_dir.pgdata();
+        loop {
+            let file = PidFile::read(&pgdata).map_err(|e| NotReady::Late(e.to_string()))?;
+            if file.is_some_and(|f| {
+                f.pid.unsigned_abs() == postmaster.pid() && f.status == Status::Ready
+            }) {
+                return Ok(());
+            }
+            self.still_worth_waiting(postmaster, deadline, "is still starting")?;
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits for the answer to a query.
+    pub(super) async fn ready(
+        &self,
+        postmaster: Postmaster,
+        deadline: Instant,
+    ) -> Result<Identified, NotReady> {
+        let endpoint = self.data_dir.endpoint();
+        loop {
+            match identify(&*self.query, &endpoint).await {
+                Ok(found) if found.identity.in_recovery => {
+                    return Err(NotReady::Late(
+                        ProviderError::InRecovery(endpoint.address.to_string()).to_string(),
+                    ));
+                }
+                Ok(found) => return Ok(found),
+                Err(error @ (QueryError::Auth(_) | QueryError::Other(_))) => {
+                    let why = format!("process {} runs, but: {error}", postmaster.pid());
+                    return Err(NotReady::Late(why));
+                }
+                Err(error) => {
+                    self.still_worth_waiting(postmaster, deadline, &error.to_string())?;
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+        }
+    }
+
+    fn still_worth_waiting(
+        &self,
+        postmaster: Postmaster,
+        deadline: Instant,
+        what: &str,
+    ) -> Result<(), NotReady> {
+        if !postmaster.alive() {
+            return Err(NotReady::Ended);
+        }
+        if Instant::now() < deadline {
+            return Ok(());
+        }
+        Err(NotReady::Late(format!(
+            "process {} gives no answer in time: {what}; see {}",
+            postmaster.pid(),
+            self.data_dir.log().display()
+        )))
+    }
+
+    /// Finds out where things stand, without a question where memory suffices.
+    async fn before(&self, state: &mut State, from: &Instance) -> Result<Before, String> {
+        let pgdata = self.data_dir.pgdata();
+        let running = state.running.take().filter(|r| r.postmaster.alive());
+        let (postmaster, started_at) = match running {
+            Some(running) => (running.postmaster, running.started_at.clone()),
+            None => match Postmaster::find(&pgdata).map_err(|e| e.to_string())? {
+                Some((postmaster, _)) => (postmaster, None),
+                None => return Ok(Before::Gone),
+            },
+        };
+        state.running = Some(super::Running {
+            postmaster,
+            started_at: started_at.clone(),
+        });
+        if started_at.as_ref() == Some(&from.identity.started_at) {
+            return Ok(Before::Old(postmaster));
+        }
+        let file = PidFile::read(&pgdata).map_err(|e| e.to_string())?;
+        if file.is_some_and(|f| f.status == Status::Stopping) {
+            return Ok(Before::Old(postmaster));
+        }
+        match self
+            .ready(postmaster, Instant::now() + self.patience.start)
+            .await
+        {
+            Ok(found) if found.identity.started_at == from.identity.started_at => {
+                Ok(Before::Old(postmaster))
+            }
+            Ok(found) => {
+                let capacity = settings::capacity_of(&found.cluster_name).ok_or_else(|| {
+                    format!("process {} was not started by slackwater", postmaster.pid())
+                })?;
+                let instance = self.now_running(state, postmaster, capacity, found.identity);
+                Ok(Before::Newer(instance))
+            }
+            Err(NotReady::Ended) => Ok(Before::Gone),
+            Err(NotReady::Late(why)) => Err(why),
+        }
+    }
+
+    /// This very change ended before: it is only told again.
+    fn ended_before(&self, state: &mut State, instance: Instance, to: Capacity) -> CutOver {
+        self.settled(state, instance.capacity);
+        if instance.capacity == to {
+            return CutOver::Completed(instance);
+        }
+        let reason = format!(
+            "the server was restarted with capacity {} in the meantime: ask again",
+            instance.capacity
+        );
+        CutOver::KeptOld { instance, reason }
+    }
+
+    /// The intent on disk, usually written by Prepare.
+    async fn note_intent(&self, intent: Intent) -> Result<(), ProviderError> {
+        if matches!(self.data_dir.intent(), Ok(Some(there)) if there == intent) {
+            return Ok(());
+        }
+        self.write_intent(intent).await
+    }
+
+    pub(super) async fn write_intent(&self, intent: Intent) -> Result<(), ProviderError> {
+        let data_dir = Arc::clone(&self.data_dir);
+        tokio::task::spawn_blocking(move || data_dir.write_intent(intent))
+            .await
+            .map_err(|_| ProviderError::Server("slackwater is ending".to_owned()))?
+    }
+
+    /// A server serves again: its quota begins soon, the intent goes.
+    fn settled(&self, state: &mut State, capacity: Capacity) {
+        self.throttle(state, capacity, UNTHROTTLED_AFTER_START);
+        let data_dir = Arc::clone(&self.data_dir);
+        state.tidying = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = data_dir.remove_intent() {
+                tracing::warn!(%error, "can't remove the finished change of capacity");
+            }
+        }));
+    }
+
+    fn still_stopping(&self, postmaster: &Postmaster) -> String {
+        format!(
+            "process {} has not stopped after {} s and is left to it (killing it would cost a recovery): often a \
+             standby or backup that does not take its data; see {}",
+            postmaster.pid(),
+            self.patience.stop.as_secs(),
+            self.data_dir.log().display()
+        )
+    }
+}

@@ -1,0 +1,502 @@
+//! The at-rest machine: an ordered queue of the replies that are owed for what was sent.
+//!
+//! Contract: every frame that goes to the server is told to [`Machine::on_client`] first, in order;
+//! every frame from the server to [`Machine::on_server`] before it goes to the client. The machine
+//! never changes a byte. [`Machine::at_rest`] is true only when nothing is owed in either direction
+//! and no transaction, implicit ones included, can be open. What can't be decided is *ambiguous*, for
+//! good. (PostgreSQL: protocol flow, <https://www.postgresql.org/docs/current/protocol-flow.html>;
+//! the skipping and COPY rules are those of `PostgresMain` and `CopyGetData`.)
+
+use super::recent::Recent;
+use super::unnamed::{MAX_KEPT, Unnamed};
+use super::watched::Watched;
+use crate::session::blocker::BlockerKind;
+use crate::wire::pg::frame::{Header, Reader};
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Bytes of a body that are looked at; the rest streams through.
+pub const HEAD_MAX: usize = 16 * 1024;
+
+/// Transaction status of the last ReadyForQuery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// `I`.
+    Idle,
+    /// `T`.
+    Transaction,
+    /// `E`.
+    Failed,
+}
+
+/// One message whose reply is owed, or that matters for what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Owed {
+    Query,
+    Parse,
+    ParseUnnamed,
+    Bind,
+    Close,
+    CloseUnnamed,
+    DescribeStatement,
+    DescribePortal,
+    Execute,
+    Sync,
+    FunctionCall,
+    /// CopyDone or CopyFail: owes nothing, ends a COPY that starts before it is read.
+    CopyEnd,
+}
+
+impl Owed {
+    /// After an error in one of these the server skips up to the next Sync.
+    const fn is_extended(self) -> bool {
+        !matches!(self, Self::Query | Self::Sync | Self::FunctionCall)
+    }
+}
+
+/// What a client's frame means for the relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientFrame {
+    /// Send it on.
+    Forward,
+    /// Terminate: the client leaves.
+    Terminate,
+}
+
+/// What a server's frame means for the relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerFrame {
+    /// Send it on.
+    Forward,
+    /// ParameterStatus: note it, send it on.
+    ParameterStatus,
+    /// NotificationResponse: translate its process number, send it on.
+    Notification,
+    /// ReadyForQuery: a request is complete.
+    Ready,
+    /// ErrorResponse that may end the connection: look at it.
+    Error,
+}
+
+/// The machine of one session on its present server connection.
+#[derive(Debug)]
+pub struct Machine {
+    owed: VecDeque<Owed>,
+    status: Status,
+    /// An extended message was sent since the last Sync or Query: an implicit transaction may be open.
+    batch_open: bool,
+    /// The server discards everything up to a Sync that was not sent yet.
+    skipping: bool,
+    /// The server reads COPY data.
+    copy_in: bool,
+    /// The server sends COPY data.
+    copy_out: bool,
+    /// Syncs that the running COPY IN has swallowed.
+    swallowed_syncs: u32,
+    ambiguous: Option<&'static str>,
+    /// Something was sent since the last clean probe.
+    dirty: bool,
+    /// When the present work, or transaction, began.
+    busy_since: Option<Instant>,
+    /// Kept to be sent again after a move.
+    pub unnamed: Unnamed,
+    /// What blockers are blamed on.
+    pub recent: Recent,
+    /// What texts gave away.
+    pub watched: Watched,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            owed: VecDeque::new(),
+            status: Status::Idle,
+            batch_open: false,
+            skipping: false,
+            copy_in: false,
+            copy_out: false,
+            swallowed_syncs: 0,
+            ambiguous: None,
+            dirty: false,
+            busy_since: None,
+            unnamed: Unnamed::default(),
+            recent: Recent::default(),
+            watched: Watched::default(),
+        }
+    }
+}
+
+impl Machine {
+    /// Bytes of the body that [`Self::on_client`] wants to see at once.
+    pub fn client_head(header: Header) -> usize {
+        match header.tag {
+            b'P' if header.body <= MAX_KEPT => header.body,
+            b'Q' | b'P' | b'B' | b'C' | b'D' | b'E' => header.body.min(HEAD_MAX),
+            _ => 0,
+        }
+    }
+
+    /// Bytes of the body that [`Self::on_server`] and the relay want to see at once.
+    pub fn server_head(header: Header) -> usize {
+        match header.tag {
+            b'Z' | b'S' | b'A' | b'E' => header.body.min(HEAD_MAX),
+            _ => 0,
+        }
+    }
+
+    /// A frame is about to be sent to the server; `head` is the beginning of its body.
+    pub fn on_client(&mut self, header: Header, head: &[u8], now: Instant) -> ClientFrame {
+        if header.tag == b'X' {
+            return ClientFrame::Terminate;
+        }
+        if self.busy_since.is_none() {
+            self.busy_since = Some(now);
+        }
+        self.dirty = true;
+        if self.skipping {
+            if header.tag == b'S' {
+                self.skipping = false;
+                self.batch_open = false;
+                self.owed.push_back(Owed::Sync);
+            }
+            return ClientFrame::Forward;
+        }
+        if self.copy_in && self.in_copy(header.tag) {
+            return ClientFrame::Forward;
+        }
+        match header.tag {
+            b'Q' => {
+                let text = Reader::new(head).cstr().unwrap_or(head);
+                self.recent.note(now, text, false);
+                self.watched.on_text(None, text);
+                self.batch_open = false;
+                self.owed.push_back(Owed::Query);
+            }
+            b'F' => {
+                self.batch_open = false;
+                self.owed.push_back(Owed::FunctionCall);
+            }
+            b'S' => {
+                self.batch_open = false;
+                self.owed.push_back(Owed::Sync);
+            }
+            b'P' => {
+                let mut reader = Reader::new(head);
+                let name = reader.cstr().unwrap_or_default();
+                let text = reader.cstr().unwrap_or_else(|_| reader.rest());
+                self.recent.note(now, text, false);
+                self.watched.on_text(Some(name), text);
+                if !name.is_empty() {
+                    self.extended(Owed::Parse);
+                } else {
+                    self.unnamed
+                        .sent((head.len() == header.body).then_some(head));
+                    self.extended(Owed::ParseUnnamed);
+                }
+            }
+            b'B' => {
+                let mut reader = Reader::new(head);
+                if reader.cstr().is_ok()
+                    && let Ok(name) = reader.cstr()
+                {
+                    if !name.is_empty() {
+                        self.recent.note(now, name, true);
+                    }
+                    self.watched.on_bind(name, head);
+                }
+                self.extended(Owed::Bind);
+            }
+            b'C' => self.extended(match head {
+                [b'S', 0, ..] => Owed::CloseUnnamed,
+                _ => Owed::Close,
+            }),
+            b'D' => self.extended(match head.first() {
+                Some(b'S') => Owed::DescribeStatement,
+                _ => Owed::DescribePortal,
+            }),
+            b'E' => self.extended(Owed::Execute),
+            b'c' | b'f' if !self.owed.is_empty() => self.owed.push_back(Owed::CopyEnd),
+            b'c' | b'f' => {}
+            // CopyData outside COPY is ignored by the server; Flush owes nothing.
+            b'd' | b'H' => {}
+            _ => self.ambiguous("a message of unknown type was sent"),
+        }
+        ClientFrame::Forward
+    }
+
+    /// A frame came from the server; `head` is the beginning of its body.
+    pub fn on_server(&mut self, header: Header, head: &[u8]) -> ServerFrame {
+        if self.owed.front() == Some(&Owed::CopyEnd) {
+            self.drop_copy_ends();
+        }
+        match header.tag {
+            b'D' | b'd' | b'N' => {}
+            b'Z' => return self.ready(head),
+            b'C' => self.complete(),
+            b'1' => match self.owed.pop_front() {
+                Some(Owed::Parse) => {}
+                Some(Owed::ParseUnnamed) => self.unnamed.confirmed(),
+                _ => self.ambiguous("ParseComplete without Parse"),
+            },
+            b'2' => self.settle(Owed::Bind),
+            b'3' => match self.owed.pop_front() {
+                Some(Owed::Close) => {}
+                Some(Owed::CloseUnnamed) => self.unnamed.dropped(),
+                _ => self.ambiguous("CloseComplete without Close"),
+            },
+            b'T' | b'n' => match self.owed.front() {
+                Some(Owed::DescribeStatement | Owed::DescribePortal) => {
+                    self.owed.pop_front();
+                }
+                Some(Owed::Query) => {}
+                _ => self.ambiguous("a row description that nobody asked for"),
+            },
+            b't' => {
+                if self.owed.front() != Some(&Owed::DescribeStatement) {
+                    self.ambiguous("a parameter description that nobody asked for");
+                }
+            }
+            b'I' | b's' => match self.owed.front() {
+                Some(Owed::Execute) => {
+                    self.owed.pop_front();
+                }
+                Some(Owed::Query) => {}
+                _ => self.ambiguous("a completion that nobody asked for"),
+            },
+            b'E' => {
+                self.error();
+                return ServerFrame::Error;
+            }
+            b'G' => self.copy_in_begins(),
+            b'H' => self.copy_out = true,
+            b'c' => self.copy_out = false,
+            b'V' => {
+                if self.owed.front() != Some(&Owed::FunctionCall) {
+                    self.ambiguous("FunctionCallResponse without FunctionCall");
+                }
+            }
+            b'S' => return ServerFrame::ParameterStatus,
+            b'A' => return ServerFrame::Notification,
+            _ => self.ambiguous("the server sent a message of unknown type"),
+        }
+        ServerFrame::Forward
+    }
+
+    /// Nothing is owed in either direction, nothing can be open. (The relay adds: no partial frame,
+    /// nothing undelivered, no cancel in flight.)
+    pub fn at_rest(&self) -> bool {
+        self.status == Status::Idle && self.is_quiet() && self.ambiguous.is_none()
+    }
+
+    /// No reply is owed and no batch is open; the status may be any. The end of a request in lock-step.
+    pub fn is_quiet(&self) -> bool {
+        self.owed.is_empty() && !self.batch_open && !self.skipping && !self.copy_in
+    }
+
+    /// A fresh login: nothing was run, but nothing was asked either.
+    pub fn begin(&mut self) {
+        self.dirty = true;
+    }
+
+    /// In lock-step: the next frame belongs to a request that has begun, or none is under way.
+    pub fn may_send_in_lock_step(&self) -> bool {
+        self.ambiguous.is_some()
+            || self.copy_in
+            || self.batch_open
+            || self.skipping
+            || self.owed.is_empty()
+    }
+
+    /// A request that the server could still act upon is in flight: a cancel has something to hit.
+    pub fn is_in_flight(&self) -> bool {
+        !self.owed.is_empty() || self.copy_in || self.copy_out
+    }
+
+    /// Transaction status of the last ReadyForQuery.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// Why nobody can say what is owed, if so.
+    pub fn why_ambiguous(&self) -> Option<&'static str> {
+        self.ambiguous
+    }
+
+    /// Something was sent since [`Self::probed_clean`].
+    pub fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// The server was asked and everything that it holds is in the snapshot.
+    pub fn probed_clean(&mut self) {
+        self.dirty = false;
+        self.recent.clear();
+    }
+
+    /// The server was asked and holds a blocker; the recent statements stay, to be blamed.
+    pub fn probed_blocked(&mut self) {
+        self.dirty = false;
+    }
+
+    /// When the present request, or the transaction around it, began.
+    pub fn busy_since(&self) -> Option<Instant> {
+        self.busy_since
+    }
+
+    /// What the wire alone knows to stand in the way, the most telling first.
+    pub fn wire_blocker(&self) -> Option<BlockerKind> {
+        if self.ambiguous.is_some() {
+            Some(BlockerKind::Ambiguous)
+        } else if self.status != Status::Idle {
+            Some(BlockerKind::Transaction)
+        } else if self.copy_in || self.copy_out {
+            Some(BlockerKind::Copy)
+        } else if !self.is_quiet() {
+            Some(if self.owed.is_empty() {
+                BlockerKind::Transaction
+            } else {
+                BlockerKind::Statement
+            })
+        } else if self.unnamed.is_too_large() {
+            Some(BlockerKind::UnnamedStatement)
+        } else {
+            None
+        }
+    }
+
+    fn extended(&mut self, owed: Owed) {
+        self.batch_open = true;
+        self.owed.push_back(owed);
+    }
+
+    /// A client's frame while the server reads COPY data; true when that is all it means.
+    fn in_copy(&mut self, tag: u8) -> bool {
+        match tag {
+            b'd' | b'H' => {}
+            b'S' => self.swallowed_syncs += 1,
+            // CopyDone, CopyFail, or a message that makes the server fail the COPY: eaten either way.
+            _ => self.copy_in = false,
+        }
+        true
+    }
+
+    /// CopyInResponse: what was already sent behind the COPY is read by the COPY.
+    fn copy_in_begins(&mut self) {
+        let Some(copy @ (Owed::Query | Owed::Execute)) = self.owed.pop_front() else {
+            return self.ambiguous("CopyInResponse without a statement");
+        };
+        self.copy_in = true;
+        self.swallowed_syncs = 0;
+        while let Some(next) = self.owed.pop_front() {
+            if next == Owed::Sync {
+                self.swallowed_syncs += 1;
+                // The Sync was taken for the end of the batch; the COPY swallowed it.
+                continue;
+            }
+            self.copy_in = false;
+            if next == Owed::ParseUnnamed {
+                self.unnamed.skipped();
+            }
+            break;
+        }
+        if copy == Owed::Execute && self.owed.is_empty() {
+            self.batch_open = true;
+        }
+        self.owed.push_front(copy);
+    }
+
+    fn complete(&mut self) {
+        self.copy_in = false;
+        self.copy_out = false;
+        self.swallowed_syncs = 0;
+        match self.owed.front() {
+            Some(Owed::Execute) => {
+                self.owed.pop_front();
+                self.drop_copy_ends();
+            }
+            Some(Owed::Query) => {}
+            _ => self.ambiguous("CommandComplete without a statement"),
+        }
+    }
+
+    fn ready(&mut self, head: &[u8]) -> ServerFrame {
+        self.drop_copy_ends();
+        match self.owed.pop_front() {
+            Some(Owed::Query) => self.unnamed.dropped(),
+            Some(Owed::Sync | Owed::FunctionCall) => {}
+            _ => self.ambiguous("ReadyForQuery that nobody asked for"),
+        }
+        self.copy_in = false;
+        self.copy_out = false;
+        self.drop_copy_ends();
+        self.status = match head.first() {
+            Some(b'I') => Status::Idle,
+            Some(b'T') => Status::Transaction,
+            Some(b'E') => Status::Failed,
+            _ => {
+                self.ambiguous("ReadyForQuery with an unknown status");
+                self.status
+            }
+        };
+        if self.status == Status::Idle && self.is_quiet() {
+            self.busy_since = None;
+            if self.owed.capacity() > 1024 {
+                self.owed = VecDeque::new();
+            }
+        }
+        ServerFrame::Ready
+    }
+
+    fn error(&mut self) {
+        if self.swallowed_syncs > 0 {
+            // Whether the COPY read them before it failed, or they end the skipping, only time tells.
+            self.ambiguous("COPY failed with a Sync inside it");
+            self.swallowed_syncs = 0;
+        }
+        self.copy_in = false;
+        self.copy_out = false;
+        self.drop_copy_ends();
+        match self.owed.front() {
+            Some(front) if front.is_extended() => self.skip_to_sync(),
+            // Query, FunctionCall and Sync: their ReadyForQuery follows. None: the server ends.
+            _ => {}
+        }
+    }
+
+    /// The server skips everything that was sent, up to the next Sync.
+    fn skip_to_sync(&mut self) {
+        let mut first = true;
+        while let Some(owed) = self.owed.front() {
+            match owed {
+                Owed::Sync => return,
+                Owed::ParseUnnamed if first => self.unnamed.failed(),
+                Owed::ParseUnnamed => self.unnamed.skipped(),
+                _ => {}
+            }
+            first = false;
+            self.owed.pop_front();
+        }
+        self.skipping = true;
+    }
+
+    /// CopyDone and CopyFail outside COPY are ignored by the server.
+    fn drop_copy_ends(&mut self) {
+        while self.owed.front() == Some(&Owed::CopyEnd) {
+            self.owed.pop_front();
+        }
+        if self.owed.iter().all(|o| *o == Owed::CopyEnd) {
+            self.owed.clear();
+        }
+    }
+
+    fn settle(&mut self, expected: Owed) {
+        if self.owed.pop_front() != Some(expected) {
+            self.ambiguous("a reply out of order");
+        }
+    }
+
+    fn ambiguous(&mut self, why: &'static str) {
+        self.ambiguous.get_or_insert(why);
+    }
+}

@@ -1,0 +1,112 @@
+//! What statement texts gave away and no probe shows: names of custom settings, and state that dies with
+//! its session (a running base backup, a replication origin, a loaded library).
+
+use super::hints::{self, Watch};
+use crate::session::blocker::BlockerKind;
+use std::collections::HashMap;
+
+/// Most names, and most statements with names in parameters, that one session is remembered for.
+const MAX: usize = 200;
+
+/// What one session's statements gave away.
+#[derive(Debug, Default)]
+pub struct Watched {
+    names: Vec<String>,
+    handed: usize,
+    /// Prepared statements that take setting names from parameters.
+    from_params: HashMap<Box<[u8]>, Vec<u16>>,
+    unreadable: bool,
+    backup: bool,
+    origin: bool,
+    load: bool,
+}
+
+impl Watched {
+    /// A text passed: of a Query (`statement` is none) or of the Parse of a statement.
+    pub fn on_text(&mut self, statement: Option<&[u8]>, text: &[u8]) {
+        let hints = hints::scan(text);
+        if let Some(statement) = statement
+            && !(self.from_params.is_empty() && hints.names_from_params.is_empty())
+        {
+            self.note_params(statement, hints.names_from_params);
+        } else if !hints.names_from_params.is_empty() {
+            self.unreadable = true;
+        }
+        self.unreadable |= hints.unreadable_set_config;
+        self.note_names(hints.custom_names);
+        if hints.watches.is_empty() {
+            return;
+        }
+        for watch in hints.watches.iter() {
+            match watch {
+                Watch::BackupStart => self.backup = true,
+                Watch::BackupStop => self.backup = false,
+                Watch::OriginSetup => self.origin = true,
+                Watch::OriginReset => self.origin = false,
+                Watch::Load => self.load = true,
+            }
+        }
+    }
+
+    /// A Bind of `statement` passed; `body` may be cut.
+    pub fn on_bind(&mut self, statement: &[u8], body: &[u8]) {
+        if self.from_params.is_empty() {
+            return;
+        }
+        let Some(params) = self.from_params.get(statement) else { return };
+        match hints::custom_names_from_bind(body, params) {
+            Ok(bound) => {
+                self.unreadable |= bound.unreadable;
+                self.note_names(bound.names);
+            }
+            Err(_) => self.unreadable = true,
+        }
+    }
+
+    /// Names that were not handed out yet.
+    pub fn new_names(&mut self) -> impl Iterator<Item = String> + '_ {
+        let from = std::mem::replace(&mut self.handed, self.names.len());
+        self.names.iter().skip(from).cloned()
+    }
+
+    /// A custom setting was set whose name could not be read.
+    pub fn is_unreadable(&self) -> bool {
+        self.unreadable
+    }
+
+    /// What stands in the way and no probe shows.
+    pub fn blocker(&self) -> Option<(BlockerKind, &'static str)> {
+        if self.backup {
+            Some((BlockerKind::Backup, "a base backup was started in this session"))
+        } else if self.origin {
+            Some((BlockerKind::Replication, "a replication origin is set up in this session"))
+        } else if self.load {
+            Some((BlockerKind::NotRestorable, "LOAD was used: its library can't be carried"))
+        } else {
+            None
+        }
+    }
+
+    fn note_params(&mut self, statement: &[u8], params: Vec<u16>) {
+        if params.is_empty() {
+            self.from_params.remove(statement);
+        } else if self.from_params.len() < MAX || self.from_params.contains_key(statement) {
+            self.from_params.insert(statement.into(), params);
+        } else {
+            self.unreadable = true;
+        }
+    }
+
+    fn note_names(&mut self, names: Vec<String>) {
+        for name in names {
+            if self.names.contains(&name) {
+                continue;
+            }
+            if self.names.len() >= MAX {
+                self.unreadable = true;
+                return;
+            }
+            self.names.push(name);
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! TLS on both legs: certificates shown to clients, and connections opened towards servers.
+//!
+//! TLS 1.2 and 1.3, with AWS-LC. Sessions are not resumed: database clients don't, and each ticket would cost
+//! memory and a write.
+
+use super::ServerTls;
+use super::self_made;
+use super::server_certificate::{client_config, explain};
+use super::stream::Stream;
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection};
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio_rustls::rustls;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// The protocol's registered name in ALPN.
+pub const ALPN: &[u8] = b"postgresql";
+
+/// A certificate, key or CA file that can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct TlsError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl TlsError {
+    pub(super) fn new(path: &Path, reason: &impl Display) -> Self {
+        Self {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// What clients are shown. Reloading swaps it for new connections; live ones go on.
+#[derive(Debug)]
+pub struct Certificates {
+    source: Source,
+    config: ArcSwap<ServerConfig>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Files {
+        certificate: PathBuf,
+        private_key: PathBuf,
+        client_ca: Option<PathBuf>,
+    },
+    SelfMade {
+        files: self_made::Files,
+        dns_names: Vec<String>,
+    },
+}
+
+impl Certificates {
+    /// Reads PEM files. With `client_ca`, TLS clients must show a certificate that it signed.
+    /// Reads files: not for a runtime's worker.
+    pub fn load(
+        certificate: &Path,
+        private_key: &Path,
+        client_ca: Option<&Path>,
+    ) -> Result<Self, TlsError> {
+        Self::from_source(Source::Files {
+            certificate: certificate.to_owned(),
+            private_key: private_key.to_owned(),
+            client_ca: client_ca.map(Path::to_owned),
+        })
+    }
+
+    /// Uses, and where needed makes, a CA and a certificate in `state_dir/tls`. The certificate is for
+    /// localhost, 127.0.0.1, ::1, this machine's name, and `dns_names` (wildcards and IP addresses too).
+    /// Reads and writes files: not for a runtime's worker.
+    pub fn self_made(state_dir: &Path, dns_names: &[String]) -> Result<Self, TlsError> {
+        Self::from_source(Source::SelfMade {
+            files: self_made::Files::below(state_dir),
+            dns_names: dns_names.to_vec(),
+        })
+    }
+
+    fn from_source(source: Source) -> Result<Self, TlsError> {
+        let config = ArcSwap::new(Arc::new(source.read()?));
+        Ok(Self { source, config })
+    }
+
+    /// Reads the files again; a self-made certificate near its end is made anew. On an error what was there
+    /// before stays in use. Reads files: not for a runtime's worker.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        self.config.store(Arc::new(self.source.read()?));
+        Ok(())
+    }
+
+    /// The self-made CA's certificate, which clients take as `sslrootcert`; `None` for configured files.
+    pub fn ca_path(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Files { .. } => None,
+            Source::SelfMade { files, .. } => Some(&files.ca_certificate),
+        }
+    }
+
+    /// The server's side of a TLS handshake with a client.
+    pub async fn accept(&self, stream: Stream) -> io::Result<Stream> {
+        self.accept_begun(stream, &[]).await
+    }
+
+    /// The same, when the client's first bytes were read already.
+    pub async fn accept_begun(&self, stream: Stream, begun: &[u8]) -> io::Result<Stream> {
+        let Stream::Plain(socket) = stream else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "TLS inside TLS is not spoken",
+            ));
+        };
+        let acceptor = TlsAcceptor::from(self.config.load_full());
+        // What goes wrong in here shows again in the handshake itself.
+        let feed = |connection: &mut ServerConnection| {
+            let mut rest = begun;
+            while !rest.is_empty() && matches!(connection.read_tls(&mut rest), Ok(1..)) {
+                if connection.process_new_packets().is_err() {
+                    break;
+                }
+            }
+        };
+        // Boxed: a handshake's state is kilobytes, and would stay part of the session's future for its life.
+        match Box::pin(acceptor.accept_with(socket, feed)).await {
+            Ok(tls) => Ok(Stream::TlsAccepted(Box::new(tls))),
+            Err(error) => Err(retold(error, |error| match error {
+                rustls::Error::AlertReceived(alert) => {
+                    format!("the client refused the TLS handshake: {alert:?}")
+                }
+                rustls::Error::InvalidMessage(_) => "what the client sent is not TLS".to_owned(),
+                rustls::Error::NoCertificatesPresented => {
+                    "the client showed no certificate, and client_ca demands one".to_owned()
+                }
+                rustls::Error::InvalidCertificate(fault) => {
+                    format!("the client's certificate was not accepted: {fault}")
+                }
+                other => format!("TLS handshake with the client failed: {other}"),
+            })),
+        }
+    }
+}
+
+impl Source {
+    fn read(&self) -> Result<ServerConfig, TlsError> {
+        match self {
+            Self::Files {
+                certificate,
+                private_key,
+                client_ca,
+            } => server_config(certificate, private_key, client_ca.as_deref()),
+            Self::SelfMade { files, dns_names } => {
+                self_made::ensure(files, dns_names, UnixTime::now())?;
+                server_config(&files.server_certificate, &files.server_key, None)
+            }
+        }
+    }
+}
+
+fn server_config(
+    certificate: &Path,
+    private_key: &Path,
+    client_ca: Option<&Path>,
+) -> Result<ServerConfig, TlsError> {
+    let chain = read_certificates(certificate)?;
+    let key = PrivateKeyDer::from_pem_file(private_key)
+        .map_err(|error| TlsError::new(private_key, &error))?;
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::new(certificate, &error))?;
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(read_certificates(path)?);
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+            let verifier = verifier.map_err(|error| TlsError::new(path, &error))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| {
+        let key = private_key.display();
+        TlsError::new(certificate, &format!("can't be used with {key}: {error}"))
+    })?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// The certificates of a PEM file, of which there must be one at least.
+pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    match found {
+        Ok(found) if found.is_empty() => Err(TlsError::new(path, &"holds no PEM certificate")),
+        Ok(found) => Ok(found),
+        Err(error) => Err(TlsError::new(path, &error)),
+    }
+}
+
+/// What was built for one way of connecting, and the state of the CA file then.
+struct Cached {
+    mode: ServerTls,
+    ca: Option<PathBuf>,
+    stamp: Option<(SystemTime, u64)>,
+    config: Arc<ClientConfig>,
+}
+
+/// One entry per `server_tls` and CA file in the configuration. Process-wide, since it only spares work.
+static CLIENT_CONFIGS: Mutex<Vec<Cached>> = Mutex::new(Vec::new());
+
+/// The client's side of a TLS handshake with a server, after its `S`. `host` is the name that was dialled;
+/// the certificate is checked as `mode` says, against `ca` or else the system's CAs. A CA file that changes
+/// is read again. Errors say which check failed.
+pub async fn connect(
+    stream: Stream,
+    host: &str,
+    mode: ServerTls,
+    ca: Option<&Path>,
+) -> io::Result<Stream> {
+    let Stream::Plain(socket) = stream else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "TLS inside TLS is not spoken",
+        ));
+    };
+    let name = match ServerName::try_from(host.to_owned()) {
+        Ok(name) => name,
+        Err(_) if mode == ServerTls::VerifyFull => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "server_tls = verify-full needs a host name or IP address, and \"{host}\" is none"
+                ),
+            ));
+        }
+        Err(_) => ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()),
+    };
+    let connector = TlsConnector::from(cached_config(mode, ca).await?);
+    match Box::pin(connector.connect(name, socket)).await {
+        Ok(tls) => Ok(Stream::TlsConnected(Box::new(tls))),
+        Err(error) => Err(retold(error, |error| explain(error, host, ca))),
+    }
+}
+
+async fn cached_config(mode: ServerTls, ca: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
+    let verified = matches!(mode, ServerTls::VerifyCa | ServerTls::VerifyFull);
+    let ca = ca.filter(|_| verified);
+    let stamp = match ca {
+        None => None,
+        Some(path) => tokio::fs::metadata(path)
+            .await
+            .ok()
+            .and_then(|meta| Some((meta.modified().ok()?, meta.len()))),
+    };
+    {
+        let cache = CLIENT_CONFIGS.lock();
+        let found = cache
+            .iter()
+            .find(|c| c.mode == mode && c.ca.as_deref() == ca && c.stamp == stamp);
+        if let Some(found) = found {
+            return Ok(Arc::clone(&found.config));
+        }
+    }
+    let path = ca.map(Path::to_owned);
+    let built = tokio::task::spawn_blocking(move || client_config(mode, path.as_deref())).await;
+    let config = built
+        .map_err(io::Error::other)?
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let config = Arc::new(config);
+    let mut cache = CLIENT_CONFIGS.lock();
+    cache.retain(|c| c.mode != mode || c.ca.as_deref() != ca);
+    cache.push(Cached {
+        mode,
+        ca: ca.map(Path::to_owned),
+        stamp,
+        config: Arc::clone(&config),
+    });
+    Ok(config)
+}
+
+/// A TLS error in words of our own; any other error as it is.
+fn retold(error: io::Error, tell: impl Fn(&rustls::Error) -> String) -> io::Error {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref());
+    match inner.map(tell) {
+        Some(text) => io::Error::new(error.kind(), text),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Both sides of a handshake over a pipe.
+    async fn pair(
+        certificates: &Certificates,
+        host: &str,
+        mode: ServerTls,
+        ca: Option<&Path>,
+    ) -> (io::Result<Stream>, io::Result<Stream>) {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        tokio::join!(
+            certificates.accept(Stream::duplex(near)),
+            connect(Stream::duplex(far), host, mode, ca)
+        )
+    }
+
+    async fn refusal(
+        certificates: &Certificates,
+        host: &str,
+        mode: ServerTls,
+        ca: Option<&Path>,
+    ) -> String {
+        let (_, connected) = pair(certificates, host, mode, ca).await;
+        connected.expect_err("must be refused").to_string()
+    }
+
+    async fn works(certificates: &Certificates, host: &str, mode: ServerTls, ca: Option<&Path>) {
+        let (accepted, connected) = pair(certificates, host, mode, ca).await;
+        let (mut near, mut far) = (accepted.expect("accepted"), connected.expect("connected"));
+        far.write_all(b"hello").await.expect("written");
+        far.flush().await.expect("flushed");
+        let mut got = [0; 5];
+        near.read_exact(&mut got).await.expect("read");
+        assert_eq!(&got, b"hello");
+        assert_eq!(near.application_protocol(), Some(ALPN));
+        let is_name = host.parse::<std::net::IpAddr>().is_err();
+        assert_eq!(near.server_name(), is_name.then_some(host));
+        assert!(near.is_tls() && far.is_tls());
+    }
+
+    #[tokio::test]
+    async fn each_mode_checks_what_it_says() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let names = ["*.db.example.com".to_owned()];
+        let ours = Certificates::self_made(dir.path(), &names).expect("made");
+        let ca = ours.ca_path().expect("self-made").to_owned();
+        let other_dir = tempfile::tempdir().expect("a directory");
+        let other = Certificates::self_made(other_dir.path(), &[]).expect("made");
+        let other_ca = other.ca_path().expect("self-made");
+        for mode in [ServerTls::Prefer, ServerTls::Require] {
+            works(&ours, "elsewhere.example.org", mode, Some(other_ca)).await;
+        }
+        works(
+            &ours,
+            "elsewhere.example.org",
+            ServerTls::VerifyCa,
+            Some(&ca),
+        )
+        .await;
+        for host in ["localhost", "127.0.0.1", "shop.db.example.com"] {
+            works(&ours, host, ServerTls::VerifyFull, Some(&ca)).await;
+        }
+        let text = refusal(
+            &ours,
+            "elsewhere.example.org",
+            ServerTls::VerifyFull,
+            Some(&ca),
+        )
+        .await;
+        assert!(
+            text.contains("name check") && text.contains("*.db.example.com"),
+            "{text}"
+        );
+        for mode in [ServerTls::VerifyCa, ServerTls::VerifyFull] {
+            let text = refusal(&ours, "localhost", mode, Some(other_ca)).await;
+            assert!(text.contains("chain check"), "{text}");
+        }
+        let text = refusal(&ours, "localhost", ServerTls::VerifyCa, Some(dir.path())).await;
+        assert!(text.contains(&dir.path().display().to_string()), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_self_signed_certificate_may_be_its_own_ca() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (cert, key) = (dir.path().join("s.crt"), dir.path().join("s.key"));
+        let pair = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(["db.local".to_owned()]).expect("a name");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let write = |params: &rcgen::CertificateParams| {
+            let made = params.self_signed(&pair).expect("signed");
+            fs::write(&cert, made.pem()).expect("written");
+        };
+        write(&params);
+        fs::write(&key, pair.serialize_pem()).expect("written");
+        let served = Certificates::load(&cert, &key, None).expect("read");
+        works(&served, "db.local", ServerTls::VerifyFull, Some(&cert)).await;
+        let text = refusal(&served, "localhost", ServerTls::VerifyFull, Some(&cert)).await;
+        assert!(text.contains("name check"), "{text}");
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        write(&params);
+        served.reload().expect("read again");
+        let text = refusal(&served, "db.local", ServerTls::VerifyCa, Some(&cert)).await;
+        assert!(
+            text.contains("expired"),
+            "the changed CA file was read again: {text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_reload_swaps_and_a_bad_one_does_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ours = Certificates::self_made(dir.path(), &[]).expect("made");
+        let tls = dir.path().join("tls");
+        let (cert, key) = (dir.path().join("c.crt"), dir.path().join("c.key"));
+        let copy = |from: &Path| {
+            fs::copy(from.join("server.crt"), &cert).expect("copied");
+            fs::copy(from.join("server.key"), &key).expect("copied");
+        };
+        copy(&tls);
+        let served = Certificates::load(&cert, &key, None).expect("read");
+        let (live, _far) = pair(&served, "localhost", ServerTls::Require, None).await;
+        let mut live = live.expect("accepted");
+        fs::write(&cert, "nothing").expect("written");
+        let text = served.reload().expect_err("no certificate").to_string();
+        assert!(text.contains("c.crt") && text.contains("no PEM"), "{text}");
+        works(&served, "localhost", ServerTls::VerifyFull, ours.ca_path()).await;
+        let other_dir = tempfile::tempdir().expect("a directory");
+        let other = Certificates::self_made(other_dir.path(), &[]).expect("made");
+        fs::copy(other_dir.path().join("tls/server.crt"), &cert).expect("copied");
+        let text = served.reload().expect_err("another key").to_string();
+        assert!(text.contains("can't be used with"), "{text}");
+        copy(&other_dir.path().join("tls"));
+        served.reload().expect("a good pair");
+        works(&served, "localhost", ServerTls::VerifyFull, other.ca_path()).await;
+        live.write_all(b"still here")
+            .await
+            .expect("a live connection goes on");
+    }
+
+    #[tokio::test]
+    async fn client_certificates_are_demanded() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ours = Certificates::self_made(dir.path(), &[]).expect("made");
+        let tls = dir.path().join("tls");
+        let ca = ours.ca_path().expect("self-made");
+        let served = Certificates::load(&tls.join("server.crt"), &tls.join("server.key"), Some(ca));
+        let served = served.expect("read");
+        let (accepted, _) = pair(&served, "localhost", ServerTls::Require, None).await;
+        let text = accepted.expect_err("no certificate").to_string();
+        assert!(text.contains("client_ca"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn garbage_is_no_tls() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ours = Certificates::self_made(dir.path(), &[]).expect("made");
+        let (near, mut far) = tokio::io::duplex(1024);
+        far.write_all(b"GET / HTTP/1.1\r\n\r\n")
+            .await
+            .expect("written");
+        let error = ours
+            .accept(Stream::duplex(near))
+            .await
+            .expect_err("garbage");
+        assert!(error.to_string().contains("not TLS"), "{error}");
+    }
+}
