@@ -1,6 +1,6 @@
 //! Tests against real servers. Each starts its own PostgreSQL and its own proxy on ports of their own, in
 //! directories that go away with them. The files named `ms*` follow the "must show" list of the first
-//! vertical slice; `harness` proves that the harness itself finds losses, doubles and differences.
+//! vertical slice; `edges` has what safety demands beyond it; `harness` proves that the harness itself finds losses, doubles and differences.
 //!
 //! `SLACKWATER_TEST_FULL=1` runs the long variants: 50 events instead of 5, 1,000 idle sessions, a
 //! transaction of 60 s.
@@ -17,9 +17,11 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod edges;
 mod harness;
 mod ms10_rest;
 mod ms11_messages;
+mod ms1_dev;
 mod ms2_scale;
 mod ms3_stall;
 mod ms4_state;

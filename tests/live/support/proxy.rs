@@ -165,6 +165,11 @@ impl Proxy {
         self.port.number
     }
 
+    /// The program's process number.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The certificate of the CA that the proxy made for itself.
     pub(crate) fn ca(&self) -> PathBuf {
         self.dir.path().join("state/tls/ca.crt")
