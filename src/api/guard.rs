@@ -75,7 +75,7 @@ fn host_is_loopback(headers: &HeaderMap) -> bool {
     headers
         .get(header::HOST)
         .and_then(|value| value.to_str().ok())
-        .is_some_and(|host| is_loopback_authority(host))
+        .is_some_and(is_loopback_authority)
 }
 
 /// `localhost`, an address in 127.0.0.0/8 or `[::1]`, with or without a port.

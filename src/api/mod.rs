@@ -117,6 +117,8 @@ pub enum ErrorCode {
     InvalidConfig,
     /// This release doesn't do that.
     NotSupported,
+    /// The body is longer than 16 KiB, or was cut off.
+    BodyTooLarge,
     /// No cluster of this name.
     UnknownCluster,
     /// No event of this number.
@@ -139,6 +141,7 @@ impl ErrorCode {
             Self::InvalidCapacity => "invalid_capacity",
             Self::InvalidConfig => "invalid_config",
             Self::NotSupported => "not_supported",
+            Self::BodyTooLarge => "body_too_large",
             Self::UnknownCluster => "unknown_cluster",
             Self::UnknownEvent => "unknown_event",
             Self::EventRunning => "event_running",
@@ -157,6 +160,7 @@ impl ErrorCode {
             | Self::NotSupported => 400,
             Self::UnknownCluster | Self::UnknownEvent => 404,
             Self::EventRunning | Self::Conflict => 409,
+            Self::BodyTooLarge => 413,
             Self::Draining | Self::Unavailable => 503,
         }
     }

@@ -1,7 +1,7 @@
 //! Paths and methods, and how answers and refusals are written.
 
 use super::guard::{Guard, Refusal};
-use super::{Control, ControlError, request};
+use super::{Control, ControlError, ErrorCode, request};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
@@ -47,11 +47,11 @@ pub(super) fn router(control: Shared, guard: Guard) -> Router {
 }
 
 fn only_get(route: MethodRouter<Shared>) -> MethodRouter<Shared> {
-    route.fallback(|method, uri| wrong_method(method, uri, "GET"))
+    route.fallback(|method: Method, uri: Uri| async move { wrong_method(&method, &uri, "GET") })
 }
 
 fn only_post(route: MethodRouter<Shared>) -> MethodRouter<Shared> {
-    route.fallback(|method, uri| wrong_method(method, uri, "POST"))
+    route.fallback(|method: Method, uri: Uri| async move { wrong_method(&method, &uri, "POST") })
 }
 
 async fn guarded(guard: &Guard, request: Request, next: Next) -> Response {
@@ -89,70 +89,49 @@ async fn events(State(control): State<Shared>, Path(name): Path<String>) -> Answ
 async fn event(State(control): State<Shared>, Path((name, id)): Path<(String, String)>) -> Answer {
     let id = id.parse().map_err(|_| {
         ControlError::new(
-            super::ErrorCode::UnknownEvent,
+            ErrorCode::UnknownEvent,
             format!("{id:?} is no event; events have numbers"),
         )
     })?;
     Ok(json(StatusCode::OK, &control.event(&name, id)?))
 }
 
-async fn scale(
-    State(control): State<Shared>,
-    Path(name): Path<String>,
-    body: Body,
-) -> Result<Response, Response> {
+async fn scale(State(control): State<Shared>, Path(name): Path<String>, body: Body) -> Answer {
     let body = read(body).await?;
     let wanted = control
         .cluster(&name)
         .and_then(|cluster| request::scale(&body, &cluster.ladder))
-        .and_then(|wanted| control.scale(&name, wanted))
-        .map_err(ControlError::into_response)?;
+        .and_then(|wanted| control.scale(&name, wanted))?;
     Ok(json(StatusCode::ACCEPTED, &wanted))
 }
 
-async fn hold(
-    State(control): State<Shared>,
-    Path(name): Path<String>,
-    body: Body,
-) -> Result<Response, Response> {
+async fn hold(State(control): State<Shared>, Path(name): Path<String>, body: Body) -> Answer {
     let body = read(body).await?;
-    let period = request::hold(&body).map_err(ControlError::into_response)?;
+    let period = request::hold(&body)?;
     answer(control.hold(&name, period))
 }
 
-async fn release(
-    State(control): State<Shared>,
-    Path(name): Path<String>,
-    body: Body,
-) -> Result<Response, Response> {
+async fn release(State(control): State<Shared>, Path(name): Path<String>, body: Body) -> Answer {
     read_nothing(body).await?;
     answer(control.release(&name))
 }
 
-async fn pause(
-    State(control): State<Shared>,
-    Path(name): Path<String>,
-    body: Body,
-) -> Result<Response, Response> {
+async fn pause(State(control): State<Shared>, Path(name): Path<String>, body: Body) -> Answer {
     read_nothing(body).await?;
     answer(control.pause(&name))
 }
 
-async fn resume(
-    State(control): State<Shared>,
-    Path(name): Path<String>,
-    body: Body,
-) -> Result<Response, Response> {
+async fn resume(State(control): State<Shared>, Path(name): Path<String>, body: Body) -> Answer {
     read_nothing(body).await?;
     answer(control.resume(&name))
 }
 
-async fn reload(State(control): State<Shared>, body: Body) -> Result<Response, Response> {
+async fn reload(State(control): State<Shared>, body: Body) -> Answer {
     read_nothing(body).await?;
     answer(control.reload())
 }
 
-async fn drain(State(control): State<Shared>, body: Body) -> Result<Response, Response> {
+async fn drain(State(control): State<Shared>, body: Body) -> Answer {
     read_nothing(body).await?;
     answer(
         control
@@ -192,7 +171,7 @@ async fn not_found(uri: Uri) -> Response {
     ))
 }
 
-async fn wrong_method(method: Method, uri: Uri, allowed: &'static str) -> Response {
+fn wrong_method(method: &Method, uri: &Uri, allowed: &'static str) -> Response {
     let mut response = refuse((
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
@@ -204,31 +183,27 @@ async fn wrong_method(method: Method, uri: Uri, allowed: &'static str) -> Respon
     response
 }
 
-async fn read(body: Body) -> Result<Bytes, Response> {
+async fn read(body: Body) -> Result<Bytes, ControlError> {
     axum::body::to_bytes(body, request::MAX_BODY)
         .await
         .map_err(|_| {
-            refuse((
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body_too_large",
+            ControlError::new(
+                ErrorCode::BodyTooLarge,
                 format!(
                     "the body is cut off, or longer than {} bytes",
                     request::MAX_BODY
                 ),
-            ))
+            )
         })
 }
 
-async fn read_nothing(body: Body) -> Result<(), Response> {
+async fn read_nothing(body: Body) -> Result<(), ControlError> {
     let body = read(body).await?;
-    request::nothing(&body).map_err(ControlError::into_response)
+    request::nothing(&body)
 }
 
-fn answer<T: Serialize>(result: Result<T, ControlError>) -> Result<Response, Response> {
-    match result {
-        Ok(value) => Ok(json(StatusCode::OK, &value)),
-        Err(error) => Err(error.into_response()),
-    }
+fn answer<T: Serialize>(result: Result<T, ControlError>) -> Answer {
+    result.map(|value| json(StatusCode::OK, &value))
 }
 
 fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {

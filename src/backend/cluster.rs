@@ -38,6 +38,7 @@ pub struct Cluster {
     rehearsals: Mutex<Rehearsals>,
     processes: Mutex<Processes>,
     role_settings: Mutex<(String, Instant)>,
+    trouble: tokio::sync::Notify,
 }
 
 /// What was tried on the old server before a barrier, by fingerprint of identity and state.
@@ -85,6 +86,7 @@ impl Cluster {
                 ..Processes::default()
             }),
             role_settings: Mutex::new((String::new(), Instant::now())),
+            trouble: tokio::sync::Notify::new(),
         }
     }
 
@@ -163,6 +165,16 @@ impl Cluster {
     /// Notes what a rehearsal came to.
     pub fn note_rehearsal(&self, fingerprint: [u8; 32], outcome: Result<(), String>) {
         self.rehearsals.lock().known.insert(fingerprint, outcome);
+    }
+
+    /// A session could not reach the server that serves: somebody should look.
+    pub fn report_trouble(&self) {
+        self.trouble.notify_one();
+    }
+
+    /// Wakes when trouble was reported.
+    pub async fn trouble(&self) {
+        self.trouble.notified().await;
     }
 
     /// A session found in the present hold that it can't be detached.

@@ -241,11 +241,7 @@ impl From<std::io::Error> for Failure {
     /// Of the output; other errors are explained where they happen.
     fn from(error: std::io::Error) -> Self {
         // Whoever read the output (head, less) has seen enough.
-        let exit = if error.kind() == std::io::ErrorKind::BrokenPipe {
-            0
-        } else {
-            1
-        };
+        let exit = u8::from(error.kind() != std::io::ErrorKind::BrokenPipe);
         Self {
             exit,
             code: "output".to_owned(),

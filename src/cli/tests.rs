@@ -188,7 +188,7 @@ fn ends_of_events_are_told_in_a_sentence_and_an_exit_code() {
         ),
         (
             end(EventOutcome::Forced, |e| {
-                (e.sessions_blocked, e.attempt) = (1, 3)
+                (e.sessions_blocked, e.attempt) = (1, 3);
             }),
             0,
             "forced in 3 attempts: shop 2 -> 4 ACU, 11 sessions moved, held 21ms, took 812ms, 1 session ended",
@@ -203,7 +203,7 @@ fn ends_of_events_are_told_in_a_sentence_and_an_exit_code() {
         ),
         (
             end(EventOutcome::Failed, |e| {
-                e.reason = Some("the server didn't start".to_owned())
+                e.reason = Some("the server didn't start".to_owned());
             }),
             4,
             "failed: shop 2 -> 4 ACU: the server didn't start",

@@ -10,8 +10,8 @@ use crate::backend::Capacity;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
 
 /// Largest capacity that can be written, in ACU.
 const MAX_ACU: u32 = 65_536;

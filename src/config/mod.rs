@@ -80,7 +80,7 @@ pub struct TlsFiles {
 /// The admin API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {
-    /// Where it listens; TCP or a Unix socket is possible in the file, this release takes TCP.
+    /// Where it listens; always TCP.
     pub address: Address,
     /// What requests must carry as Bearer token; always there when the address isn't loopback.
     pub token: Option<Secret>,

@@ -45,7 +45,11 @@ pub(super) fn read_users(
         .ok()?;
     let file = Document::new(&text, PathBuf::new());
     let mut users = Vec::new();
-    for (name, at, entry) in file.root().map(|root| root.entries()).unwrap_or_default() {
+    for (name, at, entry) in file
+        .root()
+        .map(super::document::Section::entries)
+        .unwrap_or_default()
+    {
         if name.is_empty() || name.len() > 63 || name.contains('\0') {
             file.problem(Some(at), &name, "a user name has 1 to 63 bytes");
         }

@@ -192,8 +192,8 @@ mod tests {
                 "{text} {shown}"
             );
         }
-        assert_eq!(show_duration(Duration::from_secs(60)), "60s");
-        assert_eq!(show_duration(Duration::from_secs(86_400)), "24h");
+        assert_eq!(show_duration(Duration::from_mins(1)), "60s");
+        assert_eq!(show_duration(Duration::from_hours(24)), "24h");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::wire::pg::backend::{
     ErrorMessage, put_backend_key_data, put_error, put_parameter_status, put_ready,
 };
 use crate::wire::pg::frame::put;
+use crate::wire::pg::options::settings;
 use bytes::{BufMut, BytesMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -138,7 +139,7 @@ async fn admit(
         None
     };
     if let Some(error) = refused {
-        shared.metrics.ended(ErrorKind::Limit, Some("refused"));
+        shared.count_error(ErrorKind::Limit);
         return refuse(&mut arrival.stream, &error).await;
     }
     let entry = match entrance.entry(&arrival) {
@@ -151,7 +152,7 @@ async fn admit(
     let work = prove(&mut arrival, entry);
     let credential = match tokio::time::timeout_at(deadline, work).await {
         Ok(Some(credential)) => credential,
-        Ok(None) => return shared.metrics.ended(ErrorKind::Client, Some("authentication")),
+        Ok(None) => return shared.count_error(ErrorKind::Client),
         Err(_) => {
             let error = ErrorMessage::fatal("57014", "canceling authentication due to timeout");
             return refuse(&mut arrival.stream, &error).await;
@@ -215,6 +216,7 @@ async fn first_server(
         user: registered.handle.identity.user.clone(),
         database: registered.handle.identity.database.clone(),
         params: arrival.params.clone(),
+        metrics: shared.metrics.cluster(&cluster.name),
         credential,
         server_version_num: AtomicU32::new(0),
     });
@@ -225,7 +227,7 @@ async fn first_server(
         Err(Refusal::ClientGone) => return,
         Err(Refusal::Because(error)) => {
             tracing::info!(%error, "no server connection for a new session");
-            shared.metrics.ended(ErrorKind::Server, Some("login"));
+            shared.count_error(ErrorKind::Server);
             return refuse_login(&mut stream, &error).await;
         }
     };
@@ -273,6 +275,7 @@ async fn log_in(
             Err(error) if !error.may_pass() => return Err(Refusal::Because(Box::new(error))),
             // Of two reasons the server's own words are the better ones.
             Err(error) => {
+                profile.cluster.report_trouble();
                 if error.server_words().is_some() || last.server_words().is_none() {
                     last = error;
                 }
@@ -309,7 +312,7 @@ fn scan_names(cluster: &Arc<Cluster>, database: &str) {
 fn custom_names(arrival: &Arrival) -> Vec<String> {
     let direct = arrival.params.0.iter().map(|(name, _)| name.to_vec());
     let options = arrival.params.get("options").unwrap_or_default();
-    let in_options = crate::wire::pg::options::settings(options).into_iter().map(|(name, _)| name);
+    let in_options = settings(options).into_iter().map(|setting| setting.name);
     direct
         .chain(in_options)
         .filter_map(|name| String::from_utf8(name).ok())

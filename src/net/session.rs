@@ -11,6 +11,7 @@ use super::state::{self, OpenError, Opened, Profile};
 use crate::backend::gate::{Lease, Phase};
 use crate::backend::link::Link;
 use crate::backend::registry::{Ask, Handle, Registered, State};
+use crate::observe::MoveOutcome;
 use crate::session::blocker::Blocker;
 use crate::session::pg::machine::Status;
 use crate::session::pg::snapshot::Snapshot;
@@ -129,7 +130,12 @@ impl Session {
     }
 
     fn count(&mut self) {
-        self.profile.shared.metrics.count(&self.profile.cluster.name, self.relay.take_counts());
+        let counts = self.relay.take_counts();
+        let metrics = &self.profile.shared.metrics;
+        metrics.bytes_to_server.inc_by(counts.from_client);
+        metrics.bytes_to_client.inc_by(counts.from_server);
+        metrics.queries.inc_by(counts.requests);
+        metrics.transactions.inc_by(counts.transactions);
     }
 
     // ---- what others ask --------------------------------------------------------------------
@@ -218,7 +224,7 @@ impl Session {
         if self.relay.at_safe_point() {
             self.probe().await?;
             self.rehearse_ahead();
-        } else if self.relay.is_attached() && !self.found.is_empty() {
+        } else if self.relay.is_attached() {
             self.want_probe = true;
             self.set_mode();
         }
@@ -279,6 +285,7 @@ impl Session {
             _ => {
                 if self.want_probe {
                     self.probe().await?;
+                    self.rehearse_ahead();
                 }
             }
         }
@@ -406,7 +413,7 @@ impl Session {
                     self.profile.cluster.moved_process(self.told, before, opened.link.process);
                 }
                 self.install(opened);
-                self.profile.shared.metrics.moved(&self.profile.cluster.name, "moved");
+                self.profile.metrics.session_move(MoveOutcome::Moved);
             }
             Err(error) => {
                 let since = Instant::now().into_std();
@@ -453,14 +460,16 @@ impl Session {
                     }
                     self.profile.cluster.moved_process(self.told, 0, opened.link.process);
                     self.install(opened);
-                    let waited = since.elapsed();
-                    self.profile.shared.metrics.waited(&self.profile.cluster.name, waited);
-                    self.profile.shared.metrics.moved(&self.profile.cluster.name, "attached");
+                    self.profile.metrics.wait_seconds.observe(since.elapsed().as_secs_f64());
+                    self.profile.metrics.session_move(MoveOutcome::Moved);
                     return Ok(());
                 }
-                Err(error) if error.may_pass() => last = Some(error),
+                Err(error) if error.may_pass() => {
+                    self.profile.cluster.report_trouble();
+                    last = Some(error);
+                }
                 Err(error) => {
-                    self.profile.shared.metrics.moved(&self.profile.cluster.name, "failed");
+                    self.profile.metrics.session_move(MoveOutcome::Failed);
                     return Err(End::NotRestored(error));
                 }
             }
@@ -645,7 +654,9 @@ impl Session {
         }
         end.log(&handle.identity);
         self.count();
-        self.profile.shared.metrics.ended(end.side(), end.kind());
+        if end.kind().is_some() {
+            self.profile.shared.count_error(end.side());
+        }
         let real = self.link.as_ref().map_or(0, |l| l.process);
         self.profile.cluster.forget_process(self.told, real);
         let in_flight = self.relay.machine.is_in_flight() || !self.relay.machine.is_quiet();

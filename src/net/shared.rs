@@ -1,25 +1,12 @@
 //! What every session of the process shares: cancel keys, limits, counters.
 
-use super::relay::Counts;
 use crate::backend::registry::Handle;
-use crate::observe::error_kind::ErrorKind;
+use crate::observe::{ErrorKind, Metrics, Side};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-
-/// Where the data plane counts; the process's metrics stand behind it.
-pub trait Meter: Send + Sync + std::fmt::Debug {
-    /// What passed through a session.
-    fn count(&self, cluster: &str, counts: Counts);
-    /// A session ended; `kind` is none when its client just left.
-    fn ended(&self, side: ErrorKind, kind: Option<&'static str>);
-    /// A session changed its server connection.
-    fn moved(&self, cluster: &str, outcome: &'static str);
-    /// A request waited for a server connection.
-    fn waited(&self, cluster: &str, wait: Duration);
-}
 
 /// Limits of the client side.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +25,7 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Shared {
     /// Where to count.
-    pub metrics: Arc<dyn Meter>,
+    pub metrics: Metrics,
     /// Limits.
     pub limits: Limits,
     /// New clients are refused.
@@ -56,7 +43,7 @@ struct Key {
 
 impl Shared {
     /// Nobody is there yet.
-    pub fn new(metrics: Arc<dyn Meter>, limits: Limits) -> Self {
+    pub fn new(metrics: Metrics, limits: Limits) -> Self {
         Self {
             metrics,
             limits,
@@ -65,6 +52,16 @@ impl Shared {
             next_session: AtomicU64::new(1),
             keys: Mutex::default(),
         }
+    }
+
+    /// A session, or a login, ended because of this.
+    pub fn count_error(&self, kind: ErrorKind) {
+        let side = match kind {
+            ErrorKind::Server => Side::Server,
+            ErrorKind::Provider => Side::Control,
+            ErrorKind::Client | ErrorKind::Proxy | ErrorKind::Limit => Side::Client,
+        };
+        self.metrics.error(side, kind);
     }
 
     /// A number for a new session.

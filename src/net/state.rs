@@ -10,6 +10,7 @@ use crate::backend::frames::Frames;
 use crate::backend::gate::Lease;
 use crate::backend::link::Link;
 use crate::backend::registry::Handle;
+use crate::observe::ClusterMetrics;
 use crate::session::blocker::{Blocker, BlockerKind};
 use crate::session::pg::hints::mask;
 use crate::session::pg::machine::Machine;
@@ -50,6 +51,8 @@ pub(super) struct Profile {
     pub(super) params: StartupParams,
     /// Recovered at the client's login.
     pub(super) credential: Credential,
+    /// The cluster's counters.
+    pub(super) metrics: ClusterMetrics,
     /// User name.
     pub(super) user: String,
     /// Database name.

@@ -55,7 +55,7 @@ pub enum QueryError {
 pub struct ServerIdentity {
     /// Number of the data directory, made by initdb and shared by its physical copies.
     pub system_identifier: String,
-    /// When the server process started: UTC, `YYYY-MM-DD HH:MM:SS.` and microseconds.
+    /// When the server process started: microseconds since 1970, as text.
     pub started_at: String,
     /// For example 150004 for version 15.4.
     pub server_version_num: u32,
@@ -288,7 +288,7 @@ struct Identified {
 
 const IDENTITY_SQL: &str = "SELECT \
     (SELECT c.system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system() c), \
-    pg_catalog.to_char(pg_catalog.pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), \
+    (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8::pg_catalog.text, \
     pg_catalog.current_setting('server_version_num'), \
     pg_catalog.pg_is_in_recovery()::pg_catalog.text, \
     pg_catalog.current_setting('cluster_name')";

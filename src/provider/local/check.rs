@@ -81,8 +81,7 @@ impl LocalProvider {
 
     async fn present(&self, at: &Endpoint) -> Result<Present, ProviderError> {
         let sql = format!(
-            "SELECT pg_catalog.to_char(pg_catalog.pg_postmaster_start_time() AT TIME ZONE 'UTC', \
-               'YYYY-MM-DD HH24:MI:SS.US'), \
+            "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8::pg_catalog.text, \
              pg_catalog.current_setting('shared_preload_libraries'), \
              (SELECT setting::pg_catalog.int8 * 8 FROM pg_catalog.pg_settings WHERE name = 'shared_buffers'), \
              (SELECT pg_catalog.string_agg(pg_catalog.format('line %s: %s', line_number, error), '; ') \
