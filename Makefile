@@ -7,8 +7,7 @@ FILES := ulimit -n $$(ulimit -Hn) 2>/dev/null || true;
 
 run:
 	scripts/setup.sh server
-	cargo build --release --locked
-	target/release/slackwater dev
+	cargo run --release --locked -- dev
 
 test:
 	scripts/setup.sh tests

@@ -236,7 +236,8 @@ listen pg
 
 def start_slackwater(place, server):
     port, admin = free_port(), free_port()
-    binary = os.path.join(ROOT, "target/release/slackwater")
+    built = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
+    binary = os.path.join(built, "release/slackwater")
     place.write(
         "proxy.toml",
         f"""state_dir = "{place.path("state")}"
