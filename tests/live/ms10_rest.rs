@@ -1,0 +1,287 @@
+//! Must show 10: the traps of "at rest", and held requests. Each script runs straight on the server and through
+//! the proxy with a scale event wanted at its awkward moment; what the client reads is the same, byte for byte.
+
+use crate::support::postgres::Postgres;
+use crate::support::proxy::Proxy;
+use crate::support::script::{self, Direct, Stage, Through};
+use crate::support::wire::{Client, bind, execute, parse, sync};
+use crate::support::{SOON, wait_until};
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+const FRESH_TABLE: &[&str] = &[
+    "drop table if exists t",
+    "create table t (a int)",
+    "grant all on t to app",
+];
+
+fn scripts() -> Vec<(String, String)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/live/scripts");
+    let mut out: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .map(|p| {
+            (
+                p.file_stem().unwrap().to_string_lossy().into_owned(),
+                fs::read_to_string(&p).unwrap(),
+            )
+        })
+        .collect();
+    out.sort();
+    assert!(out.len() > 20, "the scripts are there");
+    out
+}
+
+/// What the client read, or what went wrong.
+fn attempt(
+    server: &Postgres,
+    client: &mut Client,
+    text: &str,
+    stage: &mut dyn Stage,
+) -> Result<Vec<String>, String> {
+    server.run(FRESH_TABLE);
+    let result = catch_unwind(AssertUnwindSafe(|| script::run(text, client, stage)));
+    match result {
+        Ok(heard) => Ok(heard
+            .iter()
+            .map(|m| {
+                format!(
+                    "{} {}",
+                    m.label(),
+                    String::from_utf8_lossy(&m.body).escape_debug()
+                )
+            })
+            .collect()),
+        Err(said) => Err(said
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| said.downcast_ref::<&str>().map(|&s| s.to_owned()))
+            .unwrap_or_default()),
+    }
+}
+
+#[test]
+fn ms10_scripts_are_right_about_postgresql() {
+    let server = Postgres::start(&[]);
+    let mut faults = Vec::new();
+    for (name, text) in scripts() {
+        let mut client = Client::connect(&server.app()).unwrap();
+        if let Err(fault) = attempt(&server, &mut client, &text, &mut Direct) {
+            faults.push(format!("{name}: {fault}"));
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn ms10_at_rest_traps_read_the_same_through_events() {
+    let server = Postgres::start(&[]);
+    let proxy = Proxy::on(&server);
+    let only = std::env::var("SLACKWATER_TEST_SCRIPT").unwrap_or_default();
+    let mut faults = Vec::new();
+    for (name, text) in scripts()
+        .into_iter()
+        .filter(|(name, _)| name.contains(&only))
+    {
+        let mut client = Client::connect(&server.app()).unwrap();
+        let direct = attempt(&server, &mut client, &text, &mut Direct);
+        client.close();
+        let mut client = proxy.client(&name);
+        let before = client.server_process();
+        let mut stage = Through::new(proxy.admin(), &name);
+        let through = attempt(&server, &mut client, &text, &mut stage);
+        match (direct, through) {
+            (Ok(direct), Ok(through)) if direct == through => {
+                if client.server_process() == before {
+                    faults.push(format!("{name}: the session was not moved"));
+                }
+            }
+            (Ok(direct), Ok(through)) => {
+                let at = direct
+                    .iter()
+                    .zip(&through)
+                    .position(|(a, b)| a != b)
+                    .unwrap_or_default();
+                let (want, got) = (direct.get(at), through.get(at));
+                faults.push(format!(
+                    "{name}: answer {at}: direct {want:?}, through the proxy {got:?}"
+                ));
+            }
+            (direct, through) => {
+                let text = format!(
+                    "{name}: direct {:?}, through the proxy {:?}",
+                    direct.err(),
+                    through.err()
+                );
+                faults.push(text);
+            }
+        }
+        // A script that failed must not leave its session in the way of the next.
+        client.close();
+        wait_until("the session is gone", SOON, || {
+            proxy.admin().session(&name).is_none()
+        });
+        wait_until("no event is left", SOON, || {
+            proxy.admin().cluster()["event"].is_null()
+        });
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn ms10_request_held_for_a_client_that_left_is_never_sent() {
+    let server = Postgres::start(&[]);
+    server.run(FRESH_TABLE);
+    let proxy = Proxy::on(&server);
+    let admin = proxy.admin();
+    let (mut simple, mut extended, mut stays) = (
+        proxy.client("simple"),
+        proxy.client("extended"),
+        proxy.client("stays"),
+    );
+    for client in [&mut simple, &mut extended, &mut stays] {
+        client.run("select 1");
+    }
+    admin.act("hold");
+    wait_until("the cluster holds", SOON, || {
+        admin.cluster()["state"] == "holding"
+    });
+    simple.start("insert into t values (1)").unwrap();
+    let bytes = [
+        parse("", "insert into t values (2)"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ]
+    .concat();
+    extended.send(&bytes).unwrap();
+    stays.start("insert into t values (3)").unwrap();
+    wait_until("all three are held", SOON, || {
+        admin.sessions_count("held") == 3
+    });
+    simple.hang_up();
+    extended.hang_up();
+    wait_until("the proxy has noticed", SOON, || {
+        admin.cluster()["clients"] == 1
+    });
+    admin.act("release");
+    stays.finish().expect("the client that stayed is answered");
+    assert_eq!(stays.value("select string_agg(a::text, ',') from t"), "3");
+}
+
+#[test]
+fn ms10_cancel_of_a_held_request_is_answered_at_once() {
+    let server = Postgres::start(&[]);
+    server.run(FRESH_TABLE);
+    let proxy = Proxy::on(&server);
+    let admin = proxy.admin();
+    let (mut client, mut other) = (proxy.client("canceled"), proxy.client("other"));
+    client.run("select 1");
+    other.run("select 1");
+    admin.act("hold");
+    wait_until("the cluster holds", SOON, || {
+        admin.cluster()["state"] == "holding"
+    });
+    // Nothing waits: a cancel does nothing.
+    client.cancel();
+    client.start("insert into t values (1)").unwrap();
+    other.start("insert into t values (2)").unwrap();
+    wait_until("both are held", SOON, || admin.sessions_count("held") == 2);
+    client.cancel();
+    let error = client.finish().expect_err("it was canceled").server();
+    assert_eq!(
+        (error.severity.as_str(), error.code.as_str()),
+        ("ERROR", "57014")
+    );
+    // The session lives on: its next request is held as well, then served.
+    client.start("insert into t values (3)").unwrap();
+    wait_until("the next is held", SOON, || {
+        admin.sessions_count("held") == 2
+    });
+    // The first held request of a pipeline goes up to its Sync, the rest stays.
+    admin.act("release");
+    client.finish().expect("served after the release");
+    other.finish().expect("the other was never touched");
+    assert_eq!(
+        client.value("select string_agg(a::text, ',' order by a) from t"),
+        "2,3"
+    );
+}
+
+#[test]
+fn ms10_cancel_of_a_held_pipeline_takes_its_first_part_only() {
+    let server = Postgres::start(&[]);
+    server.run(FRESH_TABLE);
+    let proxy = Proxy::on(&server);
+    let admin = proxy.admin();
+    let mut client = proxy.client("pipeline");
+    client.run("select 1");
+    admin.act("hold");
+    wait_until("the cluster holds", SOON, || {
+        admin.cluster()["state"] == "holding"
+    });
+    let mut bytes = Vec::new();
+    for n in ["1", "2"] {
+        bytes.extend(parse("", "insert into t values ($1)"));
+        bytes.extend(bind("", "", &[n]));
+        bytes.extend(execute("", 0));
+        bytes.extend(sync());
+    }
+    client.send(&bytes).unwrap();
+    wait_until("it is held", SOON, || admin.sessions_count("held") == 1);
+    client.cancel();
+    let error = client
+        .finish()
+        .expect_err("the first part was canceled")
+        .server();
+    assert_eq!(error.code, "57014");
+    admin.act("release");
+    client.finish().expect("the second part is served");
+    assert_eq!(client.value("select string_agg(a::text, ',') from t"), "2");
+}
+
+#[test]
+fn ms10_cancel_stops_a_running_statement_before_and_after_a_move() {
+    let server = Postgres::start(&[]);
+    let proxy = Proxy::on(&server);
+    let mut client = proxy.client("runs");
+    let mut watcher = Client::connect(&server.admin()).unwrap();
+    for _ in 0..3 {
+        client.start("select pg_sleep(600)").unwrap();
+        wait_until("the statement runs", SOON, || {
+            let sql = "select count(*) from pg_stat_activity where query like '%pg_sleep(600)' and state = 'active'";
+            watcher.value(sql) == "1"
+        });
+        client.cancel();
+        let error = client.finish().expect_err("it was canceled").server();
+        assert_eq!(error.code, "57014");
+        client.run("select 1");
+        let before = client.server_process();
+        proxy.admin().swap();
+        assert_ne!(client.server_process(), before);
+    }
+}
+
+#[test]
+fn ms10_a_client_that_leaves_in_mid_statement_leaves_nothing_behind() {
+    let server = Postgres::start(&[]);
+    let proxy = Proxy::on(&server);
+    let mut client = proxy.client("leaves");
+    let mut watcher = Client::connect(&server.admin()).unwrap();
+    client.run("select pg_advisory_lock(4711)");
+    client.start("select pg_sleep(600)").unwrap();
+    let mut count = |sql: &str| watcher.value(sql);
+    wait_until("the statement runs", SOON, || {
+        count(
+            "select count(*) from pg_stat_activity where query like '%pg_sleep(600)' and state = 'active'",
+        ) == "1"
+    });
+    client.hang_up();
+    wait_until("its lock is free", SOON, || {
+        count("select count(*) from pg_locks where locktype = 'advisory'") == "0"
+    });
+    wait_until("it is not counted any more", SOON, || {
+        proxy.admin().session("leaves").is_none()
+    });
+}

@@ -1,0 +1,361 @@
+//! Starts PostgreSQL servers for tests: initdb once per machine into a template, a copy per server.
+
+use super::wire::{Client, Target};
+use super::{SOON, wait_for};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+/// Name and password of the superuser.
+pub(crate) const ADMIN: (&str, &str) = ("postgres", "admin-secret");
+/// Name and password of the proxy's service account (superuser).
+pub(crate) const SERVICE: (&str, &str) = ("slackwater", "service-secret");
+/// Name and password of the ordinary user, who owns the database of the same name.
+pub(crate) const APP: (&str, &str) = ("app", "app-secret");
+
+/// Changes whenever the template's content does.
+const TEMPLATE_VERSION: u32 = 4;
+
+const HBA: &str = "local all all scram-sha-256\n\
+    host all all 127.0.0.1/32 scram-sha-256\n\
+    host all all ::1/128 scram-sha-256\n";
+
+const ROLES: &[&str] = &[
+    "CREATE ROLE slackwater SUPERUSER LOGIN PASSWORD 'service-secret'",
+    "CREATE ROLE app LOGIN PASSWORD 'app-secret'",
+    "CREATE ROLE repl LOGIN REPLICATION PASSWORD 'repl-secret'",
+    "CREATE ROLE helper NOLOGIN",
+    "GRANT helper TO app",
+    "CREATE DATABASE app OWNER app",
+];
+
+/// The directory with PostgreSQL's programs.
+pub(crate) fn binaries() -> PathBuf {
+    let newest = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .filter_map(|e| e.ok().map(|e| e.path().join("bin")))
+        .filter(|p| p.join("initdb").exists() && p.join("postgres").exists())
+        .max_by_key(|p| {
+            let version = p.parent().and_then(Path::file_name).map(ToOwned::to_owned);
+            version.and_then(|v| v.to_str()?.parse::<u32>().ok())
+        });
+    newest.expect("PostgreSQL's server programs in /usr/lib/postgresql (run `make setup`)")
+}
+
+/// The account that servers run under when the tests run as root.
+fn account() -> Option<User> {
+    nix::unistd::geteuid().is_root().then(|| {
+        ["postgres", "nobody"]
+            .iter()
+            .find_map(|name| User::from_name(name).ok().flatten())
+            .expect("an unprivileged account, since PostgreSQL refuses to run as root")
+    })
+}
+
+/// `program` of PostgreSQL's, to run under the servers' account.
+fn command(program: &str) -> Command {
+    let mut command = Command::new(binaries().join(program));
+    if let Some(user) = account() {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    command.current_dir("/").env("LC_ALL", "C");
+    command
+}
+
+/// Makes `dir` belong to the servers' account.
+pub(crate) fn give_away(dir: &Path) {
+    if let Some(user) = account() {
+        nix::unistd::chown(dir, Some(user.uid), Some(user.gid)).expect("chown as root");
+    }
+}
+
+/// A port that no other test on this machine uses, held by a lock file as long as this lives. Below the
+/// range from which the system takes ports for outgoing connections.
+#[derive(Debug)]
+pub(crate) struct Port {
+    /// The number.
+    pub(crate) number: u16,
+    _lock: Flock<File>,
+}
+
+impl Port {
+    /// Takes a free port.
+    pub(crate) fn take() -> Self {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let dir = std::env::temp_dir().join("slackwater-test-ports");
+        fs::create_dir_all(&dir).unwrap();
+        for _ in 0..10_000 {
+            let step = NEXT.fetch_add(1, Ordering::Relaxed);
+            let seed = (std::process::id() as u16)
+                .wrapping_mul(61)
+                .wrapping_add(step);
+            let number = 16_000 + seed % 15_000;
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(dir.join(number.to_string()))
+                .unwrap();
+            let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
+                continue;
+            };
+            if std::net::TcpListener::bind(("127.0.0.1", number)).is_ok() {
+                return Self {
+                    number,
+                    _lock: lock,
+                };
+            }
+        }
+        panic!("no free port");
+    }
+}
+
+/// A running server. Killed, and its files removed, on drop.
+pub(crate) struct Postgres {
+    dir: tempfile::TempDir,
+    port: Port,
+    settings: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Postgres {
+    /// Starts a fresh server with these settings (`name=value`).
+    pub(crate) fn start(settings: &[&str]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("slackwater-pg-")
+            .tempdir()
+            .unwrap();
+        give_away(dir.path());
+        copy_template(&dir.path().join("data"));
+        let mut server = Self {
+            dir,
+            port: Port::take(),
+            settings: settings.iter().map(|&s| s.to_owned()).collect(),
+            child: None,
+        };
+        server.boot();
+        server
+    }
+
+    /// Starts the server's process again after [`Self::stop`], and waits until it takes queries.
+    pub(crate) fn boot(&mut self) {
+        self.spawn();
+        wait_for("PostgreSQL takes queries", SOON, || {
+            if let Some(status) = self
+                .child
+                .as_mut()
+                .and_then(|c| c.try_wait().ok().flatten())
+            {
+                panic!("PostgreSQL ended with {status}: {}", self.log());
+            }
+            Client::connect(&self.admin()).ok()
+        });
+    }
+
+    /// Starts the server's process and does not wait.
+    pub(crate) fn spawn(&mut self) {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"))
+            .unwrap();
+        let mut command = command("postgres");
+        command.arg("-D").arg(self.data_dir());
+        for setting in [
+            format!("port={}", self.port.number),
+            "listen_addresses=127.0.0.1".to_owned(),
+            format!("unix_socket_directories={}", self.dir.path().display()),
+            "fsync=off".to_owned(),
+            "max_connections=120".to_owned(),
+            "shared_buffers=32MB".to_owned(),
+            "log_line_prefix=%m [%p] %u ".to_owned(),
+        ]
+        .iter()
+        .chain(&self.settings)
+        {
+            command.arg("-c").arg(setting);
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.child = Some(command.spawn().expect("PostgreSQL starts"));
+    }
+
+    /// Sends `signal` to the postmaster (SIGINT: fast stop) without waiting.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child {
+            kill(Pid::from_raw(child.id().cast_signed()), signal).expect("the server is ours");
+        }
+    }
+
+    /// Stops the server fast and waits for its end.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::SIGINT);
+        if let Some(mut child) = self.child.take() {
+            child.wait().unwrap();
+        }
+    }
+
+    /// Gives the server a certificate and its key, for the next [`Self::boot`].
+    pub(crate) fn turn_on_tls(&mut self, certificate: &Path, key: &Path) {
+        use std::os::unix::fs::PermissionsExt;
+        for (from, name) in [(certificate, "server.crt"), (key, "server.key")] {
+            let to = self.data_dir().join(name);
+            fs::copy(from, &to).unwrap();
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).unwrap();
+            give_away(&to);
+        }
+        self.settings.push("ssl=on".to_owned());
+    }
+
+    /// Waits for the end of the process that was signalled.
+    pub(crate) fn wait(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.wait().unwrap();
+        }
+    }
+
+    /// Its data directory.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Its TCP port on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port.number
+    }
+
+    /// `127.0.0.1:port`.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port.number)
+    }
+
+    /// Its log so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// The superuser in the database `app`, straight to the server.
+    pub(crate) fn admin(&self) -> Target {
+        Target::new(self.port(), ADMIN, "app")
+    }
+
+    /// The ordinary user, straight to the server.
+    pub(crate) fn app(&self) -> Target {
+        Target::new(self.port(), APP, "app")
+    }
+
+    /// Runs statements as the superuser, straight on the server.
+    pub(crate) fn run(&self, statements: &[&str]) {
+        let mut client = Client::connect(&self.admin()).expect("the server takes its superuser");
+        for sql in statements {
+            client.query(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGQUIT);
+        if let Some(mut child) = self.child.take() {
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Ends a server that something else started in `data_dir`, by its pid file.
+pub(crate) fn kill_by_pid_file(data_dir: &Path) {
+    let Ok(text) = fs::read_to_string(data_dir.join("postmaster.pid")) else {
+        return;
+    };
+    if let Some(pid) = text
+        .lines()
+        .next()
+        .and_then(|l| l.trim().parse::<i32>().ok())
+    {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGQUIT);
+        wait_for("the server ends", SOON, || {
+            (!Path::new(&format!("/proc/{pid}/stat")).exists() || is_zombie(pid)).then_some(())
+        });
+    }
+}
+
+fn is_zombie(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.contains(") Z "))
+}
+
+/// Copies the template cluster to `to`.
+pub(crate) fn copy_template(to: &Path) {
+    let status = Command::new("cp")
+        .args(["-a", "--reflink=auto"])
+        .arg(template())
+        .arg(to)
+        .status()
+        .unwrap();
+    assert!(status.success(), "copying the template cluster");
+}
+
+/// The template cluster, made on first use.
+fn template() -> PathBuf {
+    let version = binaries()
+        .parent()
+        .and_then(Path::file_name)
+        .unwrap()
+        .to_owned();
+    let base = std::env::temp_dir().join(format!(
+        "slackwater-test-template-{}-{}-{TEMPLATE_VERSION}",
+        version.to_string_lossy(),
+        nix::unistd::geteuid()
+    ));
+    fs::create_dir_all(&base).unwrap();
+    give_away(&base);
+    let lock = File::create(base.join("lock")).unwrap();
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    let ready = base.join("data");
+    if !ready.exists() {
+        let making = base.join("making");
+        let _ = fs::remove_dir_all(&making);
+        make_template(&base, &making);
+        fs::rename(&making, &ready).unwrap();
+    }
+    ready
+}
+
+fn make_template(base: &Path, data: &Path) {
+    let output = command("initdb")
+        .args(["-N", "-U", ADMIN.0, "-E", "UTF8", "--locale=C.UTF-8", "-D"])
+        .arg(data)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "initdb: {output:?}");
+    fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+    // A single-user server takes one statement per line.
+    let mut child = command("postgres")
+        .args(["--single", "-c", "fsync=off", "-D"])
+        .arg(data)
+        .arg("postgres")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(File::create(base.join("single.log")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut statements = ROLES.join("\n");
+    statements.push_str("\nALTER ROLE postgres PASSWORD 'admin-secret'\n");
+    let mut input = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, statements.as_bytes()).unwrap();
+    drop(input);
+    assert!(child.wait().unwrap().success(), "roles of the template");
+    let log = fs::read_to_string(base.join("single.log")).unwrap_or_default();
+    assert!(!log.contains("ERROR"), "roles of the template: {log}");
+}
+
+/// How long a server of this kind may take to start or stop.
+pub(crate) const SERVER: Duration = Duration::from_secs(60);

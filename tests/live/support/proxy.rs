@@ -1,0 +1,270 @@
+//! Starts the program itself with a configuration made for the test.
+
+use super::admin::{Admin, CLUSTER};
+use super::postgres::{APP, Port, Postgres, SERVICE, copy_template, give_away, kill_by_pid_file};
+use super::wire::{Client, Target};
+use super::{SOON, wait_for, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+/// What a test wants other than the usual. The strings are lines of `proxy.toml` for that section.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Options {
+    /// Lines for `[limits]`.
+    pub(crate) limits: String,
+    /// Lines for `[clusters.shop.scaling]`.
+    pub(crate) scaling: String,
+    /// Lines for `[clusters.shop.sessions]`.
+    pub(crate) sessions: String,
+    /// Lines for `[clusters.shop.provider]`, after `endpoints`.
+    pub(crate) provider: String,
+    /// Instead of the service account's password.
+    pub(crate) service_password: Option<String>,
+}
+
+/// A running proxy. Ended, with servers that it started, on drop.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    dir: tempfile::TempDir,
+    port: Port,
+    admin_port: Port,
+    child: Child,
+    local_data: Option<PathBuf>,
+}
+
+impl Proxy {
+    /// In front of one server that two capacities name.
+    pub(crate) fn on(server: &Postgres) -> Self {
+        Self::with(server, &Options::default())
+    }
+
+    /// [`Self::on`], with options.
+    pub(crate) fn with(server: &Postgres, options: &Options) -> Self {
+        let proxy = Self::unready(&server.address(), options);
+        proxy.wait_ready();
+        proxy
+    }
+
+    /// In front of `address`, without waiting for readiness.
+    pub(crate) fn unready(address: &str, options: &Options) -> Self {
+        let provider = format!(
+            "kind = \"static\"\nendpoints = [{{ capacity = 2, address = \"{address}\" }}, \
+             {{ capacity = 4, address = \"{address}\" }}]\n{}",
+            options.provider
+        );
+        Self::spawn(&provider, options, None)
+    }
+
+    /// With a PostgreSQL server of its own that it restarts at each event.
+    pub(crate) fn local(options: &Options) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("slackwater-local-")
+            .tempdir()
+            .unwrap();
+        give_away(dir.path());
+        let data = dir.keep().join("data");
+        fs::create_dir(&data).unwrap();
+        give_away(&data);
+        // The mark by which the proxy knows a directory as its own.
+        File::create(data.join("slackwater.lock")).unwrap();
+        copy_template(&data.join("pgdata"));
+        let provider = format!(
+            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"restart\"\n\
+             memory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
+            data.display(),
+            options.provider
+        );
+        let proxy = Self::spawn(&provider, options, Some(data));
+        proxy.wait_ready();
+        proxy
+    }
+
+    fn spawn(provider: &str, options: &Options, local_data: Option<PathBuf>) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("slackwater-proxy-")
+            .tempdir()
+            .unwrap();
+        let (port, admin_port) = (Port::take(), Port::take());
+        let config = dir.path().join("proxy.toml");
+        fs::write(
+            &config,
+            configuration(dir.path(), &port, &admin_port, provider, options),
+        )
+        .unwrap();
+        let log = File::create(dir.path().join("log")).unwrap();
+        let child = Command::new(program())
+            .args(["serve", "--config"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("the proxy starts");
+        Self {
+            dir,
+            port,
+            admin_port,
+            child,
+            local_data,
+        }
+    }
+
+    fn wait_ready(&self) {
+        let admin = self.admin();
+        let pid = self.child.id();
+        wait_for(
+            "the proxy is ready (/readyz)",
+            Duration::from_secs(60),
+            || {
+                let alive = fs::read_to_string(format!("/proc/{pid}/stat"))
+                    .is_ok_and(|s| !s.contains(") Z "));
+                assert!(alive, "the proxy ended: {}", self.log());
+                admin
+                    .get_text("/readyz")
+                    .filter(|(status, _)| *status == 200)
+            },
+        );
+    }
+
+    /// The admin API.
+    pub(crate) fn admin(&self) -> Admin {
+        Admin::new(self.admin_port.number)
+    }
+
+    /// Waits until the admin API answers, ready or not.
+    pub(crate) fn wait_alive(&self) {
+        let admin = self.admin();
+        wait_until("the proxy answers (/healthz)", SOON, || {
+            admin.get_text("/healthz").is_some()
+        });
+    }
+
+    /// The ordinary user through the proxy.
+    pub(crate) fn app(&self) -> Target {
+        Target::new(self.port.number, APP, "app")
+    }
+
+    /// The ordinary user through the proxy, with an application name to find the session by.
+    pub(crate) fn named(&self, application: &str) -> Target {
+        self.app().with("application_name", application)
+    }
+
+    /// A logged-in [`Self::named`] client.
+    pub(crate) fn client(&self, application: &str) -> Client {
+        Client::connect(&self.named(application))
+            .unwrap_or_else(|e| panic!("{application}: {e}\n{}", self.log()))
+    }
+
+    /// The port that clients connect to, on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port.number
+    }
+
+    /// The program's process number.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The certificate of the CA that the proxy made for itself.
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.dir.path().join("state/tls/ca.crt")
+    }
+
+    /// What it logged so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Runs a client command (`scale`, `status`, ...) against it.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program());
+        command
+            .args(arguments)
+            .args(["--admin", self.admin().url()]);
+        command
+            .stdin(Stdio::null())
+            .output()
+            .expect("the command runs")
+    }
+
+    /// `slackwater scale --wait` to the capacity that it has not now; must exit 0.
+    pub(crate) fn scale_by_command(&self) {
+        let to = self.admin().other_capacity().to_string();
+        let output = self.command(&["scale", CLUSTER, &to, "--wait", "--timeout", "60s"]);
+        assert!(
+            output.status.success(),
+            "scale: {output:?}\n{}",
+            tail(&self.log())
+        );
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let text = format!("--- end of the proxy's log\n{}\n---\n", tail(&self.log()));
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        }
+        let _ = kill(
+            Pid::from_raw(self.child.id().cast_signed()),
+            Signal::SIGKILL,
+        );
+        let _ = self.child.wait();
+        if let Some(data) = &self.local_data {
+            kill_by_pid_file(&data.join("pgdata"));
+            if let Some(dir) = data.parent() {
+                let _ = fs::remove_dir_all(dir);
+            }
+        }
+    }
+}
+
+/// The last 60 lines.
+pub(crate) fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
+
+/// The program under test.
+pub(crate) fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_slackwater"))
+}
+
+fn configuration(
+    dir: &Path,
+    port: &Port,
+    admin: &Port,
+    provider: &str,
+    options: &Options,
+) -> String {
+    let mut text = String::new();
+    let password = options.service_password.as_deref().unwrap_or(SERVICE.1);
+    write!(
+        text,
+        "state_dir = \"{state}\"\n\
+         [listen.postgres]\naddress = [\"127.0.0.1:{port}\"]\ntls = \"prefer\"\n\
+         [admin]\naddress = \"127.0.0.1:{admin}\"\n\
+         [limits]\n{limits}\n\
+         [clusters.{CLUSTER}]\nengine = \"postgres\"\ndefault = true\n\
+         [clusters.{CLUSTER}.auth]\nservice_user = \"{user}\"\nservice_database = \"postgres\"\n\
+         service_password = \"{password}\"\n\
+         [clusters.{CLUSTER}.capacity]\nmin = 2\nmax = 4\nladder = [2, 4]\nauto_pause_after = \"0\"\n\
+         [clusters.{CLUSTER}.scaling]\nauto = false\n{scaling}\n\
+         [clusters.{CLUSTER}.sessions]\n{sessions}\n\
+         [clusters.{CLUSTER}.provider]\n{provider}\n",
+        state = dir.join("state").display(),
+        port = port.number,
+        admin = admin.number,
+        limits = options.limits,
+        user = SERVICE.0,
+        scaling = options.scaling,
+        sessions = options.sessions,
+    )
+    .expect("a string takes everything");
+    text
+}
