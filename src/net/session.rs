@@ -627,6 +627,7 @@ impl Session {
         // The gate may have changed since the lease was granted.
         self.handle().ask(Ask::Gate);
         self.set_mode();
+        self.publish();
     }
 
     // ---- a server that is lost --------------------------------------------------------------
