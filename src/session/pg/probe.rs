@@ -65,13 +65,13 @@ pub struct ServerFacts {
 #[error("what the session holds is unknown: {message}{}", if sqlstate.is_empty() { String::new() } else { format!(" (SQLSTATE {sqlstate})") })]
 pub struct ProbeError {
     /// SQLSTATE of the server's error; empty when the fault is not an error of the server's.
-    pub sqlstate: String,
+    pub sqlstate: Box<str>,
     /// The server's own words, or what was wrong with its answer.
-    pub message: String,
+    pub message: Box<str>,
     /// The connection is at status `I`, nothing of the probe is left on it, and the client can go on.
     pub usable: bool,
     /// A name of a custom setting that the server's words mention: not to be asked for by this user again.
-    pub custom_name: Option<String>,
+    pub custom_name: Option<Box<str>>,
 }
 
 /// What to do after a frame of the reply.
@@ -285,10 +285,10 @@ impl ProbeReader {
                     .to_ascii_lowercase()
                     .contains(&format!("\"{n}\""))
             })
-            .map(ToString::to_string);
+            .cloned();
         let error = ProbeError {
-            sqlstate: fields.code.clone(),
-            message: fields.message.clone(),
+            sqlstate: fields.code.as_str().into(),
+            message: fields.message.as_str().into(),
             usable: false,
             custom_name,
         };
@@ -303,10 +303,10 @@ impl ProbeReader {
 
     fn on_row(&mut self, body: &[u8]) -> Result<(), ProbeError> {
         let columns = data_row(body).map_err(|e| out_of_step(&e.to_string()))?;
-        let text = |v: &Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
+        let text = |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
         match self.statement {
-            JIT => self.jit = columns.first().and_then(text),
-            GUARD => self.guard = columns.iter().map(text).collect(),
+            JIT => self.jit = columns.first().copied().and_then(text),
+            GUARD => self.guard = columns.iter().copied().map(text).collect(),
             MAIN => {
                 let json = columns.first().copied().flatten().unwrap_or_default();
                 self.main = Some(
@@ -430,8 +430,8 @@ impl ProbeReader {
 
 fn out_of_step(message: &str) -> ProbeError {
     ProbeError {
-        sqlstate: String::new(),
-        message: format!("answer of the server to Slackwater's probe: {message}"),
+        sqlstate: Box::default(),
+        message: format!("answer of the server to Slackwater's probe: {message}").into(),
         usable: false,
         custom_name: None,
     }
