@@ -460,6 +460,12 @@ fn a_failing_probe_cleans_up_and_leaves_the_unnamed_statement() {
         client.execute("", &[]).unwrap()[0][0].as_deref(),
         Some("unnamed")
     );
+    let mine = client.execute("_px4", &[]).unwrap();
+    assert_eq!(
+        mine[0][0].as_deref(),
+        Some("mine"),
+        "only what the probe made is closed"
+    );
     client.query("DEALLOCATE ALL");
     client.parse("", "SELECT 'unnamed'");
     client.probe(&[]);
@@ -482,6 +488,17 @@ fn a_failing_probe_cleans_up_and_leaves_the_unnamed_statement() {
     assert_eq!(client.query("SELECT 1")[0][0].as_deref(), Some("1"));
     closed.query("REVOKE SELECT ON pg_settings, pg_locks, pg_cursors FROM PUBLIC");
     closed.query("GRANT EXECUTE ON FUNCTION pg_lock_status() TO PUBLIC");
+    assert_eq!(client.probe(&[]).findings, []);
+}
+
+#[test]
+fn more_state_than_fits_is_unknown_and_harmless() {
+    let server = Server::shared();
+    let mut client = server.app();
+    client.parse("huge", format!("SELECT '{}'", "x".repeat(17 << 20)));
+    let error = client.try_probe(&[]).unwrap_err();
+    assert!(error.usable && error.message.contains("16 MiB"), "{error}");
+    client.query("DEALLOCATE huge");
     assert_eq!(client.probe(&[]).findings, []);
 }
 
