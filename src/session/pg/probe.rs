@@ -65,13 +65,13 @@ pub struct ServerFacts {
 #[error("what the session holds is unknown: {message}{}", if sqlstate.is_empty() { String::new() } else { format!(" (SQLSTATE {sqlstate})") })]
 pub struct ProbeError {
     /// SQLSTATE of the server's error; empty when the fault is not an error of the server's.
-    pub sqlstate: String,
+    pub sqlstate: Box<str>,
     /// The server's own words, or what was wrong with its answer.
-    pub message: String,
+    pub message: Box<str>,
     /// The connection is at status `I`, nothing of the probe is left on it, and the client can go on.
     pub usable: bool,
     /// A name of a custom setting that the server's words mention: not to be asked for by this user again.
-    pub custom_name: Option<String>,
+    pub custom_name: Option<Box<str>>,
 }
 
 /// What to do after a frame of the reply.
@@ -138,6 +138,7 @@ pub fn put_probe(out: &mut BytesMut, spec: &ProbeSpec<'_>) -> ProbeReader {
         asked: names.into_iter().map(Into::into).collect(),
         statement: 0,
         next: Next::Parse,
+        parsed: false,
         jit: None,
         guard: Vec::new(),
         main: None,
@@ -218,27 +219,26 @@ pub struct ProbeReader {
     asked: BTreeSet<Box<str>>,
     statement: usize,
     next: Next,
+    /// The statement that failed had been parsed, so that its name is left behind.
+    parsed: bool,
     jit: Option<String>,
     guard: Vec<Option<String>>,
-    main: Option<Result<Box<Found>, String>>,
+    main: Option<Result<Found, String>>,
     error: Option<ProbeError>,
 }
 
 impl ProbeReader {
     /// Takes one whole frame from the server. An error ends the probe: the session's state is unknown.
+    /// A frame longer than [`MAX_REPLY`] need not be kept: hand it over with an empty body.
     pub fn on_frame(&mut self, tag: u8, body: &[u8]) -> Result<ProbeStep, ProbeError> {
         match (tag, self.next) {
             (_, Next::Over) => return Err(out_of_step("a frame after the end")),
             (b'A' | b'S', _) => return Ok(ProbeStep::ForClient),
             (b'N', _) => return Ok(ProbeStep::More),
             (b'E', _) => return self.on_error(body),
-            (_, _) if body.len() > MAX_REPLY => {
-                self.next = Next::Over;
-                return Err(out_of_step("the session's state is larger than 16 MiB"));
-            }
             (b'1', Next::Parse) => self.next = Next::Bind,
             (b'2', Next::Bind) => self.next = Next::Rows,
-            (b'D', Next::Rows) => self.on_row(body)?,
+            (b'D', Next::Rows) => self.on_row(body),
             (b'C', Next::Rows) => self.next = Next::Close,
             (b'3', Next::Close) => {
                 self.statement += 1;
@@ -254,7 +254,11 @@ impl ProbeReader {
             }
             (b'Z', Next::Failed) => {
                 self.next = Next::Cleaned;
-                return Ok(ProbeStep::Send(clean_up(body != b"I")));
+                let left = self
+                    .parsed
+                    .then(|| NAMES.get(self.statement).copied())
+                    .flatten();
+                return Ok(ProbeStep::Send(clean_up(body != b"I", left)));
             }
             (b'1' | b'2' | b'C' | b'3', Next::Cleaned) => {}
             (b'Z', Next::Cleaned) => {
@@ -285,10 +289,10 @@ impl ProbeReader {
                     .to_ascii_lowercase()
                     .contains(&format!("\"{n}\""))
             })
-            .map(ToString::to_string);
+            .cloned();
         let error = ProbeError {
-            sqlstate: fields.code.clone(),
-            message: fields.message.clone(),
+            sqlstate: fields.code.as_str().into(),
+            message: fields.message.as_str().into(),
             usable: false,
             custom_name,
         };
@@ -296,28 +300,31 @@ impl ProbeReader {
             self.next = Next::Over;
             return Err(error);
         }
+        self.parsed = self.next != Next::Parse;
         self.error = Some(error);
         self.next = Next::Failed;
         Ok(ProbeStep::More)
     }
 
-    fn on_row(&mut self, body: &[u8]) -> Result<(), ProbeError> {
-        let columns = data_row(body).map_err(|e| out_of_step(&e.to_string()))?;
-        let text = |v: &Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
+    fn on_row(&mut self, body: &[u8]) {
+        let text = |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
+        let columns = if body.len() > MAX_REPLY {
+            Vec::new()
+        } else {
+            data_row(body).unwrap_or_default()
+        };
+        let first = columns.first().copied().flatten();
         match self.statement {
-            JIT => self.jit = columns.first().and_then(text),
-            GUARD => self.guard = columns.iter().map(text).collect(),
+            JIT => self.jit = text(first),
+            GUARD => self.guard = columns.iter().copied().map(text).collect(),
             MAIN => {
-                let json = columns.first().copied().flatten().unwrap_or_default();
-                self.main = Some(
-                    serde_json::from_slice(json)
-                        .map(Box::new)
-                        .map_err(|e| e.to_string()),
-                );
+                self.main = Some(match first {
+                    Some(json) => serde_json::from_slice(json).map_err(|e| e.to_string()),
+                    None => Err("the session's state is larger than 16 MiB".to_owned()),
+                });
             }
             _ => {}
         }
-        Ok(())
     }
 
     fn finish(&mut self) -> Result<Probe, ProbeError> {
@@ -326,7 +333,7 @@ impl ProbeReader {
             ..out_of_step(message)
         };
         let found = match self.main.take() {
-            Some(Ok(found)) => *found,
+            Some(Ok(found)) => found,
             Some(Err(e)) => return Err(unusable(&e)),
             None => return Err(unusable("no row")),
         };
@@ -430,21 +437,21 @@ impl ProbeReader {
 
 fn out_of_step(message: &str) -> ProbeError {
     ProbeError {
-        sqlstate: String::new(),
-        message: format!("answer of the server to Slackwater's probe: {message}"),
+        sqlstate: Box::default(),
+        message: format!("answer of the server to Slackwater's probe: {message}").into(),
         usable: false,
         custom_name: None,
     }
 }
 
-/// Closes every statement of the probe, and ends its transaction when an error left it open.
-fn clean_up(in_transaction: bool) -> BytesMut {
+/// Ends the probe's transaction when an error left it open, and closes the statement that failed.
+fn clean_up(in_transaction: bool, left: Option<&str>) -> BytesMut {
     let mut out = BytesMut::new();
     if in_transaction {
         put_statement(&mut out, ROLLBACK_NAME, "ROLLBACK", &[], &[], 0);
         put_close(&mut out, ROLLBACK_NAME);
     }
-    for name in NAMES {
+    if let Some(name) = left {
         put_close(&mut out, name);
     }
     put(&mut out, b'S', |_| {});

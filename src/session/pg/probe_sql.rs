@@ -79,7 +79,7 @@ pg_catalog.pg_is_in_recovery(),
  OR s.name OPERATOR(pg_catalog.=) 'idle_session_timeout' OR s.name OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT n.name FROM n))),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(r.setdatabase, r.setrole, r.setconfig) ORDER BY r.setdatabase, r.setrole) FROM r),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(u.name, pg_catalog.current_setting(u.name, true)))
- FROM (SELECT c AS name FROM pg_catalog.unnest($1) c UNION ALL SELECT n.name FROM n WHERE pg_catalog.strpos(n.name, '.') OPERATOR(pg_catalog.>) 0) u),
+ FROM pg_catalog.unnest($1 OPERATOR(pg_catalog.||) ARRAY(SELECT n.name FROM n WHERE pg_catalog.strpos(n.name, '.') OPERATOR(pg_catalog.>) 0)) u(name)),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.name, p.statement, p.parameter_types::pg_catalog.oid[], p.from_sql))
  FROM pg_catalog.pg_prepared_statement() p WHERE p.name OPERATOR(pg_catalog.<>) '_px4'),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(l.classid, l.objid, l.objsubid, l.mode)) FROM pg_catalog.pg_lock_status() l
@@ -93,9 +93,8 @@ CASE WHEN pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0::pg_catalog.o
 (SELECT pg_catalog.json_agg(x) FROM pg_catalog.pg_listening_channels() x),
 (SELECT pg_catalog.json_agg(g.slot_name) FROM pg_catalog.pg_get_replication_slots() g
  WHERE g.temporary AND g.active_pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()),
-(SELECT pg_catalog.query_to_xml(pg_catalog.format('SELECT %I.dblink_get_connections()', m.nspname), false, false, '')::pg_catalog.text
- FROM pg_catalog.pg_extension e, pg_catalog.pg_namespace m
- WHERE e.extname OPERATOR(pg_catalog.=) 'dblink' AND m.oid OPERATOR(pg_catalog.=) e.extnamespace),
+(SELECT pg_catalog.query_to_xml(pg_catalog.format('SELECT %s.dblink_get_connections()', e.extnamespace::pg_catalog.regnamespace), false, false, '')::pg_catalog.text
+ FROM pg_catalog.pg_extension e WHERE e.extname OPERATOR(pg_catalog.=) 'dblink'),
 ",
             $modules,
             ")::pg_catalog.text, 'UTF8')"

@@ -240,9 +240,9 @@ pub struct RestoreReader {
 
 impl RestoreReader {
     /// Takes one whole frame from the server.
-    pub fn on_frame(&mut self, tag: u8, body: &[u8]) -> Result<RestoreStep, RestoreError> {
+    pub fn on_frame(&mut self, tag: u8, body: &[u8]) -> Result<RestoreStep, Box<RestoreError>> {
         if self.over || body.len() > MAX_REPLY {
-            return Err(self.out_of_step(tag));
+            return Err(Box::new(self.out_of_step(tag)));
         }
         let in_steps = self.at < self.steps.len();
         match (tag, self.expect) {
@@ -256,12 +256,12 @@ impl RestoreReader {
                     .map_or(What::Frame, |(what, _)| *what);
                 let (what, statement) = self.name(what);
                 self.over = true;
-                return Err(RestoreError {
+                return Err(Box::new(RestoreError {
                     what,
                     sqlstate: fields.code,
                     message: fields.message,
                     statement,
-                });
+                }));
             }
             (b'Z', _) if !in_steps && body == b"I" => {
                 self.over = true;
@@ -283,7 +283,7 @@ impl RestoreReader {
                 }
                 self.advance();
             }
-            _ => return Err(self.out_of_step(tag)),
+            _ => return Err(Box::new(self.out_of_step(tag))),
         }
         Ok(RestoreStep::More)
     }
@@ -334,11 +334,11 @@ impl RestoreReader {
 #[error("after the restore, {what} is {found} instead of {wanted}")]
 pub struct Mismatch {
     /// What differs.
-    pub what: String,
+    pub what: Box<str>,
     /// What the session has.
-    pub wanted: String,
+    pub wanted: Box<str>,
     /// What the new connection has.
-    pub found: String,
+    pub found: Box<str>,
 }
 
 fn same(what: &str, wanted: &str, found: &str) -> Result<(), Mismatch> {
@@ -347,8 +347,8 @@ fn same(what: &str, wanted: &str, found: &str) -> Result<(), Mismatch> {
     }
     Err(Mismatch {
         what: what.into(),
-        wanted: format!("{wanted:?}"),
-        found: format!("{found:?}"),
+        wanted: format!("{wanted:?}").into(),
+        found: format!("{found:?}").into(),
     })
 }
 

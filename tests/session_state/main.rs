@@ -1,453 +1,20 @@
 //! Probe, restore and verification against a real PostgreSQL server of its own.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
-use bytes::{BufMut, BytesMut};
-use parking_lot::Mutex;
+mod server;
+
+use bytes::BytesMut;
+use server::{Client, Row, Server, tokio_now};
 use slackwater::session::pg::findings::FindingKind;
 use slackwater::session::pg::hints;
-use slackwater::session::pg::probe::{
-    Probe, ProbeError, ProbeReader, ProbeSpec, ProbeStep, put_probe,
-};
-use slackwater::session::pg::restore::{
-    RestoreError, RestoreStep, Restored, put_restore, row_shape, verify,
-};
-use slackwater::session::pg::snapshot::{Snapshot, Source};
-use slackwater::wire::pg::backend::{ErrorFields, data_row};
-use slackwater::wire::pg::frame::{HEADER_LEN, Header, put, put_cstr, put_sized};
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Weak};
+use slackwater::session::pg::restore::{RestoreStep, put_restore, verify};
+use slackwater::session::pg::snapshot::Source;
+use std::collections::BTreeSet;
 use std::time::Duration;
-
-type Row = Vec<Option<String>>;
-
-/// One server for all tests that run at the same time; it stops with the last of them.
-struct Server {
-    dir: tempfile::TempDir,
-    process: Child,
-}
-
-static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
-
-fn as_server_account(command: &mut Command) -> &mut Command {
-    if nix::unistd::geteuid().is_root() {
-        let user = nix::unistd::User::from_name("postgres")
-            .unwrap()
-            .expect("account postgres");
-        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-    }
-    command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .stdin(Stdio::null())
-}
-
-fn binaries() -> PathBuf {
-    let mut found: Vec<_> = std::fs::read_dir("/usr/lib/postgresql")
-        .expect("PostgreSQL's server package")
-        .map(|entry| entry.unwrap().path().join("bin"))
-        .filter(|bin| bin.join("initdb").exists())
-        .collect();
-    found.sort();
-    found.pop().expect("PostgreSQL's server package")
-}
-
-impl Server {
-    fn shared() -> Arc<Self> {
-        let mut shared = SHARED.lock();
-        if let Some(server) = shared.upgrade() {
-            return server;
-        }
-        let server = Arc::new(Self::start());
-        *shared = Arc::downgrade(&server);
-        server
-    }
-
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        if nix::unistd::geteuid().is_root() {
-            let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
-            nix::unistd::chown(dir.path(), Some(user.uid), Some(user.gid)).unwrap();
-        }
-        let (bin, data) = (binaries(), dir.path().join("data"));
-        let status = as_server_account(&mut Command::new(bin.join("initdb")))
-            .args([
-                "-N",
-                "-A",
-                "trust",
-                "-U",
-                "adm",
-                "-E",
-                "UTF8",
-                "--locale=C.UTF-8",
-                "-D",
-            ])
-            .arg(&data)
-            .status()
-            .unwrap();
-        assert!(status.success(), "initdb: {status}");
-        let mut command = Command::new(bin.join("postgres"));
-        as_server_account(&mut command)
-            .arg("-D")
-            .arg(&data)
-            .arg("-k")
-            .arg(dir.path());
-        for setting in [
-            "listen_addresses=",
-            "fsync=off",
-            "wal_level=logical",
-            "max_connections=60",
-            "timezone=UTC",
-        ] {
-            command.args(["-c", setting]);
-        }
-        let server = Self {
-            process: command.spawn().unwrap(),
-            dir,
-        };
-        let mut adm = server.wait_until_up();
-        for sql in [
-            "CREATE ROLE app LOGIN",
-            "CREATE ROLE grp",
-            "GRANT grp TO app",
-            "CREATE SCHEMA \"Foo Bar\" AUTHORIZATION app",
-            "CREATE SCHEMA s1",
-            "GRANT ALL ON SCHEMA public, s1 TO PUBLIC",
-            "CREATE TABLE t (id int, v text)",
-            "GRANT ALL ON t TO PUBLIC",
-            "CREATE EXTENSION dblink",
-            "CREATE FUNCTION pwn() RETURNS void LANGUAGE sql SECURITY DEFINER AS $$ \
-             SELECT set_config('log_min_duration_statement', '5000', false) $$",
-        ] {
-            adm.query(sql);
-        }
-        server
-    }
-
-    fn wait_until_up(&self) -> Client {
-        let deadline = tokio_now() + Duration::from_secs(60);
-        loop {
-            match Client::try_open(
-                self.dir.path(),
-                &[("user", "adm"), ("database", "postgres")],
-            ) {
-                Ok(client) => return client,
-                Err(e) => assert!(tokio_now() < deadline, "the server does not come up: {e}"),
-            }
-            std::thread::yield_now();
-        }
-    }
-
-    fn app(&self) -> Client {
-        self.open(&[("user", "app"), ("database", "postgres")])
-    }
-
-    fn adm(&self) -> Client {
-        self.open(&[("user", "adm"), ("database", "postgres")])
-    }
-
-    fn open(&self, startup: &[(&str, &str)]) -> Client {
-        Client::try_open(self.dir.path(), startup).unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT).unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-fn tokio_now() -> tokio::time::Instant {
-    tokio::time::Instant::now()
-}
-
-/// A blocking client that speaks frames.
-struct Client {
-    socket: UnixStream,
-    inbox: BytesMut,
-    user: String,
-    dir: PathBuf,
-    startup: Vec<(String, String)>,
-    parameters: BTreeMap<String, String>,
-    version: u32,
-}
-
-impl Client {
-    fn try_open(dir: &Path, startup: &[(&str, &str)]) -> Result<Self, String> {
-        let socket = UnixStream::connect(dir.join(".s.PGSQL.5432")).map_err(|e| e.to_string())?;
-        socket
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .unwrap();
-        let mut client = Self {
-            socket,
-            inbox: BytesMut::new(),
-            user: startup[0].1.to_owned(),
-            dir: dir.to_owned(),
-            startup: startup
-                .iter()
-                .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
-                .collect(),
-            parameters: BTreeMap::new(),
-            version: 0,
-        };
-        let mut out = BytesMut::new();
-        put_sized(&mut out, |out| {
-            out.put_i32(3 << 16);
-            for (name, value) in startup {
-                put_cstr(out, name.as_bytes());
-                put_cstr(out, value.as_bytes());
-            }
-            out.put_u8(0);
-        });
-        client.send(&out);
-        loop {
-            let (tag, body) = client.frame()?;
-            match tag {
-                b'E' => return Err(ErrorFields::parse(&body).message),
-                b'S' => client.on_parameter(&body),
-                b'Z' => break,
-                _ => {}
-            }
-        }
-        client.version = client.query("SHOW server_version_num")[0][0]
-            .clone()
-            .unwrap()
-            .parse()
-            .unwrap();
-        Ok(client)
-    }
-
-    /// A new connection with the same start-up packet.
-    fn again(&self) -> Self {
-        let startup: Vec<_> = self
-            .startup
-            .iter()
-            .map(|(n, v)| (n.as_str(), v.as_str()))
-            .collect();
-        Self::try_open(&self.dir, &startup).unwrap()
-    }
-
-    fn on_parameter(&mut self, body: &[u8]) {
-        let mut parts = body
-            .split(|b| *b == 0)
-            .map(|p| String::from_utf8_lossy(p).into_owned());
-        self.parameters
-            .insert(parts.next().unwrap(), parts.next().unwrap());
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        self.socket.write_all(bytes).unwrap();
-    }
-
-    fn frame(&mut self) -> Result<(u8, Vec<u8>), String> {
-        loop {
-            if let Some(header) = Header::parse(&self.inbox).unwrap()
-                && self.inbox.len() >= header.frame_len()
-            {
-                let frame = self.inbox.split_to(header.frame_len());
-                return Ok((header.tag, frame[HEADER_LEN..].to_vec()));
-            }
-            let mut buffer = [0; 65536];
-            match self.socket.read(&mut buffer) {
-                Ok(0) => return Err("the server closed the connection".to_owned()),
-                Ok(n) => self.inbox.extend_from_slice(&buffer[..n]),
-                Err(e) => return Err(e.to_string()),
-            }
-        }
-    }
-
-    fn until_ready(&mut self) -> (Vec<Row>, Vec<(u8, Vec<u8>)>, Option<ErrorFields>) {
-        let (mut rows, mut frames, mut error) = (Vec::new(), Vec::new(), None);
-        loop {
-            let (tag, body) = self.frame().unwrap();
-            match tag {
-                b'D' => rows.push(
-                    data_row(&body)
-                        .unwrap()
-                        .iter()
-                        .map(|v| v.map(|v| String::from_utf8_lossy(v).into_owned()))
-                        .collect(),
-                ),
-                b'S' => self.on_parameter(&body),
-                b'E' => error = Some(ErrorFields::parse(&body)),
-                b'Z' => return (rows, frames, error),
-                _ => {}
-            }
-            frames.push((tag, body));
-        }
-    }
-
-    fn try_query(&mut self, sql: impl AsRef<[u8]>) -> Result<Vec<Row>, ErrorFields> {
-        let mut out = BytesMut::new();
-        put(&mut out, b'Q', |out| put_cstr(out, sql.as_ref()));
-        self.send(&out);
-        let (rows, _, error) = self.until_ready();
-        error.map_or(Ok(rows), Err)
-    }
-
-    fn query(&mut self, sql: &str) -> Vec<Row> {
-        self.try_query(sql)
-            .unwrap_or_else(|e| panic!("{sql}: {e:?}"))
-    }
-
-    fn parse(&mut self, name: &str, sql: impl AsRef<[u8]>) {
-        let mut out = BytesMut::new();
-        put(&mut out, b'P', |out| {
-            put_cstr(out, name.as_bytes());
-            put_cstr(out, sql.as_ref());
-            out.put_i16(0);
-        });
-        put(&mut out, b'S', |_| {});
-        self.send(&out);
-        let (_, _, error) = self.until_ready();
-        assert_eq!(error, None, "Parse {name}");
-    }
-
-    fn execute(&mut self, name: &str, params: &[&str]) -> Result<Vec<Row>, ErrorFields> {
-        let mut out = BytesMut::new();
-        put(&mut out, b'B', |out| {
-            out.put_u8(0);
-            put_cstr(out, name.as_bytes());
-            out.put_i16(0);
-            out.put_i16(i16::try_from(params.len()).unwrap());
-            for param in params {
-                out.put_i32(i32::try_from(param.len()).unwrap());
-                out.put_slice(param.as_bytes());
-            }
-            out.put_i16(0);
-        });
-        put(&mut out, b'E', |out| out.put_slice(&[0; 5]));
-        put(&mut out, b'S', |_| {});
-        self.send(&out);
-        let (rows, _, error) = self.until_ready();
-        error.map_or(Ok(rows), Err)
-    }
-
-    fn describe(&mut self, name: &str) -> u64 {
-        let mut out = BytesMut::new();
-        put(&mut out, b'D', |out| {
-            out.put_u8(b'S');
-            put_cstr(out, name.as_bytes());
-        });
-        put(&mut out, b'S', |_| {});
-        self.send(&out);
-        let (_, frames, _) = self.until_ready();
-        let (tag, body) = frames
-            .iter()
-            .find(|(tag, _)| matches!(tag, b'T' | b'n'))
-            .unwrap();
-        row_shape(*tag, body)
-    }
-
-    fn put_probe(&self, names: &[&str], previous: Option<&Snapshot>) -> (BytesMut, ProbeReader) {
-        let custom_names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        let mut out = BytesMut::new();
-        let reader = put_probe(
-            &mut out,
-            &ProbeSpec {
-                custom_names: &custom_names,
-                previous,
-                login_user: &self.user,
-                server_version_num: self.version,
-            },
-        );
-        (out, reader)
-    }
-
-    fn read_probe(&mut self, reader: &mut ProbeReader) -> (Result<Probe, ProbeError>, Vec<u8>) {
-        let mut for_client = Vec::new();
-        loop {
-            let (tag, body) = self.frame().unwrap();
-            match reader.on_frame(tag, &body) {
-                Ok(ProbeStep::More) => {}
-                Ok(ProbeStep::ForClient) => {
-                    if tag == b'S' {
-                        self.on_parameter(&body);
-                    }
-                    for_client.push(tag);
-                }
-                Ok(ProbeStep::Send(bytes)) => self.send(&bytes),
-                Ok(ProbeStep::Done(probe)) => return (Ok(*probe), for_client),
-                Err(e) => return (Err(e), for_client),
-            }
-        }
-    }
-
-    fn try_probe(&mut self, names: &[&str]) -> Result<Probe, ProbeError> {
-        let (out, mut reader) = self.put_probe(names, None);
-        self.send(&out);
-        self.read_probe(&mut reader).0
-    }
-
-    fn probe(&mut self, names: &[&str]) -> Probe {
-        self.try_probe(names).unwrap()
-    }
-
-    fn restore(
-        &mut self,
-        snapshot: &Snapshot,
-        left_out: &BTreeSet<Box<str>>,
-    ) -> Result<(Restored, Probe), RestoreError> {
-        let mut out = BytesMut::new();
-        let mut reader = put_restore(&mut out, snapshot, left_out, self.version);
-        let (probe, mut probe_reader) = self.put_probe(&[], Some(snapshot));
-        out.extend_from_slice(&probe);
-        self.send(&out);
-        let restored = loop {
-            let (tag, body) = self.frame().unwrap();
-            match reader.on_frame(tag, &body)? {
-                RestoreStep::More => {}
-                RestoreStep::ParameterStatus => self.on_parameter(&body),
-                RestoreStep::Done(restored) => break restored,
-            }
-        };
-        Ok((restored, self.read_probe(&mut probe_reader).0.unwrap()))
-    }
-
-    /// What a move does: the snapshot goes onto a new connection, which is verified.
-    fn moved(&self, snapshot: &Snapshot) -> (Self, Restored, Probe) {
-        let mut new = self.again();
-        let (restored, probe) = new.restore(snapshot, &BTreeSet::new()).unwrap();
-        verify(snapshot, &probe, &BTreeSet::new()).unwrap();
-        (new, restored, probe)
-    }
-
-    /// What must be equal after a move, asked so that no setting of the session disturbs the answer.
-    fn dump(&mut self, custom: &[&str]) -> Vec<Vec<Row>> {
-        self.query("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE");
-        let mut out = vec![
-            self.query(
-                "SELECT name, setting, source FROM pg_catalog.pg_settings \
-                 WHERE source OPERATOR(pg_catalog.=) ANY ('{session,client}'::pg_catalog.text[]) \
-                 AND pg_catalog.left(name, 13) OPERATOR(pg_catalog.<>) 'transaction_i' \
-                 AND pg_catalog.left(name, 13) OPERATOR(pg_catalog.<>) 'transaction_r' \
-                 AND pg_catalog.left(name, 13) OPERATOR(pg_catalog.<>) 'transaction_d' ORDER BY 1",
-            ),
-            self.query(
-                "SELECT name, pg_catalog.encode(pg_catalog.convert_to(statement, 'UTF8'), 'hex'), \
-                 parameter_types::pg_catalog.oid[], from_sql \
-                 FROM pg_catalog.pg_prepared_statements ORDER BY 1",
-            ),
-            self.query(
-                "SELECT current_user, session_user, pg_catalog.current_setting('role'), \
-                 pg_catalog.current_setting('is_superuser'), \
-                 pg_catalog.current_setting('session_authorization')",
-            ),
-        ];
-        for name in custom {
-            out.push(self.query(&format!(
-                "SELECT pg_catalog.current_setting('{name}', true)"
-            )));
-        }
-        self.query("COMMIT");
-        out
-    }
-}
 
 const SETTINGS: [(&str, &str); 31] = [
     ("work_mem", "7MB"),
@@ -524,6 +91,8 @@ fn a_furnished_session_stays_the_same_through_twenty_moves() {
     let shape = client.describe("ps1");
     let first = client.probe(&CUSTOM);
     assert_eq!(first.findings, []);
+    let plpgsql = first.modules.iter().any(|m| m.contains("plpgsql"));
+    assert_eq!(plpgsql, client.version >= 180_000, "{:?}", first.modules);
     assert_eq!(first.idle_session_timeout_ms, 3_600_000);
     let mut snapshot = first.snapshot;
     assert!(!snapshot.is_plain());
@@ -597,6 +166,11 @@ fn hostile_settings_do_not_fool_the_probe() {
     client.parse("latin", b"SELECT '\xe9'::pg_catalog.text");
     client.query("SET client_encoding = UTF8");
     client.parse("snow", "SELECT '☃'::pg_catalog.text");
+    let parallel = if client.version >= 160_000 {
+        "SET debug_parallel_query = on"
+    } else {
+        "SET force_parallel_mode = on"
+    };
     for sql in [
         "SET search_path = evil, pg_catalog",
         "SET row_security = off",
@@ -604,7 +178,7 @@ fn hostile_settings_do_not_fool_the_probe() {
         "SET transform_null_equals = on",
         "SET quote_all_identifiers = on",
         "SET bytea_output = escape",
-        "SET force_parallel_mode = on",
+        parallel,
         "SET jit = on",
         "SET jit_above_cost = 0",
         "SET jit_inline_above_cost = 0",
@@ -664,6 +238,9 @@ fn a_tiny_statement_timeout_ends_neither_probe_nor_restore() {
         ]);
         client.probe(&[]);
         client.query("SET work_mem = '5MB'");
+        if client.version >= 170_000 {
+            client.query("SET transaction_timeout = '9s'");
+        }
         if !set.is_empty() {
             client.query(set);
         }
@@ -675,7 +252,7 @@ fn a_tiny_statement_timeout_ends_neither_probe_nor_restore() {
             match client.try_probe(&[]) {
                 Ok(probe) => break probe.snapshot,
                 Err(e) => {
-                    assert_eq!((e.sqlstate.as_str(), e.usable), ("57014", true));
+                    assert_eq!((&*e.sqlstate, e.usable), ("57014", true));
                     assert!(tokio_now() < deadline, "{e}");
                 }
             }
@@ -696,12 +273,16 @@ fn a_tiny_statement_timeout_ends_neither_probe_nor_restore() {
             new.send(&out);
             match new.read_probe(&mut reader).0 {
                 Ok(probe) => break (restored, probe),
-                Err(e) => assert!(tokio_now() < deadline && e.sqlstate == "57014", "{e}"),
+                Err(e) => assert!(tokio_now() < deadline && &*e.sqlstate == "57014", "{e}"),
             }
             new = client.again();
         };
         verify(&snapshot, &probe, &BTreeSet::new()).unwrap();
         assert_eq!(new.query("SHOW statement_timeout"), before);
+        if new.version >= 170_000 {
+            let shown = new.query("SHOW transaction_timeout");
+            assert_eq!(shown[0][0].as_deref(), Some("9s"));
+        }
         if set.is_empty() {
             assert_eq!(new.query(show)[0][1].as_deref(), Some("client"));
         }
@@ -874,10 +455,16 @@ fn a_failing_probe_cleans_up_and_leaves_the_unnamed_statement() {
     client.parse("_px4", "SELECT 'mine'");
     client.parse("", "SELECT 'unnamed'");
     let error = client.try_probe(&[]).unwrap_err();
-    assert_eq!((error.sqlstate.as_str(), error.usable), ("42P05", true));
+    assert_eq!((&*error.sqlstate, error.usable), ("42P05", true));
     assert_eq!(
         client.execute("", &[]).unwrap()[0][0].as_deref(),
         Some("unnamed")
+    );
+    let mine = client.execute("_px4", &[]).unwrap();
+    assert_eq!(
+        mine[0][0].as_deref(),
+        Some("mine"),
+        "only what the probe made is closed"
     );
     client.query("DEALLOCATE ALL");
     client.parse("", "SELECT 'unnamed'");
@@ -897,10 +484,21 @@ fn a_failing_probe_cleans_up_and_leaves_the_unnamed_statement() {
     closed.query("REVOKE EXECUTE ON FUNCTION pg_lock_status() FROM PUBLIC");
     let mut client = server.open(&[("user", "app"), ("database", "closed")]);
     let error = client.try_probe(&[]).unwrap_err();
-    assert_eq!((error.sqlstate.as_str(), error.usable), ("42501", true));
+    assert_eq!((&*error.sqlstate, error.usable), ("42501", true));
     assert_eq!(client.query("SELECT 1")[0][0].as_deref(), Some("1"));
     closed.query("REVOKE SELECT ON pg_settings, pg_locks, pg_cursors FROM PUBLIC");
     closed.query("GRANT EXECUTE ON FUNCTION pg_lock_status() TO PUBLIC");
+    assert_eq!(client.probe(&[]).findings, []);
+}
+
+#[test]
+fn more_state_than_fits_is_unknown_and_harmless() {
+    let server = Server::shared();
+    let mut client = server.app();
+    client.parse("huge", format!("SELECT '{}'", "x".repeat(17 << 20)));
+    let error = client.try_probe(&[]).unwrap_err();
+    assert!(error.usable && error.message.contains("16 MiB"), "{error}");
+    client.query("DEALLOCATE huge");
     assert_eq!(client.probe(&[]).findings, []);
 }
 
@@ -1121,6 +719,11 @@ fn costs() {
             started.elapsed()
         }),
     );
+    scan_costs();
+}
+
+#[expect(clippy::print_stderr, reason = "a measurement prints")]
+fn scan_costs() {
     let texts = [
         "SELECT abalance FROM pgbench_accounts WHERE aid = $1",
         "UPDATE accounts SET balance = balance + 1 WHERE owner_id = $1 AND branch = 'north' RETURNING id, balance, owner_id, created_at, updated_at",
