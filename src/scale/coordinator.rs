@@ -32,8 +32,9 @@ const FORCE_MAX: Duration = Duration::from_secs(15);
 /// Moves that run at the same time.
 const MOVES: usize = 4;
 
-/// How long a session may leave an offered server connection unused, before another gets it.
-const OFFER_MAX: Duration = Duration::from_millis(500);
+/// How long a session may take to come to a safe point with the second end of its move ready, before
+/// another session gets its turn.
+const OFFER_MAX: Duration = Duration::from_secs(1);
 
 /// Wait between attempts to find a server that was lost.
 const RECOVER: Duration = Duration::from_millis(500);
@@ -635,10 +636,10 @@ impl Run {
                 }
             }
             offers.retain(|(handle, at)| {
-                if handle.has_offer() && now.saturating_duration_since(*at) > OFFER_MAX {
-                    drop(handle.take_offer());
+                if now.saturating_duration_since(*at) > OFFER_MAX {
+                    handle.ask(Ask::StayHere);
                 }
-                handle.has_offer()
+                handle.has_offer() || handle.is_moving()
             });
             turn = self.make_offers(&left, &mut offers, turn);
             drop(tokio::time::timeout(Duration::from_millis(20), cluster.gate.progress()).await);
@@ -661,7 +662,14 @@ impl Run {
                 break;
             };
             turn = turn.wrapping_add(1);
-            if handle.has_offer() {
+            let in_the_way = |w: &InTheWay| {
+                w.session == handle.identity.id
+                    && (!w.blocker.kind.is_passing() || w.blocker.since.elapsed() > OFFER_MAX)
+            };
+            if handle.has_offer()
+                || handle.is_moving()
+                || self.event.waiting_for.iter().any(in_the_way)
+            {
                 continue;
             }
             let Some(lease) = cluster.gate.try_spare() else {
