@@ -374,6 +374,8 @@ impl Relay {
 
     /// Takes the server connection off.
     pub fn detach(&mut self) -> Option<Leg> {
+        // A request that was stopped for the hold now waits for a server.
+        self.unread = !self.client.carry.is_empty();
         self.server.take()
     }
 
