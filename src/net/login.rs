@@ -252,7 +252,7 @@ async fn first_server(
         Err(Refusal::Because(error)) => {
             tracing::info!(%error, "no server connection for a new session");
             shared.count_error(ErrorKind::Server);
-            return refuse_login(&mut stream, &error).await;
+            return refuse_login(&mut stream, &error, &cluster).await;
         }
     };
     let told = cluster.tell_process(opened.link.process);
@@ -350,7 +350,7 @@ fn spread_age(age: Duration, random: u32) -> Duration {
     age - age.mul_f64(f64::from(random) / f64::from(u32::MAX) / 10.0)
 }
 
-async fn refuse_login(stream: &mut Stream, error: &OpenError) {
+async fn refuse_login(stream: &mut Stream, error: &OpenError, cluster: &Cluster) {
     if let Some(words) = error.server_words() {
         let mut out = BytesMut::new();
         put(&mut out, b'E', |out| out.put_slice(words));
@@ -358,17 +358,22 @@ async fn refuse_login(stream: &mut Stream, error: &OpenError) {
         drop(stream.shutdown().await);
         return;
     }
-    let text = match error {
-        OpenError::Timeout => "no server connection became free within login_timeout",
-        error if error.may_pass() => "the server can't be reached",
-        _ => "the proxy can't log in to the server for this user",
+    let message = if matches!(error, OpenError::Timeout) && cluster.gate.view().serving.is_some() {
+        ErrorMessage::fatal("53300", "sorry, too many clients already").detail(
+            "No server connection became free within login_timeout: max_server_connections is reached.",
+        )
+    } else if error.may_pass() {
+        ErrorMessage::fatal("57P03", "the database system is not available")
+            .detail("The proxy waited login_timeout for the server.")
+            .hint("The proxy's log says why; `slackwater status` shows the cluster.")
+    } else {
+        ErrorMessage::fatal(
+            "08001",
+            "the proxy can't log in to the server for this user",
+        )
+        .hint("The proxy's log says why.")
     };
-    let code = if error.may_pass() { "57P03" } else { "08001" };
-    refuse(
-        stream,
-        &ErrorMessage::fatal(code, text).hint("The proxy's log says why."),
-    )
-    .await;
+    refuse(stream, &message).await;
 }
 
 async fn refuse(stream: &mut Stream, error: &ErrorMessage<'_>) {

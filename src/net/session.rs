@@ -37,6 +37,9 @@ const RETRY: Duration = Duration::from_millis(20);
 /// How often a waiting session looks at the time.
 const TICK: Duration = Duration::from_millis(500);
 
+/// What PostgreSQL says to a cancelled statement.
+const CANCELLED: &str = "canceling statement due to user request";
+
 /// One session, logged in.
 pub(super) struct Session {
     relay: Relay,
@@ -47,6 +50,8 @@ pub(super) struct Session {
     snapshot: Option<Arc<Snapshot>>,
     /// What the last probe found.
     found: Vec<Blocker>,
+    /// Why the last rehearsal or move failed.
+    refused: Option<Blocker>,
     probed_at: Option<Instant>,
     phase: Phase,
     /// Found blocked in the present phase of the gate: not held.
@@ -78,6 +83,7 @@ impl Session {
             link: None,
             snapshot: None,
             found: Vec::new(),
+            refused: None,
             probed_at: None,
             phase: Phase::Open,
             exempt: false,
@@ -226,6 +232,7 @@ impl Session {
         if view.phase != self.phase {
             self.phase = view.phase;
             self.exempt = false;
+            self.refused = None;
         }
         self.set_mode();
     }
@@ -274,7 +281,7 @@ impl Session {
     fn cancel(&mut self) -> Result<(), End> {
         if !self.relay.is_attached() {
             if self.relay.holds_request() {
-                let error = ErrorMessage::error("57014", "canceling statement due to user request");
+                let error = ErrorMessage::error("57014", CANCELLED);
                 self.relay.refuse_held(&error).map_err(End::from_client)?;
             }
             self.handle().cancel_settled();
@@ -284,6 +291,11 @@ impl Session {
             return Ok(());
         };
         let running = self.cancelling.as_ref().is_some_and(|c| !c.is_finished());
+        if self.relay.at_safe_point() && self.relay.holds_request() {
+            // Held although attached: it was about to be detached.
+            let error = ErrorMessage::error("57014", CANCELLED);
+            self.relay.refuse_held(&error).map_err(End::from_client)?;
+        }
         if !self.relay.machine.is_in_flight() || running {
             self.handle().cancel_settled();
             return Ok(());
@@ -382,11 +394,10 @@ impl Session {
             && let Err(reason) = self.rehearse().await
         {
             let since = Instant::now().into_std();
-            self.found
-                .push(state::not_restorable(&self.relay.machine, reason, since));
+            self.refused = Some(state::not_restorable(&self.relay.machine, reason, since));
             self.publish();
         }
-        if !self.found.is_empty() {
+        if self.is_blocked() {
             self.exempt = true;
             self.profile.cluster.note_blocked();
             return Ok(());
@@ -458,15 +469,18 @@ impl Session {
         self.handle().set_moving(false);
         if let Err(reason) = moved? {
             let since = Instant::now().into_std();
-            self.found
-                .push(state::not_restorable(&self.relay.machine, reason, since));
+            self.refused = Some(state::not_restorable(&self.relay.machine, reason, since));
         }
-        if !self.found.is_empty() {
+        if self.is_blocked() {
             self.exempt = true;
             self.profile.cluster.note_blocked();
             self.publish();
         }
         Ok(())
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.found.is_empty() || self.refused.is_some()
     }
 
     async fn try_move(
@@ -720,7 +734,7 @@ impl Session {
         let mut blockers = Vec::new();
         if self.relay.is_attached() {
             blockers.extend(state::wire_blocker(machine, now));
-            blockers.extend(self.found.iter().cloned());
+            blockers.extend(self.found.iter().chain(&self.refused).cloned());
         }
         let movable = if !self.relay.is_attached() {
             Some(true)

@@ -6,6 +6,7 @@ use super::shared::Shared;
 use crate::auth::Credential;
 use crate::backend::cluster::Cluster;
 use crate::backend::connect::{ConnectError, Connected, Login, connect};
+use crate::backend::exec::{ExecError, connect_and_query};
 use crate::backend::frames::Frames;
 use crate::backend::gate::Lease;
 use crate::backend::link::Link;
@@ -492,7 +493,7 @@ fn fingerprint(profile: &Profile, snapshot: &Snapshot) -> [u8; 32] {
     out
 }
 
-/// The server that a session was attached to still takes log-ins: it was not shut down.
+/// The server process that a session was attached to still takes log-ins: it was not shut down.
 pub(super) async fn still_serves(profile: &Profile, link: Option<&Link>) -> bool {
     let Some(serving) = link.and_then(Link::serving) else {
         return false;
@@ -504,14 +505,17 @@ pub(super) async fn still_serves(profile: &Profile, link: Option<&Link>) -> bool
         credential: Some(&profile.credential),
         deadline: Instant::now() + Duration::from_secs(2),
     };
-    match connect(&login).await {
-        Ok(connected) => {
-            connected.end().await;
-            true
+    match connect_and_query(&login, STARTED_AT).await {
+        Ok(rows) => {
+            rows.into_iter().flatten().flatten().next().as_deref() == Some(&*serving.started_at)
         }
-        Err(error) => !error.may_pass(),
+        Err(ExecError::Connect(error)) => !error.may_pass(),
+        Err(_) => false,
     }
 }
+
+/// When the server process started, in microseconds since 1970.
+const STARTED_AT: &str = "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8::pg_catalog.text";
 
 /// What a probe found, as blockers with the statements that they are blamed on.
 pub(super) fn blockers(probe: &Probe, machine: &Machine) -> Vec<Blocker> {

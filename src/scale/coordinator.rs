@@ -233,6 +233,11 @@ impl Coordinator {
                 }
                 Err(error) => {
                     tracing::warn!(cluster = %self.cluster.name, %error, "no server");
+                    self.inner.lock().failed = Some(error.to_string());
+                    if self.inner.lock().running.is_none() {
+                        // Requests wait in line instead of knocking.
+                        self.cluster.gate.serve_none();
+                    }
                     tokio::time::sleep(RECOVER).await;
                     self.cluster.report_trouble();
                 }
