@@ -121,6 +121,8 @@ impl Session {
             if let Err(end) = done {
                 return end;
             }
+            // Whatever is decided here, the other sessions of this thread have their turn.
+            tokio::task::coop::consume_budget().await;
         }
     }
 
@@ -285,7 +287,9 @@ impl Session {
         }
         match self.phase {
             Phase::Held if !self.exempt => self.detach_for_event().await?,
-            Phase::Rolling { .. } if self.must_leave() && !self.exempt => {
+            Phase::Rolling { .. }
+                if self.must_leave() && !self.exempt && self.handle().has_offer() =>
+            {
                 self.move_over().await?;
             }
             _ => {
