@@ -682,8 +682,10 @@ impl Session {
         let machine = &self.relay.machine;
         let mut blockers = Vec::new();
         if self.relay.is_attached() {
-            blockers.extend(state::wire_blocker(machine, now));
-            blockers.extend(self.found.iter().cloned());
+            let wire = state::wire_blocker(machine, now);
+            let kind = wire.as_ref().map(|b| b.kind);
+            blockers.extend(wire);
+            blockers.extend(self.found.iter().filter(|b| Some(b.kind) != kind).cloned());
         }
         let movable = if !self.relay.is_attached() {
             Some(true)

@@ -75,6 +75,7 @@ impl Stage for Through {
     fn busy(&mut self) {
         wait_until("the session is at work", SOON, || {
             let session = self.admin.session(&self.application);
+            eprintln!("{session:?}");
             session.is_some_and(|s| s["state"] == "active")
         });
     }
