@@ -129,6 +129,8 @@ impl Session {
             if let Err(end) = done {
                 return end;
             }
+            // Whatever is decided here, the other sessions of this thread have their turn.
+            tokio::task::coop::consume_budget().await;
         }
     }
 
@@ -332,7 +334,9 @@ impl Session {
         }
         match self.phase {
             Phase::Held if !self.exempt => self.detach_for_event().await?,
-            Phase::Rolling { .. } if self.must_leave() && !self.exempt => {
+            Phase::Rolling { .. }
+                if self.must_leave() && !self.exempt && self.handle().has_offer() =>
+            {
                 self.move_over().await?;
             }
             _ => {
@@ -733,8 +737,16 @@ impl Session {
         let machine = &self.relay.machine;
         let mut blockers = Vec::new();
         if self.relay.is_attached() {
-            blockers.extend(state::wire_blocker(machine, now));
-            blockers.extend(self.found.iter().chain(&self.refused).cloned());
+            let wire = state::wire_blocker(machine, now);
+            let kind = wire.as_ref().map(|b| b.kind);
+            blockers.extend(wire);
+            blockers.extend(
+                self.found
+                    .iter()
+                    .chain(&self.refused)
+                    .filter(|b| Some(b.kind) != kind)
+                    .cloned(),
+            );
         }
         let movable = if !self.relay.is_attached() {
             Some(true)

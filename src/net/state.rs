@@ -534,6 +534,9 @@ pub(super) fn blockers(probe: &Probe, machine: &Machine) -> Vec<Blocker> {
             &["set_config"],
         ));
     }
+    if machine.unnamed.is_too_large() {
+        blockers.push(too_large(machine));
+    }
     if let Some(reason) = probe.snapshot.not_restorable() {
         blockers.push(blame(
             machine,
@@ -559,6 +562,17 @@ fn found(finding: &Finding, machine: &Machine) -> Blocker {
         blocker.statement.clone_from(statement);
     }
     blocker
+}
+
+/// No probe shows it, and it can't be sent again: it was not kept.
+fn too_large(machine: &Machine) -> Blocker {
+    let detail = "the unnamed prepared statement is larger than 64 KiB";
+    blame(
+        machine,
+        BlockerKind::UnnamedStatement,
+        detail.to_owned(),
+        &[],
+    )
 }
 
 /// A probe that failed.
@@ -590,7 +604,7 @@ pub(super) fn wire_blocker(machine: &Machine, now: StdInstant) -> Option<Blocker
         BlockerKind::Ambiguous => machine.why_ambiguous().unwrap_or_default(),
         BlockerKind::Transaction => "a transaction is open",
         BlockerKind::Copy => "COPY is running",
-        BlockerKind::UnnamedStatement => "the unnamed prepared statement is larger than 64 KiB",
+        BlockerKind::UnnamedStatement => return Some(too_large(machine)),
         _ => "a statement is running",
     };
     Some(Blocker {

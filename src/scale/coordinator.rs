@@ -85,6 +85,8 @@ struct Inner {
     holds: u64,
     last_id: u64,
     failed: Option<String>,
+    /// What [`Coordinator::start`] was asked for.
+    first: Option<Capacity>,
 }
 
 impl Coordinator {
@@ -104,10 +106,20 @@ impl Coordinator {
         })
     }
 
-    /// Finds or starts the instance of `wanted`, and serves from it.
+    /// Finds or starts the instance of `wanted`, and serves from it. A server that others run and that is
+    /// away, or lets nobody in, is waited for: [`Self::watch`] asks again.
     pub async fn start(&self, wanted: Capacity) -> Result<(), ProviderError> {
-        let instance = self.provider.start(wanted).await?;
-        self.serve(instance);
+        self.inner.lock().first = Some(wanted);
+        match self.provider.start(wanted).await {
+            Ok(instance) => self.serve(instance),
+            Err(error @ (ProviderError::Unreachable { .. } | ProviderError::InRecovery(_))) => {
+                tracing::error!(cluster = %self.cluster.name, %error, "no server yet: clients wait");
+                self.cluster.gate.serve_none();
+                self.inner.lock().failed = Some(error.to_string());
+                self.cluster.report_trouble();
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -217,7 +229,8 @@ impl Coordinator {
             while self.inner.lock().running.is_some() {
                 tokio::time::sleep(LOOK).await;
             }
-            let Some(wanted) = self.capacity() else {
+            let first = self.inner.lock().first;
+            let Some(wanted) = self.capacity().or(first) else {
                 continue;
             };
             match self.provider.start(wanted).await {
