@@ -3,7 +3,7 @@
 //! Up to the fence every failure leaves everything as it was: the hold is a guard whose drop releases to
 //! the old generation. After it, only an instance that has answered a query is served from.
 
-use super::event::{Event, InTheWay, Request, Step};
+use super::event::{Event, InTheWay, OnTimeout, Request, Step};
 use super::plan::{self, Next, Search, Settle, Settled};
 use crate::backend::Capacity;
 use crate::backend::cluster::Cluster;
@@ -217,6 +217,7 @@ impl Coordinator {
             coordinator: Arc::clone(self),
             event: event.clone(),
             from,
+            ended_some: false,
         };
         tokio::spawn(run.run());
         Ok(Some(event))
@@ -282,6 +283,8 @@ struct Run {
     coordinator: Arc<Coordinator>,
     event: Event,
     from: Instance,
+    /// Sessions were ended by force.
+    ended_some: bool,
 }
 
 /// How an event ended.
@@ -420,7 +423,7 @@ impl Run {
         Search {
             searched: self.event.began.elapsed(),
             timeout: self.event.request.timeout,
-            force: self.event.request.force,
+            force: self.event.request.on_timeout == OnTimeout::Force,
             blocker_known,
             pause: not_before.saturating_duration_since(Instant::now()),
         }
@@ -478,7 +481,7 @@ impl Run {
         self.step(Step::Settle);
         let settled = self.settle(&hold, force).await;
         let ended = match settled {
-            Ok(()) => Some(self.cut_over(attached, force).await),
+            Ok(()) => Some(self.cut_over(attached).await),
             Err(GaveUp::Blocked) => None,
             Err(GaveUp::Stuck) => Some(Ended::new(
                 EventOutcome::Failed,
@@ -534,6 +537,7 @@ impl Run {
         while cluster.gate.session_leases() > 0 {
             for handle in cluster.registry.all() {
                 if handle.with_report(|r| r.generation.is_some()) {
+                    self.ended_some = true;
                     handle.ask(Ask::Force);
                 }
             }
@@ -545,7 +549,7 @@ impl Run {
         Ok(())
     }
 
-    async fn cut_over(&mut self, attached: u64, force: bool) -> Ended {
+    async fn cut_over(&mut self, attached: u64) -> Ended {
         self.step(Step::CutOver);
         let cluster = Arc::clone(self.cluster());
         let to = self.event.request.to;
@@ -556,7 +560,10 @@ impl Run {
         match self.coordinator.provider.cut_over(&self.from, to).await {
             CutOver::Completed(instance) => {
                 self.coordinator.serve(instance);
-                let forced = force && !self.event.waiting_for.is_empty();
+                let forced = self.ended_some;
+                if !forced {
+                    self.event.waiting_for.clear();
+                }
                 let outcome = if forced {
                     EventOutcome::Forced
                 } else {
@@ -622,12 +629,11 @@ impl Run {
             self.event.moved += before.saturating_sub(left.len()) as u64;
             before = left.len();
             if left.is_empty() {
-                let outcome = if forced.is_some() && !self.event.waiting_for.is_empty() {
-                    EventOutcome::Forced
-                } else {
-                    EventOutcome::Completed
-                };
-                return Ended::new(outcome, None);
+                if self.ended_some {
+                    return Ended::new(EventOutcome::Forced, None);
+                }
+                self.event.waiting_for.clear();
+                return Ended::new(EventOutcome::Completed, None);
             }
             let now = Instant::now();
             if now >= next_report {
@@ -639,13 +645,14 @@ impl Run {
             }
             if now >= self.event.deadline() {
                 let since = *forced.get_or_insert(now);
-                if !self.event.request.force {
+                if self.event.request.on_timeout == OnTimeout::Rollback {
                     return Ended::new(
                         EventOutcome::RolledBack,
                         "not every session came to a safe point in time".to_owned(),
                     );
                 }
                 if now >= since + max_hold {
+                    self.ended_some = true;
                     left.iter().for_each(|handle| handle.ask(Ask::Force));
                 }
                 if now >= since + max_hold + FORCE_MAX {
