@@ -11,6 +11,7 @@ mod data_dir;
 mod install;
 mod postmaster;
 mod settings;
+mod stop;
 mod switch;
 #[cfg(test)]
 mod tests;
