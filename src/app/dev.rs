@@ -11,6 +11,8 @@
 use super::control::App;
 use super::start::{self, fail};
 use super::{AppError, DevOptions};
+use crate::auth::ScramVerifier;
+use crate::auth::verifier::ITERATIONS;
 use crate::config::{Config, ProviderConfig};
 use crate::provider::local::DataDir;
 use crate::provider::{LocalConfig, Provider};
@@ -34,6 +36,8 @@ const POSTGRES_PORT: u16 = 5432;
 const ADMIN_PORT: u16 = 7432;
 /// Random bytes of the password.
 const PASSWORD_BYTES: usize = 18;
+/// Length of a verifier's salt; PostgreSQL's own.
+const SALT_BYTES: usize = 16;
 /// How long `--stop` waits for the server's end.
 const STOP_MAX: Duration = Duration::from_mins(1);
 
@@ -71,12 +75,16 @@ pub async fn dev(options: DevOptions) -> Result<(), AppError> {
 
 /// Makes the role and its database in the running server; the answer is its capacity, for people.
 async fn set_up(app: &App, password: &str) -> Result<String, AppError> {
+    let mut salt = [0; SALT_BYTES];
+    randomize(&mut salt)?;
+    // The server gets to see no password: a statement can end up in its log.
+    let verifier = ScramVerifier::derive(password.as_bytes(), &salt, ITERATIONS).to_text();
     for running in &app.clusters {
         let coordinator = &running.coordinator;
         if let Provider::Local(local) = coordinator.provider() {
             let server = local.data_dir().endpoint();
             let made = async {
-                local.create_user(&server, APP, password).await?;
+                local.create_user(&server, APP, &verifier).await?;
                 local.create_database(&server, APP, APP).await
             };
             made.await
@@ -89,6 +97,10 @@ async fn set_up(app: &App, password: &str) -> Result<String, AppError> {
         }
     }
     Err(fail("the server ended while it was set up; start again"))
+}
+
+fn randomize(bytes: &mut [u8]) -> Result<(), AppError> {
+    aws_lc_rs::rand::fill(bytes).map_err(|_| fail("the system gives no randomness"))
 }
 
 fn parse(file: &Path, text: &str) -> Result<Config, AppError> {
@@ -212,7 +224,7 @@ impl Place {
             _ => {}
         }
         let mut bytes = Zeroizing::new([0; PASSWORD_BYTES]);
-        aws_lc_rs::rand::fill(&mut *bytes).map_err(|_| fail("the system gives no randomness"))?;
+        randomize(&mut *bytes)?;
         let password = Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes));
         let mut options = OpenOptions::new();
         options.create(true).truncate(true).write(true).mode(0o600);
