@@ -18,9 +18,10 @@ use crate::provider::local::DataDir;
 use crate::provider::{LocalConfig, Provider};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use nix::fcntl::Flock;
 use nix::unistd::Uid;
 use std::fmt::Write as _;
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -48,11 +49,7 @@ pub async fn dev(options: DevOptions) -> Result<(), AppError> {
         return place.stop().await;
     }
     place.make()?;
-    drop(start::state_dir(&place.state()).map_err(|e| {
-        fail(format!(
-            "{e}; for a second `dev` choose --data, --postgres-port and --admin-port"
-        ))
-    })?);
+    drop(place.lock("a second one needs its own --data, --postgres-port and --admin-port")?);
     let local = Ipv4Addr::LOCALHOST.into();
     see_that_free(local, place.admin_port, "the admin API", "--admin-port")?;
     let hosts = place.hosts()?;
@@ -138,6 +135,16 @@ impl Place {
 
     fn state(&self) -> PathBuf {
         self.dir.join("state")
+    }
+
+    /// Sees that no other proxy uses the directory.
+    fn lock(&self, else_do: &str) -> Result<Flock<File>, AppError> {
+        start::lock_state_dir(&self.state())?.ok_or_else(|| {
+            let dir = self.dir.display();
+            fail(format!(
+                "`slackwater dev` runs already with {dir}: {else_do}"
+            ))
+        })
     }
 
     fn server(&self) -> PathBuf {
@@ -304,8 +311,8 @@ impl Place {
             super::print(&format!("no server was started in {dir}"));
             return Ok(());
         }
-        let data_dir = DataDir::open(&self.local_config()?)
-            .map_err(|e| fail(format!("{e}; end the proxy first (Ctrl-C)")))?;
+        let _alone = self.lock("end it first, with Ctrl-C")?;
+        let data_dir = DataDir::open(&self.local_config()?).map_err(fail)?;
         super::print(&match data_dir.stop_server(STOP_MAX).await.map_err(fail)? {
             Some(process) => format!("stopped the server in {dir} (process {process})"),
             None => format!("no server runs in {dir}"),

@@ -42,25 +42,35 @@ pub(super) fn fail(what: impl std::fmt::Display) -> AppError {
 
 /// Makes `state_dir`, private to this account, and takes its lock.
 pub(super) fn state_dir(path: &Path) -> Result<nix::fcntl::Flock<fs::File>, AppError> {
+    lock_state_dir(path)?.ok_or_else(|| {
+        fail(format!(
+            "state_dir {} is in use by another slackwater: give each its own",
+            path.display()
+        ))
+    })
+}
+
+/// [`state_dir`]; `None` while another process has the lock.
+pub(super) fn lock_state_dir(path: &Path) -> Result<Option<nix::fcntl::Flock<fs::File>>, AppError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
         .map_err(|e| fail(format!("state_dir {} can't be made: {e}", path.display())))?;
     let lock = path.join("slackwater.lock");
+    let bad = |e: std::io::Error| fail(format!("{} can't be locked: {e}", lock.display()));
     let file = fs::OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
         .mode(0o600)
         .open(&lock)
-        .map_err(|e| fail(format!("{} can't be opened: {e}", lock.display())))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|_| {
-        fail(format!(
-            "state_dir {} is in use by another slackwater: give each its own",
-            path.display()
-        ))
-    })
+        .map_err(bad)?;
+    match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(bad(errno.into())),
+    }
 }
 
 /// The secret behind the salts of users that don't exist; kept, so that they don't change.
