@@ -54,8 +54,6 @@ pub(super) struct App {
     mock_secret: [u8; 32],
     stop: CancellationToken,
     usage: Mutex<Instant>,
-    /// Lines to print once everything is up.
-    greeting: Vec<String>,
     _lock: nix::fcntl::Flock<std::fs::File>,
 }
 
@@ -64,7 +62,6 @@ impl App {
     pub(super) async fn start(
         config: Config,
         path: Option<PathBuf>,
-        greeting: Vec<String>,
     ) -> Result<Arc<Self>, AppError> {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -108,13 +105,12 @@ impl App {
             mock_secret,
             stop: CancellationToken::new(),
             usage: Mutex::new(Instant::now()),
-            greeting,
             _lock: lock,
         }))
     }
 
-    /// Listens, serves, and returns when everything has ended.
-    pub(super) async fn run(self: Arc<Self>) -> Result<(), AppError> {
+    /// Listens, prints the greeting, serves, and returns when everything has ended.
+    pub(super) async fn run(self: Arc<Self>, greeting: &str) -> Result<(), AppError> {
         let config = self.config.lock().clone();
         let socket = socket_config(&config);
         for running in &self.clusters {
@@ -134,7 +130,7 @@ impl App {
             tokio::spawn(Arc::clone(&self).accept(listener, socket));
         }
         let admin = self.listen_admin(&config).await?;
-        self.greet();
+        super::print(greeting);
         self.signals().await?;
         self.end().await;
         admin.abort();
@@ -165,16 +161,6 @@ impl App {
                 tracing::error!(%error, "the admin API ended");
             }
         }))
-    }
-
-    #[expect(
-        clippy::print_stdout,
-        reason = "the lines to paste are what `dev` is for"
-    )]
-    fn greet(&self) {
-        for line in &self.greeting {
-            println!("{line}");
-        }
     }
 
     async fn accept(self: Arc<Self>, listener: socket::Listener, config: SocketConfig) {

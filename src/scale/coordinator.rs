@@ -133,6 +133,11 @@ impl Coordinator {
         self.inner.lock().failed.clone()
     }
 
+    /// What runs the cluster's servers.
+    pub fn provider(&self) -> &Provider {
+        &self.provider
+    }
+
     /// What of the capacity is real.
     pub fn facts(&self) -> Vec<Fact> {
         self.provider.facts()
