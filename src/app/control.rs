@@ -9,7 +9,7 @@ use crate::api::view::{
 use crate::api::{Control, ControlError, ErrorCode, ScaleRequest};
 use crate::backend::registry::{Ask, Handle, State};
 use crate::backend::verifiers::Verifiers;
-use crate::config::{AuthSource, Config, OnTimeout};
+use crate::config::{AuthSource, Config};
 use crate::net::handshake::HandshakeConfig;
 use crate::net::janitor::{self, Rests};
 use crate::net::login::{self, Entrance};
@@ -517,7 +517,7 @@ impl Control for Handler {
         let wanted = Request {
             to: request.capacity,
             timeout: request.timeout.unwrap_or(scaling.scaling_point_timeout),
-            force: on_timeout == OnTimeout::Force,
+            on_timeout,
             restart: request.restart,
         };
         match running.coordinator.scale(wanted) {
@@ -681,11 +681,7 @@ fn event_view(event: &Event) -> EventView {
             .take(WAITING_MAX)
             .map(waiting)
             .collect(),
-        on_timeout: if event.request.force {
-            OnTimeout::Force
-        } else {
-            OnTimeout::Rollback
-        },
+        on_timeout: event.request.on_timeout,
         timeout_seconds: event.request.timeout.as_secs(),
         age_seconds: now.saturating_duration_since(event.began).as_secs(),
         duration_ms: millis(end.saturating_duration_since(event.began)),

@@ -3,7 +3,7 @@
 //! Up to the fence every failure leaves everything as it was: the hold is a guard whose drop releases to
 //! the old generation. After it, only an instance that has answered a query is served from.
 
-use super::event::{Event, InTheWay, Request, Step};
+use super::event::{Event, InTheWay, OnTimeout, Request, Step};
 use super::plan::{self, Next, Search, Settle, Settled};
 use crate::backend::Capacity;
 use crate::backend::cluster::Cluster;
@@ -32,8 +32,9 @@ const FORCE_MAX: Duration = Duration::from_secs(15);
 /// Moves that run at the same time.
 const MOVES: usize = 4;
 
-/// How long a session may leave an offered server connection unused, before another gets it.
-const OFFER_MAX: Duration = Duration::from_millis(500);
+/// How long a session may take to come to a safe point with the second end of its move ready, before
+/// another session gets its turn.
+const OFFER_MAX: Duration = Duration::from_secs(1);
 
 /// Wait between attempts to find a server that was lost.
 const RECOVER: Duration = Duration::from_millis(500);
@@ -84,6 +85,8 @@ struct Inner {
     holds: u64,
     last_id: u64,
     failed: Option<String>,
+    /// What [`Coordinator::start`] was asked for.
+    first: Option<Capacity>,
 }
 
 impl Coordinator {
@@ -103,10 +106,20 @@ impl Coordinator {
         })
     }
 
-    /// Finds or starts the instance of `wanted`, and serves from it.
+    /// Finds or starts the instance of `wanted`, and serves from it. A server that others run and that is
+    /// away, or lets nobody in, is waited for: [`Self::watch`] asks again.
     pub async fn start(&self, wanted: Capacity) -> Result<(), ProviderError> {
-        let instance = self.provider.start(wanted).await?;
-        self.serve(instance);
+        self.inner.lock().first = Some(wanted);
+        match self.provider.start(wanted).await {
+            Ok(instance) => self.serve(instance),
+            Err(error @ (ProviderError::Unreachable { .. } | ProviderError::InRecovery(_))) => {
+                tracing::error!(cluster = %self.cluster.name, %error, "no server yet: clients wait");
+                self.cluster.gate.serve_none();
+                self.inner.lock().failed = Some(error.to_string());
+                self.cluster.report_trouble();
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -204,6 +217,7 @@ impl Coordinator {
             coordinator: Arc::clone(self),
             event: event.clone(),
             from,
+            ended_some: false,
         };
         tokio::spawn(run.run());
         Ok(Some(event))
@@ -216,7 +230,8 @@ impl Coordinator {
             while self.inner.lock().running.is_some() {
                 tokio::time::sleep(LOOK).await;
             }
-            let Some(wanted) = self.capacity() else {
+            let first = self.inner.lock().first;
+            let Some(wanted) = self.capacity().or(first) else {
                 continue;
             };
             match self.provider.start(wanted).await {
@@ -232,6 +247,11 @@ impl Coordinator {
                 }
                 Err(error) => {
                     tracing::warn!(cluster = %self.cluster.name, %error, "no server");
+                    self.inner.lock().failed = Some(error.to_string());
+                    if self.inner.lock().running.is_none() {
+                        // Requests wait in line instead of knocking.
+                        self.cluster.gate.serve_none();
+                    }
                     tokio::time::sleep(RECOVER).await;
                     self.cluster.report_trouble();
                 }
@@ -263,6 +283,8 @@ struct Run {
     coordinator: Arc<Coordinator>,
     event: Event,
     from: Instance,
+    /// Sessions were ended by force.
+    ended_some: bool,
 }
 
 /// How an event ended.
@@ -401,7 +423,7 @@ impl Run {
         Search {
             searched: self.event.began.elapsed(),
             timeout: self.event.request.timeout,
-            force: self.event.request.force,
+            force: self.event.request.on_timeout == OnTimeout::Force,
             blocker_known,
             pause: not_before.saturating_duration_since(Instant::now()),
         }
@@ -459,7 +481,7 @@ impl Run {
         self.step(Step::Settle);
         let settled = self.settle(&hold, force).await;
         let ended = match settled {
-            Ok(()) => Some(self.cut_over(attached, force).await),
+            Ok(()) => Some(self.cut_over(attached).await),
             Err(GaveUp::Blocked) => None,
             Err(GaveUp::Stuck) => Some(Ended::new(
                 EventOutcome::Failed,
@@ -515,6 +537,7 @@ impl Run {
         while cluster.gate.session_leases() > 0 {
             for handle in cluster.registry.all() {
                 if handle.with_report(|r| r.generation.is_some()) {
+                    self.ended_some = true;
                     handle.ask(Ask::Force);
                 }
             }
@@ -526,7 +549,7 @@ impl Run {
         Ok(())
     }
 
-    async fn cut_over(&mut self, attached: u64, force: bool) -> Ended {
+    async fn cut_over(&mut self, attached: u64) -> Ended {
         self.step(Step::CutOver);
         let cluster = Arc::clone(self.cluster());
         let to = self.event.request.to;
@@ -537,7 +560,10 @@ impl Run {
         match self.coordinator.provider.cut_over(&self.from, to).await {
             CutOver::Completed(instance) => {
                 self.coordinator.serve(instance);
-                let forced = force && !self.event.waiting_for.is_empty();
+                let forced = self.ended_some;
+                if !forced {
+                    self.event.waiting_for.clear();
+                }
                 let outcome = if forced {
                     EventOutcome::Forced
                 } else {
@@ -603,12 +629,11 @@ impl Run {
             self.event.moved += before.saturating_sub(left.len()) as u64;
             before = left.len();
             if left.is_empty() {
-                let outcome = if forced.is_some() && !self.event.waiting_for.is_empty() {
-                    EventOutcome::Forced
-                } else {
-                    EventOutcome::Completed
-                };
-                return Ended::new(outcome, None);
+                if self.ended_some {
+                    return Ended::new(EventOutcome::Forced, None);
+                }
+                self.event.waiting_for.clear();
+                return Ended::new(EventOutcome::Completed, None);
             }
             let now = Instant::now();
             if now >= next_report {
@@ -620,13 +645,14 @@ impl Run {
             }
             if now >= self.event.deadline() {
                 let since = *forced.get_or_insert(now);
-                if !self.event.request.force {
+                if self.event.request.on_timeout == OnTimeout::Rollback {
                     return Ended::new(
                         EventOutcome::RolledBack,
                         "not every session came to a safe point in time".to_owned(),
                     );
                 }
                 if now >= since + max_hold {
+                    self.ended_some = true;
                     left.iter().for_each(|handle| handle.ask(Ask::Force));
                 }
                 if now >= since + max_hold + FORCE_MAX {
@@ -635,10 +661,10 @@ impl Run {
                 }
             }
             offers.retain(|(handle, at)| {
-                if handle.has_offer() && now.saturating_duration_since(*at) > OFFER_MAX {
-                    drop(handle.take_offer());
+                if now.saturating_duration_since(*at) > OFFER_MAX {
+                    handle.ask(Ask::StayHere);
                 }
-                handle.has_offer()
+                handle.has_offer() || handle.is_moving()
             });
             turn = self.make_offers(&left, &mut offers, turn);
             drop(tokio::time::timeout(Duration::from_millis(20), cluster.gate.progress()).await);
@@ -661,7 +687,14 @@ impl Run {
                 break;
             };
             turn = turn.wrapping_add(1);
-            if handle.has_offer() {
+            let in_the_way = |w: &InTheWay| {
+                w.session == handle.identity.id
+                    && (!w.blocker.kind.is_passing() || w.blocker.since.elapsed() > OFFER_MAX)
+            };
+            if handle.has_offer()
+                || handle.is_moving()
+                || self.event.waiting_for.iter().any(in_the_way)
+            {
                 continue;
             }
             let Some(lease) = cluster.gate.try_spare() else {
