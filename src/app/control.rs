@@ -9,14 +9,15 @@ use crate::api::view::{
 use crate::api::{Control, ControlError, ErrorCode, ScaleRequest};
 use crate::backend::registry::{Ask, Handle, State};
 use crate::backend::verifiers::Verifiers;
-use crate::config::{AuthSource, Config, OnTimeout};
+use crate::config::{AuthSource, Config};
 use crate::net::handshake::HandshakeConfig;
 use crate::net::janitor::{self, Rests};
 use crate::net::login::{self, Entrance};
 use crate::net::shared::{Limits, Shared};
 use crate::observe::{EventOutcome, Metrics, SessionState};
-use crate::scale::coordinator::{Refused, reports};
+use crate::scale::coordinator::Refused;
 use crate::scale::event::{Event, InTheWay, Request};
+use crate::scale::run::reports;
 use crate::session::blocker::{Blocker, BlockerKind};
 use crate::transport::tls::Certificates;
 use crate::transport::{Address, SocketConfig, socket};
@@ -503,7 +504,7 @@ impl Control for Handler {
         let wanted = Request {
             to: request.capacity,
             timeout: request.timeout.unwrap_or(scaling.scaling_point_timeout),
-            force: on_timeout == OnTimeout::Force,
+            on_timeout,
             restart: request.restart,
         };
         match running.coordinator.scale(wanted) {
@@ -667,11 +668,7 @@ fn event_view(event: &Event) -> EventView {
             .take(WAITING_MAX)
             .map(waiting)
             .collect(),
-        on_timeout: if event.request.force {
-            OnTimeout::Force
-        } else {
-            OnTimeout::Rollback
-        },
+        on_timeout: event.request.on_timeout,
         timeout_seconds: event.request.timeout.as_secs(),
         age_seconds: now.saturating_duration_since(event.began).as_secs(),
         duration_ms: millis(end.saturating_duration_since(event.began)),

@@ -28,6 +28,17 @@ pub enum ExecError {
     Timeout,
 }
 
+impl ExecError {
+    /// The server is away, starting or full: waiting may help.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.may_pass(),
+            Self::Server(fields) => fields.is_fatal(),
+            Self::Io(_) | Self::Timeout => true,
+        }
+    }
+}
+
 /// Runs one statement by the extended protocol; parameters and results are text.
 pub async fn query(
     connected: &mut Connected,

@@ -105,7 +105,7 @@ impl Gate {
             version: AtomicU64::new(1),
             waiting: AtomicUsize::new(0),
             limit,
-            reserve: if limit >= 4 { 2 } else { 0 },
+            reserve: if limit >= 3 { 2 } else { 0 },
             progress: Notify::new(),
             pressure: Notify::new(),
             registry,
@@ -147,6 +147,11 @@ impl Gate {
     /// Wakes who waits for [`Self::progress`].
     pub fn poke(&self) {
         self.progress.notify_one();
+    }
+
+    /// The most server connections that ever exist.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Since when no instance serves.
@@ -241,7 +246,7 @@ impl Gate {
     pub fn serve_none(&self) {
         let mut state = self.state.lock();
         state.serving = None;
-        state.outage_since = Some(Instant::now());
+        state.outage_since.get_or_insert_with(Instant::now);
         drop(state);
         self.changed();
     }

@@ -64,17 +64,18 @@ impl Service {
             .await
             .map_err(|_| ExecError::Timeout)?;
         let generation = gate.view().serving.map(|s| s.generation);
-        if kept
-            .as_ref()
-            .is_some_and(|k| Some(k.generation) != generation)
+        // Taken out while it is asked: a caller that stops waiting in the middle drops it, and nobody ever
+        // reads the answer to somebody else's question.
+        if let Some(mut one) = kept.take()
+            && Some(one.generation) == generation
         {
-            *kept = None;
-        }
-        if let Some(one) = kept.as_mut() {
             match query(&mut one.connected, sql, params, deadline).await {
-                Err(ExecError::Io(_) | ExecError::Timeout) => *kept = None,
-                Err(ExecError::Server(fields)) if fields.is_fatal() => *kept = None,
-                done => return done,
+                Err(ExecError::Io(_) | ExecError::Timeout) => {}
+                Err(ExecError::Server(fields)) if fields.is_fatal() => {}
+                done => {
+                    *kept = Some(one);
+                    return done;
+                }
             }
         }
         let mut one = self.log_in(gate, &self.database, deadline).await?;

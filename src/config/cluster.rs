@@ -359,7 +359,7 @@ fn read_sessions(mut section: Section<'_, '_>) -> SessionsConfig {
         None,
     );
     let custom_settings = read_custom_settings(section.take("custom_settings"));
-    let max_server_connections = section.integer("max_server_connections", 90, 1..=100_000);
+    let max_server_connections = section.integer("max_server_connections", 90, 3..=100_000);
     let mut blockers = section.table("on_blocker");
     for kind in BLOCKERS {
         if let Some(item) = blockers.take(kind) {

@@ -7,8 +7,9 @@ use super::relay::Leg;
 use super::session::Session;
 use super::shared::{Place, Shared};
 use super::state::{self, OpenError, Opened, Profile};
-use crate::auth::Credential;
+use crate::auth::{Credential, Secret};
 use crate::backend::cluster::Cluster;
+use crate::backend::exec::ExecError;
 use crate::backend::registry::Identity;
 use crate::backend::verifiers::Verifiers;
 use crate::observe::error_kind::ErrorKind;
@@ -159,7 +160,18 @@ async fn admit(
             return refuse(&mut arrival.stream, &error).await;
         }
     };
-    let work = prove(&mut arrival, entry);
+    let secret = match find_secret(&arrival, entry, deadline).await {
+        Ok(secret) => secret,
+        Err(Refusal::ClientGone) => return,
+        Err(Refusal::Because(error)) => {
+            tracing::warn!(cluster = %entry.cluster.name, %error, "verifiers can't be read");
+            shared.count_error(ErrorKind::Server);
+            let error = ErrorMessage::fatal("57P03", "the database system is not available")
+                .detail("The proxy could not ask the server for the user's verifier.");
+            return refuse(&mut arrival.stream, &error).await;
+        }
+    };
+    let work = prove(&mut arrival, entry.method, secret);
     let credential = match tokio::time::timeout_at(deadline, work).await {
         Ok(Some(credential)) => credential,
         Ok(None) => return shared.count_error(ErrorKind::Client),
@@ -171,28 +183,38 @@ async fn admit(
     Box::pin(first_server(arrival, credential, entry, shared, deadline)).await;
 }
 
-/// Authenticates the client. None: it was told why not.
-async fn prove(arrival: &mut Arrival, entry: &Entry) -> Option<Credential> {
+/// What the client's proof is checked against. A server that is away is waited for until shortly before
+/// the deadline, so that its client can still be told.
+async fn find_secret(
+    arrival: &Arrival,
+    entry: &Entry,
+    deadline: Instant,
+) -> Result<Option<Secret>, Refusal<ExecError>> {
     let user = String::from_utf8_lossy(arrival.user()).into_owned();
-    let secret = match entry.verifiers.find(&entry.cluster, &user).await {
-        Ok(secret) => secret,
-        Err(error) => {
-            tracing::warn!(cluster = %entry.cluster.name, %error, "verifiers can't be read");
-            let error = ErrorMessage::fatal("57P03", "the database system is not available")
-                .detail("The proxy could not ask the server for the user's verifier.");
-            refuse(&mut arrival.stream, &error).await;
-            return None;
+    loop {
+        let error = tokio::select! {
+            found = entry.verifiers.find(&entry.cluster, &user) => match found {
+                Ok(secret) => return Ok(secret),
+                Err(error) => error,
+            },
+            () = tokio::time::sleep_until(deadline) => ExecError::Timeout,
+            () = gone(&arrival.stream) => return Err(Refusal::ClientGone),
+        };
+        if !error.may_pass() || Instant::now() + RETRY >= deadline {
+            return Err(Refusal::Because(Box::new(error)));
         }
-    };
-    match authenticate(
-        arrival,
-        Challenge {
-            method: entry.method,
-            secret,
-        },
-    )
-    .await
-    {
+        entry.cluster.report_trouble();
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Authenticates the client. None: it was told why not.
+async fn prove(
+    arrival: &mut Arrival,
+    method: Method,
+    secret: Option<Secret>,
+) -> Option<Credential> {
+    match authenticate(arrival, Challenge { method, secret }).await {
         Ok(credential) => Some(credential),
         Err(error) => {
             tracing::info!(%error, "a client was not let in");
@@ -252,7 +274,7 @@ async fn first_server(
         Err(Refusal::Because(error)) => {
             tracing::info!(%error, "no server connection for a new session");
             shared.count_error(ErrorKind::Server);
-            return refuse_login(&mut stream, &error).await;
+            return refuse_login(&mut stream, &error, &cluster).await;
         }
     };
     let told = cluster.tell_process(opened.link.process);
@@ -276,9 +298,9 @@ async fn first_server(
     drop(key);
 }
 
-enum Refusal {
+enum Refusal<E> {
     ClientGone,
-    Because(Box<OpenError>),
+    Because(Box<E>),
 }
 
 /// A server that is away, starting or full is waited for until the deadline; then its own words are told.
@@ -286,7 +308,7 @@ async fn log_in(
     profile: &Arc<Profile>,
     client: &Stream,
     deadline: Instant,
-) -> Result<Opened, Refusal> {
+) -> Result<Opened, Refusal<OpenError>> {
     let mut last = OpenError::Timeout;
     loop {
         let lease = tokio::select! {
@@ -350,7 +372,7 @@ fn spread_age(age: Duration, random: u32) -> Duration {
     age - age.mul_f64(f64::from(random) / f64::from(u32::MAX) / 10.0)
 }
 
-async fn refuse_login(stream: &mut Stream, error: &OpenError) {
+async fn refuse_login(stream: &mut Stream, error: &OpenError, cluster: &Cluster) {
     if let Some(words) = error.server_words() {
         let mut out = BytesMut::new();
         put(&mut out, b'E', |out| out.put_slice(words));
@@ -358,17 +380,23 @@ async fn refuse_login(stream: &mut Stream, error: &OpenError) {
         drop(stream.shutdown().await);
         return;
     }
+    if matches!(error, OpenError::Timeout) && cluster.gate.is_full() {
+        let limit = cluster.gate.limit();
+        let text =
+            format!("sorry, too many clients already: all {limit} server connections are taken");
+        let error = ErrorMessage::fatal("53300", &text)
+            .hint("max_server_connections of the proxy's cluster is reached.");
+        return refuse(stream, &error).await;
+    }
     let text = match error {
-        OpenError::Timeout => "no server connection became free within login_timeout",
+        OpenError::Timeout => "no server could be reached within login_timeout",
         error if error.may_pass() => "the server can't be reached",
         _ => "the proxy can't log in to the server for this user",
     };
     let code = if error.may_pass() { "57P03" } else { "08001" };
-    refuse(
-        stream,
-        &ErrorMessage::fatal(code, text).hint("The proxy's log says why."),
-    )
-    .await;
+    let message = ErrorMessage::fatal(code, text)
+        .hint("The proxy's log says why; `slackwater status` shows the cluster.");
+    refuse(stream, &message).await;
 }
 
 async fn refuse(stream: &mut Stream, error: &ErrorMessage<'_>) {

@@ -460,12 +460,13 @@ impl Relay {
     }
 
     fn poll_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<(), Stop>> {
-        let Some(server) = self.server.as_mut() else {
-            return Poll::Pending;
-        };
+        // A detached session's client may have something to read as well: that its request was canceled.
         if ready!(self.client.poll_flush_out(cx)).is_err() {
             return Poll::Ready(Err(Stop::ClientGone));
         }
+        let Some(server) = self.server.as_mut() else {
+            return Poll::Pending;
+        };
         match ready!(server.poll_fill(cx, buffer)) {
             Ok(n) if n > 0 => {
                 self.counts.from_server += (n - server.carry.len()) as u64;

@@ -268,7 +268,7 @@ fn edges_lost_server_is_told_and_nothing_is_doubled() {
 fn edges_superuser_state_never_reaches_another_session() {
     let server = Postgres::start(&[]);
     let options = Options {
-        sessions: "max_server_connections = 2".to_owned(),
+        sessions: "max_server_connections = 4".to_owned(),
         ..Options::default()
     };
     let proxy = Proxy::with(&server, &options);

@@ -11,9 +11,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 const FRESH_TABLE: &[&str] = &[
-    "drop table if exists t",
-    "create table t (a int)",
+    // Never dropped: what clients read has its number in it.
+    "create table if not exists t (a int)",
     "grant all on t to app",
+    "truncate t",
 ];
 
 fn scripts() -> Vec<(String, String)> {
@@ -93,8 +94,9 @@ fn ms10_at_rest_traps_read_the_same_through_events() {
         let through = attempt(&server, &mut client, &text, &mut stage);
         match (direct, through) {
             (Ok(direct), Ok(through)) if direct == through => {
-                if client.server_process() == before {
-                    faults.push(format!("{name}: the session was not moved"));
+                let stays = text.contains("! rolled_back");
+                if (client.server_process() == before) != stays {
+                    faults.push(format!("{name}: moved, or not, against the script"));
                 }
             }
             (Ok(direct), Ok(through)) => {

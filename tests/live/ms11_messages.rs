@@ -219,7 +219,7 @@ fn ms11_full_pool_names_the_limit() {
     let server = Postgres::start(&[]);
     let options = Options {
         limits: "login_timeout = \"1s\"".to_owned(),
-        sessions: "max_server_connections = 1".to_owned(),
+        sessions: "max_server_connections = 3".to_owned(),
         ..Options::default()
     };
     let proxy = Proxy::with(&server, &options);

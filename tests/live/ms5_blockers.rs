@@ -276,17 +276,19 @@ fn ms5_session_that_is_probed_only_after_the_event_began() {
         .iter()
         .filter(|c| c.user == APP && c.kind != "transaction")
     {
-        let mut first = connect(&proxy, APP, "first");
-        first.run("begin");
+        // In a transaction when the event begins: it can't have been moved before.
         let mut late = connect(&proxy, APP, case.name);
-        late.run("select 1");
+        late.run("begin");
+        let mut first = connect(&proxy, APP, "first");
+        first.run("select 1");
         let event = admin.start_event(&json!({}));
-        named(&admin, event, "first", "transaction");
+        named(&admin, event, case.name, "transaction");
         for sql in case.enter {
             late.run(sql);
         }
-        first.run("commit");
+        late.run("commit");
         named(&admin, event, case.name, case.kind);
+        first.run("select 1");
         for sql in case.leave {
             late.run(sql);
         }

@@ -88,7 +88,7 @@ impl Watcher {
 fn ms7_a_waiting_client_gets_the_connection_that_the_longest_resting_session_gives_up() {
     let server = Postgres::start(&[]);
     let options = Options {
-        sessions: "max_server_connections = 2".to_owned(),
+        sessions: "max_server_connections = 4".to_owned(),
         ..Options::default()
     };
     let proxy = Proxy::with(&server, &options);

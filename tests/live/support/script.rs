@@ -11,9 +11,11 @@
 //! | `send` | sends all that is pending |
 //! | `> T D C Z(I)` | sends all that is pending, then reads exactly these answers |
 //! | `> ready N` | sends all that is pending, then reads up to the Nth ReadyForQuery |
-//! | `! event` | a scale event is wanted now |
+//! | `! event` | a scale event is wanted now; `! event N`: for N seconds |
+//! | `! busy` | the session must be seen at work: a part of its request has reached the server |
 //! | `! blocked [kind]` | the session must now be in the way of that event, and say so |
 //! | `! done` | the event must complete now |
+//! | `! rolled_back` | the event must come to nothing |
 
 use super::admin::Admin;
 use super::wire::{Client, Message, bind, cstr, execute, message, parse};
@@ -22,21 +24,27 @@ use serde_json::json;
 
 /// What scale events mean where the script runs.
 pub(crate) trait Stage {
-    /// An event is wanted now.
-    fn event(&mut self);
+    /// An event is wanted now, for so many seconds.
+    fn event(&mut self, seconds: u64);
+    /// The session must be at work.
+    fn busy(&mut self);
     /// The session must be in the event's way, for this reason.
     fn blocked(&mut self, kind: Option<&str>);
     /// The event must complete.
     fn done(&mut self);
+    /// The event must come to nothing.
+    fn rolled_back(&mut self);
 }
 
 /// Straight on the server: there are no events.
 pub(crate) struct Direct;
 
 impl Stage for Direct {
-    fn event(&mut self) {}
+    fn event(&mut self, _: u64) {}
+    fn busy(&mut self) {}
     fn blocked(&mut self, _: Option<&str>) {}
     fn done(&mut self) {}
+    fn rolled_back(&mut self) {}
 }
 
 /// Through the proxy, as the session with this application name.
@@ -58,9 +66,18 @@ impl Through {
 }
 
 impl Stage for Through {
-    fn event(&mut self) {
+    fn event(&mut self, seconds: u64) {
         assert!(self.event.is_none(), "one event at a time");
-        self.event = Some(self.admin.start_event(&json!({})));
+        let options = json!({ "timeout_seconds": seconds });
+        self.event = Some(self.admin.start_event(&options));
+    }
+
+    fn busy(&mut self) {
+        wait_until("the session is at work", SOON, || {
+            let session = self.admin.session(&self.application);
+            eprintln!("{session:?}");
+            session.is_some_and(|s| s["state"] == "active")
+        });
     }
 
     fn blocked(&mut self, kind: Option<&str>) {
@@ -93,6 +110,12 @@ impl Stage for Through {
             );
         }
     }
+
+    fn rolled_back(&mut self) {
+        let id = self.event.take().expect("an event was wanted before");
+        let event = self.admin.finished(id, EVENT);
+        assert_eq!(event["outcome"], "rolled_back", "{event:#}");
+    }
 }
 
 /// Runs `text` over `client`; everything that the other side sent.
@@ -118,10 +141,13 @@ pub(crate) fn run(text: &str, client: &mut Client, stage: &mut dyn Stage) -> Vec
             "!" => {
                 client.send(&std::mem::take(&mut pending)).unwrap();
                 match rest.split_once(' ').unwrap_or((rest, "")) {
-                    ("event", _) => stage.event(),
+                    ("event", "") => stage.event(300),
+                    ("event", seconds) => stage.event(seconds.parse().expect("seconds")),
+                    ("busy", _) => stage.busy(),
                     ("blocked", "") => stage.blocked(None),
                     ("blocked", kind) => stage.blocked(Some(kind.trim())),
                     ("done", _) => stage.done(),
+                    ("rolled_back", _) => stage.rolled_back(),
                     _ => panic!("{at}: not known"),
                 }
             }
