@@ -133,7 +133,7 @@ enum ClientCommand {
         #[command(flatten)]
         target: Target,
     },
-    /// Take no new clients, and end when the last one has left
+    /// Take no new clients, end sessions when they are at rest, and then the proxy (after 30 s at most)
     Drain {
         #[command(flatten)]
         target: Target,
