@@ -15,7 +15,7 @@ pub use view::{
 };
 
 use crate::backend::Capacity;
-use crate::config::OnTimeout;
+use crate::scale::event::OnTimeout;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;

@@ -2,7 +2,7 @@
 
 use super::{ControlError, ErrorCode, ScaleRequest};
 use crate::backend::Capacity;
-use crate::config::OnTimeout;
+use crate::scale::event::OnTimeout;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;

@@ -79,7 +79,8 @@ async fn cluster(State(control): State<Shared>, Path(name): Path<String>) -> Ans
 }
 
 async fn sessions(State(control): State<Shared>, Path(name): Path<String>) -> Answer {
-    Ok(json(StatusCode::OK, &control.sessions(&name)?))
+    let sessions = beside(move || control.sessions(&name)).await?;
+    Ok(json(StatusCode::OK, &sessions?))
 }
 
 async fn events(State(control): State<Shared>, Path(name): Path<String>) -> Answer {
@@ -128,7 +129,7 @@ async fn resume(State(control): State<Shared>, Path(name): Path<String>, body: B
 
 async fn reload(State(control): State<Shared>, body: Body) -> Answer {
     read_nothing(body).await?;
-    answer(control.reload())
+    answer(beside(move || control.reload()).await?)
 }
 
 async fn drain(State(control): State<Shared>, body: Body) -> Answer {
@@ -140,13 +141,22 @@ async fn drain(State(control): State<Shared>, body: Body) -> Answer {
     )
 }
 
-async fn metrics(State(control): State<Shared>) -> Response {
+async fn metrics(State(control): State<Shared>) -> Answer {
     let content_type = HeaderValue::from_static(crate::observe::metrics::CONTENT_TYPE);
-    (
-        [(header::CONTENT_TYPE, content_type)],
-        control.metrics_text(),
-    )
-        .into_response()
+    let text = beside(move || control.metrics_text()).await?;
+    Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
+}
+
+/// Does what waits, for sessions or for the disk, on a thread that serves nobody else.
+async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ControlError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| {
+        ControlError::new(
+            ErrorCode::Unavailable,
+            "the answer could not be made; the proxy's log says why",
+        )
+    })
 }
 
 async fn healthz() -> Response {

@@ -1,8 +1,8 @@
 //! What the API answers: the field names are the outer contract.
 
 use crate::backend::Capacity;
-use crate::config::OnTimeout;
 use crate::observe::{EventOutcome, SessionState};
+use crate::scale::event::OnTimeout;
 use serde::{Deserialize, Serialize};
 
 /// What a cluster is doing.

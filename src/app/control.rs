@@ -9,14 +9,15 @@ use crate::api::view::{
 use crate::api::{Control, ControlError, ErrorCode, ScaleRequest};
 use crate::backend::registry::{Ask, Handle, State};
 use crate::backend::verifiers::Verifiers;
-use crate::config::{AuthSource, Config, OnTimeout};
+use crate::config::{AuthSource, Config};
 use crate::net::handshake::HandshakeConfig;
 use crate::net::janitor::{self, Rests};
 use crate::net::login::{self, Entrance};
 use crate::net::shared::{Limits, Shared};
 use crate::observe::{EventOutcome, Metrics, SessionState};
-use crate::scale::coordinator::{Refused, reports};
+use crate::scale::coordinator::Refused;
 use crate::scale::event::{Event, InTheWay, Request};
+use crate::scale::run::reports;
 use crate::session::blocker::{Blocker, BlockerKind};
 use crate::transport::tls::Certificates;
 use crate::transport::{Address, SocketConfig, socket};
@@ -54,8 +55,6 @@ pub(super) struct App {
     mock_secret: [u8; 32],
     stop: CancellationToken,
     usage: Mutex<Instant>,
-    /// Lines to print once everything is up.
-    greeting: Vec<String>,
     _lock: nix::fcntl::Flock<std::fs::File>,
 }
 
@@ -64,7 +63,6 @@ impl App {
     pub(super) async fn start(
         config: Config,
         path: Option<PathBuf>,
-        greeting: Vec<String>,
     ) -> Result<Arc<Self>, AppError> {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -108,13 +106,12 @@ impl App {
             mock_secret,
             stop: CancellationToken::new(),
             usage: Mutex::new(Instant::now()),
-            greeting,
             _lock: lock,
         }))
     }
 
-    /// Listens, serves, and returns when everything has ended.
-    pub(super) async fn run(self: Arc<Self>) -> Result<(), AppError> {
+    /// Listens, prints the greeting, serves, and returns when everything has ended.
+    pub(super) async fn run(self: Arc<Self>, greeting: &str) -> Result<(), AppError> {
         let config = self.config.lock().clone();
         let socket = socket_config(&config);
         for running in &self.clusters {
@@ -134,7 +131,7 @@ impl App {
             tokio::spawn(Arc::clone(&self).accept(listener, socket));
         }
         let admin = self.listen_admin(&config).await?;
-        self.greet();
+        super::print(greeting);
         self.signals().await?;
         self.end().await;
         admin.abort();
@@ -165,16 +162,6 @@ impl App {
                 tracing::error!(%error, "the admin API ended");
             }
         }))
-    }
-
-    #[expect(
-        clippy::print_stdout,
-        reason = "the lines to paste are what `dev` is for"
-    )]
-    fn greet(&self) {
-        for line in &self.greeting {
-            println!("{line}");
-        }
     }
 
     async fn accept(self: Arc<Self>, listener: socket::Listener, config: SocketConfig) {
@@ -517,7 +504,7 @@ impl Control for Handler {
         let wanted = Request {
             to: request.capacity,
             timeout: request.timeout.unwrap_or(scaling.scaling_point_timeout),
-            force: on_timeout == OnTimeout::Force,
+            on_timeout,
             restart: request.restart,
         };
         match running.coordinator.scale(wanted) {
@@ -681,11 +668,7 @@ fn event_view(event: &Event) -> EventView {
             .take(WAITING_MAX)
             .map(waiting)
             .collect(),
-        on_timeout: if event.request.force {
-            OnTimeout::Force
-        } else {
-            OnTimeout::Rollback
-        },
+        on_timeout: event.request.on_timeout,
         timeout_seconds: event.request.timeout.as_secs(),
         age_seconds: now.saturating_duration_since(event.began).as_secs(),
         duration_ms: millis(end.saturating_duration_since(event.began)),

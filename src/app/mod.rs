@@ -8,7 +8,6 @@ mod start;
 use crate::config::Config;
 use control::App;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 pub use dev::dev;
 
@@ -21,6 +20,8 @@ pub struct DevOptions {
     pub postgres_port: Option<u16>,
     /// Port of the admin API; 7432 when `None`.
     pub admin_port: Option<u16>,
+    /// End the server that an earlier one left running, instead of starting anything.
+    pub stop: bool,
 }
 
 /// Why the proxy could not run, or had to end.
@@ -30,6 +31,14 @@ pub struct AppError(pub String);
 
 /// Runs the proxy until it is told to end. `path` is where a reload reads the configuration from.
 pub async fn serve(config: Config, path: PathBuf) -> Result<(), AppError> {
-    let app = Box::pin(App::start(config, Some(path), Vec::new())).await?;
-    Arc::clone(&app).run().await
+    let app = Box::pin(App::start(config, Some(path))).await?;
+    app.run("").await
+}
+
+/// Prints a line for people; nobody may be reading.
+fn print(text: &str) {
+    use std::io::Write as _;
+    if !text.is_empty() {
+        let _ = writeln!(std::io::stdout(), "{text}");
+    }
 }

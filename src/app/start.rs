@@ -34,8 +34,6 @@ use zeroize::Zeroizing;
 pub(super) struct Running {
     pub(super) config: ClusterConfig,
     pub(super) coordinator: Arc<Coordinator>,
-    /// The server of a `local` cluster, for what `dev` sets up in it.
-    pub(super) local: Option<Endpoint>,
 }
 
 pub(super) fn fail(what: impl std::fmt::Display) -> AppError {
@@ -44,25 +42,35 @@ pub(super) fn fail(what: impl std::fmt::Display) -> AppError {
 
 /// Makes `state_dir`, private to this account, and takes its lock.
 pub(super) fn state_dir(path: &Path) -> Result<nix::fcntl::Flock<fs::File>, AppError> {
+    lock_state_dir(path)?.ok_or_else(|| {
+        fail(format!(
+            "state_dir {} is in use by another slackwater: give each its own",
+            path.display()
+        ))
+    })
+}
+
+/// [`state_dir`]; `None` while another process has the lock.
+pub(super) fn lock_state_dir(path: &Path) -> Result<Option<nix::fcntl::Flock<fs::File>>, AppError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
         .map_err(|e| fail(format!("state_dir {} can't be made: {e}", path.display())))?;
     let lock = path.join("slackwater.lock");
+    let bad = |e: std::io::Error| fail(format!("{} can't be locked: {e}", lock.display()));
     let file = fs::OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
         .mode(0o600)
         .open(&lock)
-        .map_err(|e| fail(format!("{} can't be opened: {e}", lock.display())))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|_| {
-        fail(format!(
-            "state_dir {} is in use by another slackwater: give each its own",
-            path.display()
-        ))
-    })
+        .map_err(bad)?;
+    match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(bad(errno.into())),
+    }
 }
 
 /// The secret behind the salts of users that don't exist; kept, so that they don't change.
@@ -135,7 +143,7 @@ pub(super) async fn cluster(
         password: None,
     });
     let name = |e: AppError| AppError(format!("cluster {}: {e}", keys.name));
-    let (provider, local, credential) = provider(&keys, &account, socket).await.map_err(name)?;
+    let (provider, credential) = provider(&keys, &account, socket).await.map_err(name)?;
     let registry = Arc::new(Registry::default());
     let limit = usize::try_from(keys.sessions.max_server_connections).unwrap_or(usize::MAX);
     let gate = Gate::new(limit, Arc::clone(&registry));
@@ -175,7 +183,6 @@ pub(super) async fn cluster(
         Running {
             config: keys,
             coordinator,
-            local,
         },
         entry,
     ))
@@ -185,28 +192,23 @@ async fn provider(
     keys: &ClusterConfig,
     account: &ServiceAccount,
     socket: SocketConfig,
-) -> Result<(Provider, Option<Endpoint>, Option<Credential>), AppError> {
+) -> Result<(Provider, Option<Credential>), AppError> {
     let password = account.password.as_ref().map(|p| p.reveal().to_owned());
     match &keys.provider {
         ProviderConfig::Static(fixed) => {
             let credential = password.map(|p| Credential::Password(Zeroizing::new(p)));
             let query = query(account, credential.clone(), socket);
             let provider = StaticProvider::new(endpoints(fixed), query).map_err(fail)?;
-            Ok((Provider::Static(provider), None, credential))
+            Ok((Provider::Static(provider), credential))
         }
         ProviderConfig::Local(local) => {
-            let config = local_config(keys, local, account, password)?;
+            let config = local_config(keys, local, account, password);
             let data_dir = DataDir::open(&config).map_err(fail)?;
-            let endpoint = data_dir.endpoint().clone();
             let secret = Zeroizing::new(data_dir.service_password().to_owned());
             let credential = Some(Credential::Password(secret));
             let query = query(account, credential.clone(), socket);
             let provider = LocalProvider::new(config, data_dir, query).map_err(fail)?;
-            Ok((
-                Provider::Local(Box::new(provider)),
-                Some(endpoint),
-                credential,
-            ))
+            Ok((Provider::Local(Box::new(provider)), credential))
         }
     }
 }
@@ -241,19 +243,20 @@ fn endpoints(keys: &StaticKeys) -> Vec<StaticEndpoint> {
     keys.endpoints.iter().map(endpoint).collect()
 }
 
-fn local_config(
+/// What the provider `local` is told.
+pub(super) fn local_config(
     keys: &ClusterConfig,
     local: &LocalKeys,
     account: &ServiceAccount,
     service_password: Option<String>,
-) -> Result<LocalConfig, AppError> {
+) -> LocalConfig {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "the configuration bounds it to a small positive number"
     )]
     let cpu_per_acu = (local.cpu_per_acu * 1000.0).round() as u32;
-    Ok(LocalConfig {
+    LocalConfig {
         cluster: keys.name.clone(),
         data_dir: local.data_dir.clone(),
         binaries: local.binaries.clone(),
@@ -263,5 +266,5 @@ fn local_config(
         max_server_connections: keys.sessions.max_server_connections,
         service_user: account.user.clone(),
         service_password,
-    })
+    }
 }

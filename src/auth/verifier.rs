@@ -91,6 +91,17 @@ impl ScramVerifier {
         }
     }
 
+    /// As `pg_authid.rolpassword` has it, and `CREATE ROLE ... PASSWORD` takes it.
+    pub fn to_text(&self) -> Zeroizing<String> {
+        Zeroizing::new(format!(
+            "SCRAM-SHA-256${}:{}${}:{}",
+            self.iterations,
+            BASE64.encode(&self.salt),
+            BASE64.encode(self.stored_key),
+            BASE64.encode(self.server_key)
+        ))
+    }
+
     /// Whether `password` is the one behind this verifier. Costs a key derivation; compared in constant time.
     pub fn matches(&self, password: &[u8]) -> bool {
         let iterations = NonZeroU32::new(self.iterations).unwrap_or(NonZeroU32::MIN);
@@ -188,6 +199,15 @@ mod tests {
     // RFC 7677: user "user", password "pencil".
     const PENCIL: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$\
         WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+
+    #[test]
+    fn a_verifier_that_was_made_reads_back() {
+        let made = ScramVerifier::derive(b"pencil", &[7; 16], ITERATIONS);
+        let Ok(Verifier::Scram(read)) = Verifier::parse(&made.to_text()) else {
+            panic!("not read back");
+        };
+        assert!(read == made && read.matches(b"pencil"));
+    }
 
     #[test]
     fn the_rfc_verifier() {

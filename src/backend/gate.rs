@@ -246,7 +246,7 @@ impl Gate {
     pub fn serve_none(&self) {
         let mut state = self.state.lock();
         state.serving = None;
-        state.outage_since = Some(Instant::now());
+        state.outage_since.get_or_insert_with(Instant::now);
         drop(state);
         self.changed();
     }

@@ -7,7 +7,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -39,6 +39,8 @@ pub enum Ask {
     Report = 1 << 10,
     /// Move to the instance that serves: a lease for the second end is offered.
     Move = 1 << 11,
+    /// Give a move that was begun up: it took too long to come to a safe point.
+    StayHere = 1 << 12,
 }
 
 /// Where a session is.
@@ -133,6 +135,7 @@ pub struct Handle {
     offer: Mutex<Option<Lease>>,
     cancels: Mutex<Vec<oneshot::Sender<()>>>,
     probed_rest: AtomicU64,
+    moving: AtomicBool,
     epoch: Instant,
 }
 
@@ -195,6 +198,16 @@ impl Handle {
     /// Takes the offer: by the session that moves now, or back by who made it.
     pub fn take_offer(&self) -> Option<Lease> {
         self.offer.lock().take()
+    }
+
+    /// The second end of a move is being made, or waits for a safe point.
+    pub fn is_moving(&self) -> bool {
+        self.moving.load(Ordering::Acquire)
+    }
+
+    /// The session's task tells that.
+    pub fn set_moving(&self, moving: bool) {
+        self.moving.store(moving, Ordering::Release);
     }
 
     /// True once per rest: it is time to look at a session that came to rest.
@@ -291,6 +304,7 @@ impl Registry {
             offer: Mutex::new(None),
             cancels: Mutex::default(),
             probed_rest: AtomicU64::new(0),
+            moving: AtomicBool::new(false),
             epoch: self.epoch,
             identity,
         });

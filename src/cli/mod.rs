@@ -48,6 +48,9 @@ enum Command {
         /// Port of the admin API
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         admin_port: Option<u16>,
+        /// Stop the PostgreSQL server that an earlier `dev` left running, and do nothing else
+        #[arg(long, conflicts_with_all = ["postgres_port", "mysql_port", "admin_port"])]
+        stop: bool,
         #[command(flatten)]
         log: LogArgs,
     },
@@ -314,6 +317,7 @@ fn run(command: Command) -> Result<u8, Failure> {
             postgres_port,
             mysql_port,
             admin_port,
+            stop,
             log,
         } => {
             drop(out);
@@ -327,6 +331,7 @@ fn run(command: Command) -> Result<u8, Failure> {
                 data,
                 postgres_port,
                 admin_port,
+                stop,
             }))?;
             Ok(0)
         }

@@ -210,16 +210,21 @@ pub(super) fn reload(report: &ReloadReport) -> String {
 /// A running event in one line, without what changes all the time.
 pub(super) fn event_step(cluster: &str, e: &EventView) -> String {
     let mut out = format!(
-        "{cluster} {} -> {} ACU: {}, attempt {}",
+        "{cluster} {} -> {} ACU: {}",
         e.from,
         e.to,
         e.step.as_deref().unwrap_or("running"),
-        e.attempt
     );
-    if !e.waiting_for.is_empty() {
+    if e.attempt > 1 {
+        let _ = write!(out, ", attempt {}", e.attempt);
+    }
+    // What is over in a moment is in nobody's way.
+    let lasting = |w: &&WaitingView| w.blocker.age_seconds > 0;
+    if e.waiting_for.iter().any(|w| lasting(&w)) {
         let mut who: Vec<_> = e
             .waiting_for
             .iter()
+            .filter(lasting)
             .map(|w| format!("session {} ({})", w.session, w.blocker.kind))
             .collect();
         let more = who.len().saturating_sub(LIVE_ROWS);

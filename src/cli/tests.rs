@@ -239,8 +239,8 @@ fn scale_follows_the_event_and_ends_with_its_exit_code() {
     assert_eq!(result.unwrap(), 3);
     assert_eq!(
         out,
-        "shop 2 -> 4 ACU: probe, attempt 1\n\
-         shop 2 -> 4 ACU: settle, attempt 1, waiting for session 7 (transaction), session 9 (transaction)\n\
+        "shop 2 -> 4 ACU: probe\n\
+         shop 2 -> 4 ACU: settle, waiting for session 7 (transaction), session 9 (transaction)\n\
          rolled back: shop stays at 2 ACU, 2 sessions in the way, took 812ms\n"
     );
     assert!(
@@ -294,6 +294,19 @@ fn the_live_view_shows_at_most_ten_rows() {
     assert_eq!(picture.lines().count(), 14, "{picture}");
     assert!(picture.ends_with("and 15 more\n"));
     assert!(render::event_step("shop", &event).ends_with(" and 15 more"));
+}
+
+#[test]
+fn a_line_names_only_who_stays_in_the_way() {
+    let mut event = event_view(EventState::Running, None);
+    event.attempt = 2;
+    event.waiting_for = vec![waiting(7), waiting(9)];
+    event.waiting_for[0].blocker.age_seconds = 0;
+    let line = "shop 2 -> 4 ACU: probe, attempt 2, waiting for session 9 (transaction)";
+    assert_eq!(render::event_step("shop", &event), line);
+    event.waiting_for[1].blocker.age_seconds = 0;
+    let line = "shop 2 -> 4 ACU: probe, attempt 2";
+    assert_eq!(render::event_step("shop", &event), line);
 }
 
 #[test]

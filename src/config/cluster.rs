@@ -20,6 +20,9 @@ const DEFAULT_MAX: u32 = 16;
 /// The sizes of Aurora Serverless v1 for PostgreSQL.
 const POSTGRES_LADDER: [u32; 8] = [2, 4, 8, 16, 32, 64, 192, 384];
 
+/// The service account of a local server, which `local` makes, when `service_user` is left out.
+const LOCAL_SERVICE_USER: &str = "slackwater";
+
 /// Kinds of state that `sessions.on_blocker` names.
 const BLOCKERS: [&str; 4] = ["advisory_lock", "listen", "temp_table", "hold_cursor"];
 
@@ -45,7 +48,7 @@ pub(super) fn read(name: String, at: usize, mut section: Section<'_, '_>) -> Opt
         .and_then(|item| item.boolean())
         .unwrap_or(false);
     let hostnames = read_hostnames(section.take("hostnames"));
-    let auth = read_auth(section.table("auth"));
+    let auth = section.table("auth");
     let capacity = section.table("capacity");
     let scaling = read_scaling(section.table("scaling"));
     let sessions = read_sessions(section.table("sessions"));
@@ -56,6 +59,9 @@ pub(super) fn read(name: String, at: usize, mut section: Section<'_, '_>) -> Opt
         )
         .and_then(Item::table)
         .and_then(provider::read);
+    // A provider with a mistake of its own is told that first.
+    let foreign = matches!(provider, Some(ProviderConfig::Static(_)));
+    let auth = read_auth(auth, foreign);
     let capacity = read_capacity(capacity, provider.as_ref());
     section.finish();
     Some(ReadCluster {
@@ -109,7 +115,8 @@ fn read_hostnames(item: Option<Item<'_, '_>>) -> Vec<String> {
     names
 }
 
-fn read_auth(mut section: Section<'_, '_>) -> Option<AuthConfig> {
+/// `foreign`: others made the servers, so their service account must be named.
+fn read_auth(mut section: Section<'_, '_>, foreign: bool) -> Option<AuthConfig> {
     let method = section.take("method").and_then(|item| item.word(&METHODS));
     let user = section.take("service_user");
     let database = section.take("service_database");
@@ -121,7 +128,7 @@ fn read_auth(mut section: Section<'_, '_>) -> Option<AuthConfig> {
     if let (Some(item), Some(_)) = (&inline, &file) {
         item.problem("stands beside service_password_file; keep one of the two");
     }
-    if user.is_none() {
+    if foreign && user.is_none() {
         for item in [&database, &query, &file, &inline].into_iter().flatten() {
             item.problem("needs service_user beside it");
         }
@@ -134,7 +141,7 @@ fn read_auth(mut section: Section<'_, '_>) -> Option<AuthConfig> {
     {
         item.problem("must contain $1, which stands for the user's name");
     }
-    if user.is_none() && users.is_none() {
+    if foreign && user.is_none() && users.is_none() {
         section.problem_at(
             "",
             "says nobody may log in: set service_user (verifiers then come from the server) or users_file",
@@ -145,15 +152,17 @@ fn read_auth(mut section: Section<'_, '_>) -> Option<AuthConfig> {
         (None, Some(item)) => item.non_empty().map(Secret::new),
         (None, None) => None,
     };
-    let service = user
-        .and_then(|item| item.non_empty())
-        .map(|user| ServiceAccount {
-            user,
-            database: database
-                .and_then(|item| item.non_empty())
-                .unwrap_or_else(|| "postgres".to_owned()),
-            password,
-        });
+    let user = match user {
+        Some(item) => item.non_empty(),
+        None => (!foreign).then(|| LOCAL_SERVICE_USER.to_owned()),
+    };
+    let service = user.map(|user| ServiceAccount {
+        user,
+        database: database
+            .and_then(|item| item.non_empty())
+            .unwrap_or_else(|| "postgres".to_owned()),
+        password,
+    });
     let source = match users {
         Some(item) => users::read_users(&item, section.doc)
             .map(|(path, users)| AuthSource::Users { path, users }),

@@ -11,6 +11,7 @@ mod top;
 mod users;
 mod value;
 
+pub use crate::scale::event::OnTimeout;
 pub use error::{ConfigError, Problem};
 pub use value::{is_loopback, parse_address, parse_bytes, parse_duration, show_duration};
 
@@ -196,16 +197,6 @@ pub struct ScalingConfig {
     pub max_hold: Duration,
     /// Requests held longer than this get 57P03.
     pub max_outage: Duration,
-}
-
-/// What happens when no scaling point is found in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnTimeout {
-    /// Everything stays as it was.
-    Rollback,
-    /// The sessions in the way get an error, and the event goes on.
-    Force,
 }
 
 /// How sessions share server connections.

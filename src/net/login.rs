@@ -209,7 +209,11 @@ async fn find_secret(
 }
 
 /// Authenticates the client. None: it was told why not.
-async fn prove(arrival: &mut Arrival, method: Method, secret: Option<Secret>) -> Option<Credential> {
+async fn prove(
+    arrival: &mut Arrival,
+    method: Method,
+    secret: Option<Secret>,
+) -> Option<Credential> {
     match authenticate(arrival, Challenge { method, secret }).await {
         Ok(credential) => Some(credential),
         Err(error) => {
@@ -378,7 +382,8 @@ async fn refuse_login(stream: &mut Stream, error: &OpenError, cluster: &Cluster)
     }
     if matches!(error, OpenError::Timeout) && cluster.gate.is_full() {
         let limit = cluster.gate.limit();
-        let text = format!("sorry, too many clients already: all {limit} server connections are taken");
+        let text =
+            format!("sorry, too many clients already: all {limit} server connections are taken");
         let error = ErrorMessage::fatal("53300", &text)
             .hint("max_server_connections of the proxy's cluster is reached.");
         return refuse(stream, &error).await;
@@ -389,11 +394,9 @@ async fn refuse_login(stream: &mut Stream, error: &OpenError, cluster: &Cluster)
         _ => "the proxy can't log in to the server for this user",
     };
     let code = if error.may_pass() { "57P03" } else { "08001" };
-    refuse(
-        stream,
-        &ErrorMessage::fatal(code, text).hint("The proxy's log says why."),
-    )
-    .await;
+    let message = ErrorMessage::fatal(code, text)
+        .hint("The proxy's log says why; `slackwater status` shows the cluster.");
+    refuse(stream, &message).await;
 }
 
 async fn refuse(stream: &mut Stream, error: &ErrorMessage<'_>) {

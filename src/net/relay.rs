@@ -372,8 +372,9 @@ impl Relay {
         self.unread = !self.client.carry.is_empty();
     }
 
-    /// Takes the server connection off.
+    /// Takes the server connection off. A request that was stopped before it then asks for another one.
     pub fn detach(&mut self) -> Option<Leg> {
+        self.unread = !self.client.carry.is_empty();
         self.server.take()
     }
 

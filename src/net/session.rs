@@ -7,8 +7,8 @@
 
 use super::end::End;
 use super::relay::{Fatal, Leg, Mode, Relay, Stop};
-use super::state::{self, OpenError, Opened, Profile};
-use crate::backend::gate::{Lease, Phase};
+use super::state::{self, OpenError, Opened, Profile, Ready};
+use crate::backend::gate::Phase;
 use crate::backend::link::Link;
 use crate::backend::registry::{Ask, Handle, Registered, State};
 use crate::observe::MoveOutcome;
@@ -37,6 +37,9 @@ const RETRY: Duration = Duration::from_millis(20);
 /// How often a waiting session looks at the time.
 const TICK: Duration = Duration::from_millis(500);
 
+/// What PostgreSQL says to a cancelled statement.
+const CANCELLED: &str = "canceling statement due to user request";
+
 /// One session, logged in.
 pub(super) struct Session {
     relay: Relay,
@@ -47,17 +50,19 @@ pub(super) struct Session {
     snapshot: Option<Arc<Snapshot>>,
     /// What the last probe found.
     found: Vec<Blocker>,
+    /// Why the last rehearsal or move failed.
+    refused: Option<Blocker>,
     probed_at: Option<Instant>,
     phase: Phase,
     /// Found blocked in the present phase of the gate: not held.
     exempt: bool,
     /// A probe is wanted at the next safe point.
     want_probe: bool,
-    /// The second end of a move, once the coordinator has offered it.
-    moving: Option<Lease>,
     /// Ends at rest, for this reason.
     ending: Option<End>,
     cancelling: Option<JoinHandle<()>>,
+    /// The second end of a move, made ready while the session works.
+    next: Option<JoinHandle<Result<Ready, OpenError>>>,
     told: i32,
 }
 
@@ -78,13 +83,14 @@ impl Session {
             link: None,
             snapshot: None,
             found: Vec::new(),
+            refused: None,
             probed_at: None,
             phase: Phase::Open,
             exempt: false,
             want_probe: false,
-            moving: None,
             ending: None,
             cancelling: None,
+            next: None,
             told,
         };
         session.relay.adopt_parameters(&opened.params);
@@ -102,6 +108,8 @@ impl Session {
     async fn serve(&mut self) -> End {
         let handle = Arc::clone(&self.registered.handle);
         loop {
+            // Whatever is asked of one session, the others get their turn.
+            tokio::task::coop::consume_budget().await;
             if let Err(end) = Box::pin(self.attend()).await {
                 return end;
             }
@@ -174,9 +182,11 @@ impl Session {
         if self.handle().take(Ask::Probe) {
             self.asked_to_probe().await?;
         }
-        if self.handle().take(Ask::Move) && self.must_leave() {
-            self.exempt = false;
-            self.relay.mode = Mode::LockStep;
+        if self.handle().take(Ask::Move) {
+            self.asked_to_move();
+        }
+        if self.handle().take(Ask::StayHere) {
+            self.stay();
         }
         if self.handle().take(Ask::Park) && self.relay.at_safe_point() {
             self.park().await?;
@@ -185,6 +195,33 @@ impl Session {
             self.publish();
         }
         Ok(())
+    }
+
+    /// A lease for the second end of a move was offered, or that end is ready.
+    fn asked_to_move(&mut self) {
+        let Some(lease) = self.handle().take_offer() else {
+            return self.set_mode();
+        };
+        if self.next.is_some() || !self.must_leave() {
+            return;
+        }
+        self.exempt = false;
+        let profile = Arc::clone(&self.profile);
+        let handle = Arc::clone(&self.registered.handle);
+        handle.set_moving(true);
+        self.next = Some(tokio::spawn(async move {
+            let deadline = Instant::now() + OPEN_MAX;
+            let ready = state::make_ready(profile, lease, deadline).await;
+            handle.ask(Ask::Move);
+            ready
+        }));
+    }
+
+    /// Gives the second end of a move up; the server is told in the background.
+    fn stay(&mut self) {
+        self.next = None;
+        self.handle().set_moving(false);
+        self.set_mode();
     }
 
     /// The client waits for nothing.
@@ -197,6 +234,7 @@ impl Session {
         if view.phase != self.phase {
             self.phase = view.phase;
             self.exempt = false;
+            self.refused = None;
         }
         self.set_mode();
     }
@@ -204,7 +242,11 @@ impl Session {
     fn set_mode(&mut self) {
         let lock_step = match self.phase {
             Phase::Held => !self.exempt,
-            Phase::Rolling { .. } => self.registered.handle.has_offer() && !self.exempt,
+            Phase::Rolling { .. } => {
+                self.next.as_ref().is_some_and(JoinHandle::is_finished)
+                    && self.must_leave()
+                    && !self.exempt
+            }
             Phase::Open => false,
         };
         let lock_step = (lock_step || self.want_probe) && self.relay.is_attached();
@@ -241,7 +283,7 @@ impl Session {
     fn cancel(&mut self) -> Result<(), End> {
         if !self.relay.is_attached() {
             if self.relay.holds_request() {
-                let error = ErrorMessage::error("57014", "canceling statement due to user request");
+                let error = ErrorMessage::error("57014", CANCELLED);
                 self.relay.refuse_held(&error).map_err(End::from_client)?;
             }
             self.handle().cancel_settled();
@@ -251,6 +293,11 @@ impl Session {
             return Ok(());
         };
         let running = self.cancelling.as_ref().is_some_and(|c| !c.is_finished());
+        if self.relay.at_safe_point() && self.relay.holds_request() {
+            // Held although attached: it was about to be detached.
+            let error = ErrorMessage::error("57014", CANCELLED);
+            self.relay.refuse_held(&error).map_err(End::from_client)?;
+        }
         if !self.relay.machine.is_in_flight() || running {
             self.handle().cancel_settled();
             return Ok(());
@@ -351,11 +398,10 @@ impl Session {
             && let Err(reason) = self.rehearse().await
         {
             let since = Instant::now().into_std();
-            self.found
-                .push(state::not_restorable(&self.relay.machine, reason, since));
+            self.refused = Some(state::not_restorable(&self.relay.machine, reason, since));
             self.publish();
         }
-        if !self.found.is_empty() {
+        if self.is_blocked() {
             self.exempt = true;
             self.profile.cluster.note_blocked();
             return Ok(());
@@ -420,50 +466,59 @@ impl Session {
 
     /// Moves to the instance that serves while the old server connection stays usable.
     async fn move_over(&mut self) -> Result<(), End> {
-        let Some(lease) = self.handle().take_offer() else {
+        let Some(next) = self.next.take() else {
             return Ok(());
         };
-        self.probe().await?;
-        if !self.found.is_empty() {
+        let moved = self.try_move(next).await;
+        self.handle().set_moving(false);
+        if let Err(reason) = moved? {
+            let since = Instant::now().into_std();
+            self.refused = Some(state::not_restorable(&self.relay.machine, reason, since));
+        }
+        if self.is_blocked() {
             self.exempt = true;
             self.profile.cluster.note_blocked();
-            return Ok(());
+            self.publish();
+        }
+        Ok(())
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.found.is_empty() || self.refused.is_some()
+    }
+
+    async fn try_move(
+        &mut self,
+        next: JoinHandle<Result<Ready, OpenError>>,
+    ) -> Result<Result<(), String>, End> {
+        let ready = match next.await {
+            Ok(Ok(ready)) => ready,
+            Ok(Err(error)) => return Ok(Err(error.to_string())),
+            Err(_) => return Ok(Err("the new server connection could not be made".to_owned())),
+        };
+        self.probe().await?;
+        let Some(snapshot) = self.snapshot.clone() else {
+            return Ok(Ok(()));
+        };
+        if !self.found.is_empty() {
+            return Ok(Ok(()));
         }
         let deadline = Instant::now() + OPEN_MAX;
-        let snapshot = self.snapshot.clone();
-        match state::open(
-            &self.profile,
-            lease,
-            snapshot.as_deref(),
-            self.unnamed(),
-            deadline,
-        )
-        .await
-        {
+        let unnamed = self.unnamed();
+        match state::carry(ready, &self.profile, &snapshot, unnamed, deadline).await {
             Ok(opened) => {
                 let old = self.relay.detach().map(|leg| leg.into_parts().0);
                 if let (Some(mut link), Some(stream)) = (self.link.take(), old) {
                     link.give_back(stream);
-                    let before = link.process;
-                    drop(link);
-                    self.profile
-                        .cluster
-                        .moved_process(self.told, before, opened.link.process);
+                    let cluster = &self.profile.cluster;
+                    cluster.moved_process(self.told, link.process, opened.link.process);
                 }
                 self.install(opened);
                 self.profile.metrics.session_move(MoveOutcome::Moved);
+                Ok(Ok(()))
             }
-            Err(error) => {
-                let since = Instant::now().into_std();
-                let reason = error.to_string();
-                self.found
-                    .push(state::not_restorable(&self.relay.machine, reason, since));
-                self.exempt = true;
-                self.profile.cluster.note_blocked();
-                self.publish();
-            }
+            Err(error) => Ok(Err(error.to_string())),
         }
-        Ok(())
     }
 
     // ---- attach -----------------------------------------------------------------------------
@@ -685,7 +740,13 @@ impl Session {
             let wire = state::wire_blocker(machine, now);
             let kind = wire.as_ref().map(|b| b.kind);
             blockers.extend(wire);
-            blockers.extend(self.found.iter().filter(|b| Some(b.kind) != kind).cloned());
+            blockers.extend(
+                self.found
+                    .iter()
+                    .chain(&self.refused)
+                    .filter(|b| Some(b.kind) != kind)
+                    .cloned(),
+            );
         }
         let movable = if !self.relay.is_attached() {
             Some(true)

@@ -6,6 +6,7 @@ use super::shared::Shared;
 use crate::auth::Credential;
 use crate::backend::cluster::Cluster;
 use crate::backend::connect::{ConnectError, Connected, Login, connect};
+use crate::backend::exec::{ExecError, connect_and_query};
 use crate::backend::frames::Frames;
 use crate::backend::gate::Lease;
 use crate::backend::link::Link;
@@ -62,11 +63,6 @@ pub(super) struct Profile {
 }
 
 impl Profile {
-    /// The user name.
-    pub(super) fn user(&self) -> &str {
-        &self.user
-    }
-
     /// Role or database settings were changed since this probe.
     pub(super) fn is_stale(&self, probed_at: Option<Instant>) -> bool {
         probed_at.is_none_or(|at| at < self.cluster.role_settings_changed())
@@ -260,6 +256,30 @@ async fn read_probe(
     }
 }
 
+/// A server connection that is logged in, its caches warm, and carries no session yet.
+pub(super) struct Ready {
+    link: Link,
+    params: Vec<(Bytes, Bytes)>,
+}
+
+/// Logs in ahead of a move, while the session still works on its old server connection.
+pub(super) async fn make_ready(
+    profile: Arc<Profile>,
+    lease: Lease,
+    deadline: Instant,
+) -> Result<Ready, OpenError> {
+    let mut ready = log_in(&profile, lease, deadline).await?;
+    let stream = ready.link.stream().ok_or(OpenError::Timeout)?;
+    let mut frames = Frames::new(stream);
+    // The first probe of a server process reads catalogs that the second finds in its caches.
+    let work = run_probe(&mut frames, &profile, None, BytesMut::new());
+    let probed = tokio::time::timeout_at(deadline, work)
+        .await
+        .map_err(|_| OpenError::Timeout)?;
+    probed.map_err(open_error)?;
+    Ok(ready)
+}
+
 /// Logs in and, with a snapshot, restores and verifies the session. Nothing of it reaches the client
 /// before it is verified.
 pub(super) async fn open(
@@ -269,28 +289,58 @@ pub(super) async fn open(
     unnamed: Option<Vec<u8>>,
     deadline: Instant,
 ) -> Result<Opened, OpenError> {
+    let ready = log_in(profile, lease, deadline).await?;
+    match snapshot {
+        Some(snapshot) => carry(ready, profile, snapshot, unnamed, deadline).await,
+        None => Ok(Opened {
+            link: ready.link,
+            params: ready.params,
+            for_client: BytesMut::new(),
+        }),
+    }
+}
+
+async fn log_in(profile: &Profile, lease: Lease, deadline: Instant) -> Result<Ready, OpenError> {
     let connected = connect(&profile.login(&lease, deadline)).await?;
     note_version(profile, &connected);
-    let mut params = connected.params.clone();
-    let started_at = Arc::clone(&lease.serving().started_at);
-    let mut link = Link::new(connected, lease);
-    let mut for_client = BytesMut::new();
-    if let Some(snapshot) = snapshot {
-        let stream = link.stream().ok_or(OpenError::Timeout)?;
-        let mut frames = Frames::new(stream);
-        let work = restore(&mut frames, profile, snapshot, unnamed, &mut params);
-        let probed = tokio::time::timeout_at(deadline, work)
-            .await
-            .map_err(|_| OpenError::Timeout)??;
-        if !started_at.is_empty() && probed.probe.server.started_us.to_string() != *started_at {
-            return Err(OpenError::OtherServer);
-        }
-        for_client = probed.for_client;
+    let params = connected.params.clone();
+    Ok(Ready {
+        link: Link::new(connected, lease),
+        params,
+    })
+}
+
+/// Restores a session onto a connection that is ready, and verifies it.
+pub(super) async fn carry(
+    ready: Ready,
+    profile: &Profile,
+    snapshot: &Snapshot,
+    unnamed: Option<Vec<u8>>,
+    deadline: Instant,
+) -> Result<Opened, OpenError> {
+    let Ready {
+        mut link,
+        mut params,
+    } = ready;
+    let began = Instant::now();
+    let started_at = link
+        .serving()
+        .map(|s| Arc::clone(&s.started_at))
+        .unwrap_or_default();
+    let stream = link.stream().ok_or(OpenError::Timeout)?;
+    let mut frames = Frames::new(stream);
+    let work = restore(&mut frames, profile, snapshot, unnamed, &mut params);
+    let probed = tokio::time::timeout_at(deadline, work)
+        .await
+        .map_err(|_| OpenError::Timeout)??;
+    if !started_at.is_empty() && probed.probe.server.started_us.to_string() != *started_at {
+        return Err(OpenError::OtherServer);
     }
+    tracing::debug!(took = ?began.elapsed(), "a session's state is on a new server connection");
     Ok(Opened {
         link,
         params,
-        for_client,
+        for_client: probed.for_client,
     })
 }
 
@@ -443,7 +493,7 @@ fn fingerprint(profile: &Profile, snapshot: &Snapshot) -> [u8; 32] {
     out
 }
 
-/// The server that a session was attached to still takes log-ins: it was not shut down.
+/// The server process that a session was attached to still takes log-ins: it was not shut down.
 pub(super) async fn still_serves(profile: &Profile, link: Option<&Link>) -> bool {
     let Some(serving) = link.and_then(Link::serving) else {
         return false;
@@ -455,14 +505,17 @@ pub(super) async fn still_serves(profile: &Profile, link: Option<&Link>) -> bool
         credential: Some(&profile.credential),
         deadline: Instant::now() + Duration::from_secs(2),
     };
-    match connect(&login).await {
-        Ok(connected) => {
-            connected.end().await;
-            true
+    match connect_and_query(&login, STARTED_AT).await {
+        Ok(rows) => {
+            rows.into_iter().flatten().flatten().next().as_deref() == Some(&*serving.started_at)
         }
-        Err(error) => !error.may_pass(),
+        Err(ExecError::Connect(error)) => !error.may_pass(),
+        Err(_) => false,
     }
 }
+
+/// When the server process started, in microseconds since 1970.
+const STARTED_AT: &str = "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8::pg_catalog.text";
 
 /// What a probe found, as blockers with the statements that they are blamed on.
 pub(super) fn blockers(probe: &Probe, machine: &Machine) -> Vec<Blocker> {
@@ -514,7 +567,12 @@ fn found(finding: &Finding, machine: &Machine) -> Blocker {
 /// No probe shows it, and it can't be sent again: it was not kept.
 fn too_large(machine: &Machine) -> Blocker {
     let detail = "the unnamed prepared statement is larger than 64 KiB";
-    blame(machine, BlockerKind::UnnamedStatement, detail.to_owned(), &[])
+    blame(
+        machine,
+        BlockerKind::UnnamedStatement,
+        detail.to_owned(),
+        &[],
+    )
 }
 
 /// A probe that failed.

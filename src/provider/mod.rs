@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 /// Rows of a simple query, each value as the server's text, `None` for NULL.
 pub type Rows = Vec<Vec<Option<String>>>;
 
-/// Asks a server, as the service account. One call is one login, one simple query, one logout.
+/// Asks a server, as the service account. One call is one login, one statement, one logout.
 pub trait ServerQuery: Send + Sync {
-    /// Runs `sql` at `endpoint` and returns the rows of its last statement. An implementation puts a
+    /// Runs the one statement `sql` at `endpoint` and returns its rows. An implementation puts a
     /// limit on how long a login may take; a statement such as CHECKPOINT may run for minutes.
     fn query<'a>(
         &'a self,

@@ -6,6 +6,16 @@ use crate::session::blocker::Blocker;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// What happens when no scaling point is found in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// Everything stays as it was.
+    Rollback,
+    /// The sessions in the way get an error, and the event goes on.
+    Force,
+}
+
 /// What is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
@@ -13,8 +23,8 @@ pub struct Request {
     pub to: Capacity,
     /// How long it may look for a scaling point.
     pub timeout: Duration,
-    /// At the timeout: end the sessions in the way, instead of rolling back.
-    pub force: bool,
+    /// What happens at the timeout.
+    pub on_timeout: OnTimeout,
     /// Go through with it at the present capacity, too.
     pub restart: bool,
 }

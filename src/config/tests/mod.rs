@@ -396,3 +396,34 @@ fn paths_start_from_the_file_and_secrets_stay_hidden() {
         "{error}"
     );
 }
+
+#[test]
+fn a_local_server_needs_no_service_user() {
+    let local = small(
+        "kind = \"static\"\nendpoints = [{ capacity = 2, address = \"10.0.0.5:5432\" }, { capacity = 4, address = \"10.0.0.6:5432\" }]",
+        "kind = \"local\"\ndata_dir = \"/nowhere/shop\"",
+    );
+    let account = |text: &str| {
+        let config = parse(text).unwrap();
+        config
+            .cluster("shop")
+            .unwrap()
+            .auth
+            .service
+            .clone()
+            .unwrap()
+    };
+    let named = account(&local.replace("\"slackwater\"", "\"keeper\""));
+    assert_eq!((&*named.user, named.password), ("keeper", None));
+    let bare = local.replace("service_user = \"slackwater\"\n", "");
+    let made = account(&bare);
+    assert_eq!(
+        (&*made.user, &*made.database, made.password),
+        ("slackwater", "postgres", None)
+    );
+    let given = account(&bare.replace(
+        "[clusters.shop.auth]",
+        "[clusters.shop.auth]\nservice_password = \"x\"",
+    ));
+    assert_eq!(given.password.unwrap().reveal(), "x");
+}

@@ -11,6 +11,7 @@ mod data_dir;
 mod install;
 mod postmaster;
 mod settings;
+mod stop;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -264,7 +265,8 @@ impl LocalProvider {
         facts
     }
 
-    /// Makes a role that can log in, or sets the password of the one that is there.
+    /// Makes a role that can log in, or sets the password of the one that is there. `password` is best a
+    /// verifier (`SCRAM-SHA-256$...`): statements can end up in the server's log.
     pub async fn create_user(
         &self,
         at: &Endpoint,
@@ -280,9 +282,8 @@ impl LocalProvider {
         } else {
             "ALTER"
         };
-        // A failing statement would be logged with the password in it.
         let sql = format!(
-            "SET log_min_error_statement = panic; {verb} ROLE {} LOGIN PASSWORD {}",
+            "{verb} ROLE {} LOGIN PASSWORD {}",
             identifier(name),
             literal(password)
         );

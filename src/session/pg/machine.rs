@@ -11,12 +11,17 @@ use super::recent::Recent;
 use super::unnamed::{MAX_KEPT, Unnamed};
 use super::watched::Watched;
 use crate::session::blocker::BlockerKind;
+use crate::wire::pg::backend::ErrorFields;
 use crate::wire::pg::frame::{Header, Reader};
 use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Bytes of a body that are looked at; the rest streams through.
 pub const HEAD_MAX: usize = 16 * 1024;
+
+/// The server ends the session (before 14: the COPY) when a COPY reads this; a COPY that has failed by
+/// then leaves it to be run.
+const INSIDE_COPY: &str = "a message inside COPY that is no part of it";
 
 /// Transaction status of the last ReadyForQuery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,14 +49,67 @@ enum Owed {
     Execute,
     Sync,
     FunctionCall,
+    /// CopyData, however many: owes nothing, is read by a COPY that starts before it.
+    CopyData,
     /// CopyDone or CopyFail: owes nothing, ends a COPY that starts before it is read.
     CopyEnd,
 }
 
+/// What an error tells about the Syncs that its COPY had read before it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReadBefore {
+    /// All of them: it failed because of CopyFail.
+    All,
+    /// Those before the first data: it failed in a line.
+    Early,
+    /// Nothing: it may have failed before it read anything.
+    Unknown,
+}
+
+impl ReadBefore {
+    /// Looks at the body of an ErrorResponse.
+    fn error(body: &[u8]) -> Self {
+        let (mut code, mut routine, mut place): (&[u8], &[u8], &[u8]) = (b"", b"", b"");
+        let mut reader = Reader::new(body);
+        while let (Ok(field @ 1..), Ok(text)) = (reader.u8(), reader.cstr()) {
+            match field {
+                b'C' => code = text,
+                b'R' => routine = text,
+                b'W' => place = text,
+                _ => {}
+            }
+        }
+        // The outermost place comes last. Line 0: nothing was read yet. (A translated text tells nothing.)
+        let place = place.rsplit(|b| *b == b'\n').next().unwrap_or_default();
+        let has = |words: &[u8]| memchr::memmem::find(place, words).is_some();
+        if code == b"57014" && routine == b"CopyGetData" {
+            Self::All
+        } else if place.starts_with(b"COPY ") && has(b", line ") && !has(b", line 0") {
+            Self::Early
+        } else {
+            Self::Unknown
+        }
+    }
+
+    /// Of the Syncs inside the COPY, those that it may have left unread.
+    const fn unread(self, (before, behind): (u32, u32)) -> u32 {
+        match self {
+            Self::All => 0,
+            Self::Early => behind,
+            Self::Unknown => before + behind,
+        }
+    }
+}
+
 impl Owed {
-    /// After an error in one of these the server skips up to the next Sync.
-    const fn is_extended(self) -> bool {
-        !matches!(self, Self::Query | Self::Sync | Self::FunctionCall)
+    /// Outside COPY the server ignores it.
+    const fn is_copy(self) -> bool {
+        matches!(self, Self::CopyData | Self::CopyEnd)
+    }
+
+    /// The server closes an implicit transaction with it, or reports the one that stays open.
+    const fn ends_batch(self) -> bool {
+        matches!(self, Self::Query | Self::Sync | Self::FunctionCall)
     }
 }
 
@@ -92,8 +150,13 @@ pub struct Machine {
     copy_in: bool,
     /// The server sends COPY data.
     copy_out: bool,
-    /// Syncs that the running COPY IN has swallowed.
-    swallowed_syncs: u32,
+    /// The running COPY IN was sent data.
+    copy_data: bool,
+    /// Syncs that the running COPY IN swallows: sent before its first data, and behind that.
+    swallowed: (u32, u32),
+    /// Syncs inside a COPY that failed: it has read them or, if it failed before, they are answered.
+    /// At most so many ReadyForQuery may come; the first other reply tells that none does.
+    doubtful: u32,
     ambiguous: Option<&'static str>,
     /// Something was sent since the last clean probe.
     dirty: bool,
@@ -116,7 +179,9 @@ impl Default for Machine {
             skipping: false,
             copy_in: false,
             copy_out: false,
-            swallowed_syncs: 0,
+            copy_data: false,
+            swallowed: (0, 0),
+            doubtful: 0,
             ambiguous: None,
             dirty: false,
             busy_since: None,
@@ -150,15 +215,22 @@ impl Machine {
         if header.tag == b'X' {
             return ClientFrame::Terminate;
         }
-        if self.busy_since.is_none() {
+        if self.busy_since.is_none() || self.at_rest() {
             self.busy_since = Some(now);
         }
         self.dirty = true;
         if self.skipping {
-            if header.tag == b'S' {
-                self.skipping = false;
-                self.batch_open = false;
-                self.owed.push_back(Owed::Sync);
+            match header.tag {
+                b'S' => {
+                    self.skipping = false;
+                    self.batch_open = false;
+                    self.owed.push_back(Owed::Sync);
+                }
+                b'd' | b'c' | b'f' | b'H' => {}
+                _ if self.doubtful > 0 => {
+                    self.ambiguous("a message behind a COPY that failed with a Sync inside it");
+                }
+                _ => {}
             }
             return ClientFrame::Forward;
         }
@@ -216,10 +288,13 @@ impl Machine {
                 _ => Owed::DescribePortal,
             }),
             b'E' => self.extended(Owed::Execute),
-            b'c' | b'f' if !self.owed.is_empty() => self.owed.push_back(Owed::CopyEnd),
-            b'c' | b'f' => {}
-            // CopyData outside COPY is ignored by the server; Flush owes nothing.
-            b'd' | b'H' => {}
+            // Outside COPY the server ignores these.
+            b'c' | b'f' | b'd' if self.owed.is_empty() => {}
+            b'c' | b'f' => self.owed.push_back(Owed::CopyEnd),
+            b'd' if self.owed.back() == Some(&Owed::CopyData) => {}
+            b'd' => self.owed.push_back(Owed::CopyData),
+            // Flush owes nothing; with a body it is an error that no reply is told from.
+            b'H' if header.body == 0 => {}
             _ => self.ambiguous("a message of unknown type was sent"),
         }
         ClientFrame::Forward
@@ -227,11 +302,17 @@ impl Machine {
 
     /// A frame came from the server; `head` is the beginning of its body.
     pub fn on_server(&mut self, header: Header, head: &[u8]) -> ServerFrame {
-        if self.owed.front() == Some(&Owed::CopyEnd) {
-            self.drop_copy_ends();
+        match header.tag {
+            b'N' => return ServerFrame::Forward,
+            b'D' | b'd' if !self.owed.is_empty() => return ServerFrame::Forward,
+            b'S' => return ServerFrame::ParameterStatus,
+            b'A' => return ServerFrame::Notification,
+            _ => self.drop_copy(),
+        }
+        if self.doubtful > 0 && !matches!(header.tag, b'Z' | b'E') {
+            self.doubtful = 0;
         }
         match header.tag {
-            b'D' | b'd' | b'N' => {}
             b'Z' => return self.ready(head),
             b'C' => self.complete(),
             b'1' => match self.owed.pop_front() {
@@ -265,19 +346,20 @@ impl Machine {
                 _ => self.ambiguous("a completion that nobody asked for"),
             },
             b'E' => {
-                self.error();
+                self.error(head);
                 return ServerFrame::Error;
             }
             b'G' => self.copy_in_begins(),
-            b'H' => self.copy_out = true,
-            b'c' => self.copy_out = false,
+            b'H' => match self.owed.front() {
+                Some(Owed::Query | Owed::Execute) => self.copy_out = true,
+                _ => self.ambiguous("CopyOutResponse without a statement"),
+            },
+            b'c' if self.copy_out => self.copy_out = false,
             b'V' => {
                 if self.owed.front() != Some(&Owed::FunctionCall) {
                     self.ambiguous("FunctionCallResponse without FunctionCall");
                 }
             }
-            b'S' => return ServerFrame::ParameterStatus,
-            b'A' => return ServerFrame::Notification,
             _ => self.ambiguous("the server sent a message of unknown type"),
         }
         ServerFrame::Forward
@@ -291,7 +373,11 @@ impl Machine {
 
     /// No reply is owed and no batch is open; the status may be any. The end of a request in lock-step.
     pub fn is_quiet(&self) -> bool {
-        self.owed.is_empty() && !self.batch_open && !self.skipping && !self.copy_in
+        self.owed.is_empty()
+            && !self.batch_open
+            && !self.skipping
+            && !self.copy_in
+            && self.doubtful == 0
     }
 
     /// A fresh login: nothing was run, but nothing was asked either.
@@ -318,9 +404,10 @@ impl Machine {
         self.status
     }
 
-    /// Why nobody can say what is owed, if so.
+    /// Why nobody can say what is owed, if so: for good, or until the next reply tells.
     pub fn why_ambiguous(&self) -> Option<&'static str> {
-        self.ambiguous
+        self.ambiguous.or((self.doubtful > 0)
+            .then_some("COPY failed with a Sync inside it; the next request will tell"))
     }
 
     /// Something was sent since [`Self::probed_clean`].
@@ -346,7 +433,7 @@ impl Machine {
 
     /// What the wire alone knows to stand in the way, the most telling first.
     pub fn wire_blocker(&self) -> Option<BlockerKind> {
-        if self.ambiguous.is_some() {
+        if self.why_ambiguous().is_some() {
             Some(BlockerKind::Ambiguous)
         } else if self.status != Status::Idle {
             Some(BlockerKind::Transaction)
@@ -373,12 +460,21 @@ impl Machine {
     /// A client's frame while the server reads COPY data; true when that is all it means.
     fn in_copy(&mut self, tag: u8) -> bool {
         match tag {
-            b'd' | b'H' => {}
-            b'S' => self.swallowed_syncs += 1,
-            // CopyDone, CopyFail, or a message that makes the server fail the COPY: eaten either way.
-            _ => self.copy_in = false,
+            b'H' => {}
+            b'd' => self.copy_data = true,
+            b'S' => self.swallow_sync(),
+            b'c' | b'f' => self.copy_in = false,
+            _ => {
+                self.copy_in = false;
+                self.ambiguous(INSIDE_COPY);
+            }
         }
         true
+    }
+
+    fn swallow_sync(&mut self) {
+        let (before, behind) = &mut self.swallowed;
+        *(if self.copy_data { behind } else { before }) += 1;
     }
 
     /// CopyInResponse: what was already sent behind the COPY is read by the COPY.
@@ -387,20 +483,25 @@ impl Machine {
             return self.ambiguous("CopyInResponse without a statement");
         };
         self.copy_in = true;
-        self.swallowed_syncs = 0;
+        self.copy_data = false;
+        self.swallowed = (0, 0);
         while let Some(next) = self.owed.pop_front() {
-            if next == Owed::Sync {
-                self.swallowed_syncs += 1;
-                // The Sync was taken for the end of the batch; the COPY swallowed it.
-                continue;
+            match next {
+                Owed::Sync => self.swallow_sync(),
+                Owed::CopyData => self.copy_data = true,
+                Owed::CopyEnd => {
+                    self.copy_in = false;
+                    break;
+                }
+                _ => {
+                    self.copy_in = false;
+                    self.ambiguous(INSIDE_COPY);
+                    break;
+                }
             }
-            self.copy_in = false;
-            if next == Owed::ParseUnnamed {
-                self.unnamed.skipped();
-            }
-            break;
         }
-        if copy == Owed::Execute && self.owed.is_empty() {
+        // The Sync that was taken for the end of this batch may be one that the COPY swallows.
+        if copy == Owed::Execute && !self.owed.iter().any(|o| o.ends_batch()) {
             self.batch_open = true;
         }
         self.owed.push_front(copy);
@@ -409,11 +510,11 @@ impl Machine {
     fn complete(&mut self) {
         self.copy_in = false;
         self.copy_out = false;
-        self.swallowed_syncs = 0;
+        self.swallowed = (0, 0);
         match self.owed.front() {
             Some(Owed::Execute) => {
                 self.owed.pop_front();
-                self.drop_copy_ends();
+                self.drop_copy();
             }
             Some(Owed::Query) => {}
             _ => self.ambiguous("CommandComplete without a statement"),
@@ -421,15 +522,23 @@ impl Machine {
     }
 
     fn ready(&mut self, head: &[u8]) -> ServerFrame {
-        self.drop_copy_ends();
-        match self.owed.pop_front() {
-            Some(Owed::Query) => self.unnamed.dropped(),
-            Some(Owed::Sync | Owed::FunctionCall) => {}
-            _ => self.ambiguous("ReadyForQuery that nobody asked for"),
+        if self.doubtful > 0 && self.owed.front() != Some(&Owed::Sync) {
+            // The COPY failed before it read this Sync, which has ended the skipping.
+            self.doubtful -= 1;
+            if self.skipping {
+                self.skipping = false;
+                self.batch_open = false;
+            }
+        } else {
+            match self.owed.pop_front() {
+                Some(Owed::Query) => self.unnamed.dropped(),
+                Some(Owed::Sync | Owed::FunctionCall) => {}
+                _ => self.ambiguous("ReadyForQuery that nobody asked for"),
+            }
         }
         self.copy_in = false;
         self.copy_out = false;
-        self.drop_copy_ends();
+        self.drop_copy();
         self.status = match head.first() {
             Some(b'I') => Status::Idle,
             Some(b'T') => Status::Transaction,
@@ -448,31 +557,44 @@ impl Machine {
         ServerFrame::Ready
     }
 
-    fn error(&mut self) {
-        if self.swallowed_syncs > 0 {
-            // Whether the COPY read them before it failed, or they end the skipping, only time tells.
-            self.ambiguous("COPY failed with a Sync inside it");
-            self.swallowed_syncs = 0;
+    fn error(&mut self, head: &[u8]) {
+        if self.doubtful > 0 && self.owed.front().is_some_and(|o| *o != Owed::Sync) {
+            self.doubtful = 0;
+        }
+        let swallowed = std::mem::take(&mut self.swallowed);
+        if swallowed != (0, 0) {
+            self.doubtful = ReadBefore::error(head).unread(swallowed);
         }
         self.copy_in = false;
         self.copy_out = false;
-        self.drop_copy_ends();
         match self.owed.front() {
-            Some(front) if front.is_extended() => self.skip_to_sync(),
-            // Query, FunctionCall and Sync: their ReadyForQuery follows. None: the server ends.
-            _ => {}
+            Some(Owed::Query) if self.doubtful > 0 => {
+                // Its ReadyForQuery comes first, with no other reply that could tell it apart.
+                self.unnamed.dropped();
+                self.owed.pop_front();
+                self.owed.push_front(Owed::Sync);
+            }
+            // Their ReadyForQuery follows.
+            Some(Owed::Query | Owed::FunctionCall | Owed::Sync) => {}
+            Some(_) => self.skip_to_sync(),
+            // The server ends, or it does what it does at no other time.
+            None if ErrorFields::parse(head).is_fatal() => {}
+            None => self.ambiguous("an error that no request is known for"),
         }
     }
 
     /// The server skips everything that was sent, up to the next Sync.
     fn skip_to_sync(&mut self) {
         let mut first = true;
-        while let Some(owed) = self.owed.front() {
+        while let Some(&owed) = self.owed.front() {
             match owed {
                 Owed::Sync => return,
                 Owed::ParseUnnamed if first => self.unnamed.failed(),
                 Owed::ParseUnnamed => self.unnamed.skipped(),
                 _ => {}
+            }
+            if !first && !owed.is_copy() && self.doubtful > 0 {
+                self.ambiguous("a message behind a COPY that failed with a Sync inside it");
             }
             first = false;
             self.owed.pop_front();
@@ -480,13 +602,10 @@ impl Machine {
         self.skipping = true;
     }
 
-    /// CopyDone and CopyFail outside COPY are ignored by the server.
-    fn drop_copy_ends(&mut self) {
-        while self.owed.front() == Some(&Owed::CopyEnd) {
+    /// Outside COPY its messages are ignored by the server.
+    fn drop_copy(&mut self) {
+        while self.owed.front().is_some_and(|o| o.is_copy()) {
             self.owed.pop_front();
-        }
-        if self.owed.iter().all(|o| *o == Owed::CopyEnd) {
-            self.owed.clear();
         }
     }
 

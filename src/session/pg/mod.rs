@@ -13,4 +13,7 @@ pub mod snapshot;
 pub mod unnamed;
 pub mod watched;
 
+#[cfg(test)]
+mod tests;
+
 pub use probe_sql::CATALOG_NAMES_SQL;
