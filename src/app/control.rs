@@ -14,6 +14,7 @@ use crate::net::handshake::HandshakeConfig;
 use crate::net::janitor::{self, Rests};
 use crate::net::login::{self, Entrance};
 use crate::net::shared::{Limits, Shared};
+use crate::net::workers::Workers;
 use crate::observe::{EventOutcome, Metrics, SessionState};
 use crate::scale::coordinator::{Refused, reports};
 use crate::scale::event::{Event, InTheWay, Request};
@@ -56,6 +57,7 @@ pub(super) struct App {
     usage: Mutex<Instant>,
     /// Lines to print once everything is up.
     greeting: Vec<String>,
+    workers: Workers,
     _lock: nix::fcntl::Flock<std::fs::File>,
 }
 
@@ -70,6 +72,7 @@ impl App {
             tracing::warn!("{warning}");
         }
         let lock = start::state_dir(&config.state_dir)?;
+        let workers = Workers::start().map_err(|e| fail(format!("threads: {e}")))?;
         let mock_secret = start::mock_secret(&config.state_dir)?;
         let certificates = Arc::new(start::certificates(&config)?);
         let metrics = Metrics::new();
@@ -109,6 +112,7 @@ impl App {
             stop: CancellationToken::new(),
             usage: Mutex::new(Instant::now()),
             greeting,
+            workers,
             _lock: lock,
         }))
     }
@@ -185,12 +189,15 @@ impl App {
             };
             match stream {
                 Ok(stream) => {
-                    if let Err(error) = socket::configure(&stream, &config) {
-                        tracing::debug!(%error, "socket options of a client");
-                    }
                     let entrance = Arc::clone(&self.entrance);
                     let handshake = Arc::clone(&self.handshake);
-                    tokio::spawn(login::serve(stream, entrance, handshake));
+                    if std::env::var("SW_W").as_deref()==Ok("0") { let stream = stream.settle(&config).unwrap(); tokio::spawn(login::serve(stream, entrance, handshake)); continue; }
+                    self.workers.spawn(move || async move {
+                        match stream.settle(&config) {
+                            Ok(stream) => login::serve(stream, entrance, handshake).await,
+                            Err(error) => tracing::warn!(%error, "a client's socket can't be used"),
+                        }
+                    });
                 }
                 Err(error) => {
                     // Out of descriptors: nobody is served faster by asking again at once.
