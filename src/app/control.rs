@@ -12,6 +12,7 @@ use crate::net::handshake::HandshakeConfig;
 use crate::net::janitor::{self, Rests};
 use crate::net::login::{self, Entrance};
 use crate::net::shared::{Limits, Shared};
+use crate::net::workers::Workers;
 use crate::observe::Metrics;
 
 use crate::transport::tls::Certificates;
@@ -44,6 +45,7 @@ pub(super) struct App {
     mock_secret: [u8; 32],
     stop: CancellationToken,
     pub(super) usage: Mutex<Instant>,
+    workers: Workers,
     _lock: nix::fcntl::Flock<std::fs::File>,
 }
 
@@ -57,6 +59,7 @@ impl App {
             tracing::warn!("{warning}");
         }
         let lock = start::state_dir(&config.state_dir)?;
+        let workers = Workers::start().map_err(|e| fail(format!("threads: {e}")))?;
         let mock_secret = start::mock_secret(&config.state_dir)?;
         let certificates = Arc::new(start::certificates(&config)?);
         let metrics = Metrics::new();
@@ -95,6 +98,7 @@ impl App {
             mock_secret,
             stop: CancellationToken::new(),
             usage: Mutex::new(Instant::now()),
+            workers,
             _lock: lock,
         }))
     }
@@ -161,12 +165,19 @@ impl App {
             };
             match stream {
                 Ok(stream) => {
-                    if let Err(error) = socket::configure(&stream, &config) {
-                        tracing::debug!(%error, "socket options of a client");
-                    }
                     let entrance = Arc::clone(&self.entrance);
                     let handshake = Arc::clone(&self.handshake);
-                    tokio::spawn(login::serve(stream, entrance, handshake));
+                    if std::env::var("SW_W").as_deref() == Ok("0") {
+                        let stream = stream.settle(&config).unwrap();
+                        tokio::spawn(login::serve(stream, entrance, handshake));
+                        continue;
+                    }
+                    self.workers.spawn(move || async move {
+                        match stream.settle(&config) {
+                            Ok(stream) => login::serve(stream, entrance, handshake).await,
+                            Err(error) => tracing::warn!(%error, "a client's socket can't be used"),
+                        }
+                    });
                 }
                 Err(error) => {
                     // Out of descriptors: nobody is served faster by asking again at once.

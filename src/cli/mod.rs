@@ -347,7 +347,13 @@ fn start_log(args: &LogArgs) -> Result<(), Failure> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    if std::env::var("SW_W").as_deref() == Ok("0") {
+        return tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::new(format!("can't start the runtime: {e}")));
+    }
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::new(format!("can't start the runtime: {e}")))

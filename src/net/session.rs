@@ -24,6 +24,7 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::{Instrument, Span};
 
 /// How long a probe may take before the state counts as unknown.
 const PROBE_MAX: Duration = Duration::from_secs(5);
@@ -99,39 +100,37 @@ impl Session {
         session
     }
 
-    /// Serves the client to the end.
-    pub(super) async fn run(mut self) {
-        let end = Box::pin(self.serve()).await;
-        Box::pin(self.finish(end)).await;
-    }
-
-    async fn serve(&mut self) -> End {
+    /// Serves the client to the end. What is logged is logged in `span`, which the relay's work is outside
+    /// of: entering it is not free.
+    pub(super) async fn run(mut self: Box<Self>, span: Span) {
         let handle = Arc::clone(&self.registered.handle);
-        loop {
-            // Whatever is asked of one session, the others get their turn.
-            tokio::task::coop::consume_budget().await;
-            if let Err(end) = Box::pin(self.attend()).await {
-                return end;
+        let mut next = Box::pin(self.attend()).instrument(span.clone()).await;
+        let end = loop {
+            if let Err(end) = next {
+                break end;
             }
             let relay = &mut self.relay;
             let stop = poll_fn(|cx| relay.poll(cx, &handle, Instant::now().into_std())).await;
-            self.count();
-            let done = match stop {
-                Stop::Asked => Ok(()),
-                Stop::NeedServer => Box::pin(self.attach()).await,
-                Stop::SafePoint | Stop::Rested => Box::pin(self.safe_point()).await,
-                Stop::ClientGone => Err(End::ClientGone),
-                Stop::ClientGarbage(error) => Err(End::ClientGarbage(error)),
-                Stop::ServerGarbage(error) => Err(End::ServerGarbage(error)),
-                Stop::ServerFatal(fatal) => Box::pin(self.server_fatal(*fatal)).await,
-                Stop::ServerGone => self.server_gone(),
-            };
-            if let Err(end) = done {
-                return end;
-            }
-            // Whatever is decided here, the other sessions of this thread have their turn.
+            // Whatever is asked of one session, the others of its thread get their turn.
             tokio::task::coop::consume_budget().await;
-        }
+            next = Box::pin(self.on_stop(stop)).instrument(span.clone()).await;
+        };
+        Box::pin(self.finish(end)).instrument(span).await;
+    }
+
+    async fn on_stop(&mut self, stop: Stop) -> Result<(), End> {
+        self.count();
+        match stop {
+            Stop::Asked => Ok(()),
+            Stop::NeedServer => Box::pin(self.attach()).await,
+            Stop::SafePoint | Stop::Rested => Box::pin(self.safe_point()).await,
+            Stop::ClientGone => Err(End::ClientGone),
+            Stop::ClientGarbage(error) => Err(End::ClientGarbage(error)),
+            Stop::ServerGarbage(error) => Err(End::ServerGarbage(error)),
+            Stop::ServerFatal(fatal) => Box::pin(self.server_fatal(*fatal)).await,
+            Stop::ServerGone => self.server_gone(),
+        }?;
+        Box::pin(self.attend()).await
     }
 
     fn handle(&self) -> &Handle {
@@ -779,7 +778,7 @@ impl Session {
 
     // ---- the end ----------------------------------------------------------------------------
 
-    async fn finish(mut self, end: End) {
+    async fn finish(mut self: Box<Self>, end: End) {
         let handle = Arc::clone(&self.registered.handle);
         if matches!(end, End::Forced) {
             self.deliver_last(&handle).await;
