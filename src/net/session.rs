@@ -8,7 +8,7 @@
 use super::end::End;
 use super::relay::{Fatal, Leg, Mode, Relay, Stop};
 use super::state::{self, OpenError, Opened, Profile, Ready};
-use crate::backend::gate::Phase;
+use crate::backend::gate::{Lease, Phase};
 use crate::backend::link::Link;
 use crate::backend::registry::{Ask, Handle, Registered, State};
 use crate::observe::MoveOutcome;
@@ -22,6 +22,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
@@ -62,8 +63,10 @@ pub(super) struct Session {
     /// Ends at rest, for this reason.
     ending: Option<End>,
     cancelling: Option<JoinHandle<()>>,
-    /// The second end of a move, made ready while the session works.
-    next: Option<JoinHandle<Result<Ready, OpenError>>>,
+    /// The second end of a move, while it is made ready beside the session's work.
+    next: Option<oneshot::Receiver<Result<Ready, OpenError>>>,
+    /// The same, once it is: taken at the next safe point.
+    ready: Option<Result<Ready, OpenError>>,
     told: i32,
 }
 
@@ -92,6 +95,7 @@ impl Session {
             ending: None,
             cancelling: None,
             next: None,
+            ready: None,
             told,
         };
         session.relay.adopt_parameters(&opened.params);
@@ -198,27 +202,39 @@ impl Session {
 
     /// A lease for the second end of a move was offered, or that end is ready.
     fn asked_to_move(&mut self) {
-        let Some(lease) = self.handle().take_offer() else {
-            return self.set_mode();
-        };
-        if self.next.is_some() || !self.must_leave() {
-            return;
+        if let Some(made) = self.next.as_mut().and_then(|next| next.try_recv().ok()) {
+            self.next = None;
+            self.ready = Some(made);
         }
+        if let Some(lease) = self.handle().take_offer()
+            && self.next.is_none()
+            && self.ready.is_none()
+            && self.must_leave()
+        {
+            self.make_ready(lease);
+        }
+        self.set_mode();
+    }
+
+    fn make_ready(&mut self, lease: Lease) {
         self.exempt = false;
         let profile = Arc::clone(&self.profile);
         let handle = Arc::clone(&self.registered.handle);
         handle.set_moving(true);
-        self.next = Some(tokio::spawn(async move {
+        let (made, next) = oneshot::channel();
+        self.next = Some(next);
+        tokio::spawn(async move {
             let deadline = Instant::now() + OPEN_MAX;
             let ready = state::make_ready(profile, lease, deadline).await;
+            // Nobody waits for it any more: it is let go.
+            drop(made.send(ready));
             handle.ask(Ask::Move);
-            ready
-        }));
+        });
     }
 
     /// Gives the second end of a move up; the server is told in the background.
     fn stay(&mut self) {
-        self.next = None;
+        (self.next, self.ready) = (None, None);
         self.handle().set_moving(false);
         self.set_mode();
     }
@@ -241,11 +257,7 @@ impl Session {
     fn set_mode(&mut self) {
         let lock_step = match self.phase {
             Phase::Held => !self.exempt,
-            Phase::Rolling { .. } => {
-                self.next.as_ref().is_some_and(JoinHandle::is_finished)
-                    && self.must_leave()
-                    && !self.exempt
-            }
+            Phase::Rolling { .. } => self.ready.is_some() && self.must_leave() && !self.exempt,
             Phase::Open => false,
         };
         let lock_step = (lock_step || self.want_probe) && self.relay.is_attached();
@@ -465,10 +477,10 @@ impl Session {
 
     /// Moves to the instance that serves while the old server connection stays usable.
     async fn move_over(&mut self) -> Result<(), End> {
-        let Some(next) = self.next.take() else {
+        let Some(ready) = self.ready.take() else {
             return Ok(());
         };
-        let moved = self.try_move(next).await;
+        let moved = self.try_move(ready).await;
         self.handle().set_moving(false);
         if let Err(reason) = moved? {
             let since = Instant::now().into_std();
@@ -488,12 +500,11 @@ impl Session {
 
     async fn try_move(
         &mut self,
-        next: JoinHandle<Result<Ready, OpenError>>,
+        ready: Result<Ready, OpenError>,
     ) -> Result<Result<(), String>, End> {
-        let ready = match next.await {
-            Ok(Ok(ready)) => ready,
-            Ok(Err(error)) => return Ok(Err(error.to_string())),
-            Err(_) => return Ok(Err("the new server connection could not be made".to_owned())),
+        let ready = match ready {
+            Ok(ready) => ready,
+            Err(error) => return Ok(Err(error.to_string())),
         };
         self.probe().await?;
         let Some(snapshot) = self.snapshot.clone() else {
