@@ -140,9 +140,9 @@ impl Handler {
             let (done, wait) = std::sync::mpsc::channel();
             runtime.spawn(async move {
                 reports(&cluster).await;
-                drop(done.send(()));
+                let _gone = done.send(());
             });
-            drop(wait.recv_timeout(Duration::from_secs(1)));
+            let _late = wait.recv_timeout(Duration::from_secs(1));
         }
     }
 }

@@ -5,20 +5,20 @@
 //! others, when parked. Everything here happens between requests; while a request runs, only the relay
 //! works.
 
+mod attach;
+mod leave;
+
 use super::end::End;
 use super::relay::{Fatal, Leg, Mode, Relay, Stop};
 use super::state::{self, OpenError, Opened, Profile, Ready};
-use crate::backend::gate::{Lease, Phase};
+use crate::backend::gate::Phase;
 use crate::backend::link::Link;
-use crate::backend::registry::{Ask, Handle, Registered, State};
-use crate::observe::MoveOutcome;
+use crate::backend::registry::{Ask, Handle, Registered};
 use crate::session::blocker::Blocker;
 use crate::session::pg::machine::Status;
 use crate::session::pg::snapshot::Snapshot;
 use crate::wire::pg::backend::ErrorMessage;
-use bytes::BytesMut;
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -27,17 +27,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
-/// How long a probe may take before the state counts as unknown.
-const PROBE_MAX: Duration = Duration::from_secs(5);
-
 /// How long a server may take for a login, restore and verification together.
 const OPEN_MAX: Duration = Duration::from_secs(30);
-
-/// Wait between attempts to reach a server that is away.
-const RETRY: Duration = Duration::from_millis(20);
-
-/// How often a waiting session looks at the time.
-const TICK: Duration = Duration::from_millis(500);
 
 /// What PostgreSQL says to a cancelled statement.
 const CANCELLED: &str = "canceling statement due to user request";
@@ -200,45 +191,6 @@ impl Session {
         Ok(())
     }
 
-    /// A lease for the second end of a move was offered, or that end is ready.
-    fn asked_to_move(&mut self) {
-        if let Some(made) = self.next.as_mut().and_then(|next| next.try_recv().ok()) {
-            self.next = None;
-            self.ready = Some(made);
-        }
-        if let Some(lease) = self.handle().take_offer()
-            && self.next.is_none()
-            && self.ready.is_none()
-            && self.must_leave()
-        {
-            self.make_ready(lease);
-        }
-        self.set_mode();
-    }
-
-    fn make_ready(&mut self, lease: Lease) {
-        self.exempt = false;
-        let profile = Arc::clone(&self.profile);
-        let handle = Arc::clone(&self.registered.handle);
-        handle.set_moving(true);
-        let (made, next) = oneshot::channel();
-        self.next = Some(next);
-        tokio::spawn(async move {
-            let deadline = Instant::now() + OPEN_MAX;
-            let ready = state::make_ready(profile, lease, deadline).await;
-            // Nobody waits for it any more: it is let go.
-            drop(made.send(ready));
-            handle.ask(Ask::Move);
-        });
-    }
-
-    /// Gives the second end of a move up; the server is told in the background.
-    fn stay(&mut self) {
-        (self.next, self.ready) = (None, None);
-        self.handle().set_moving(false);
-        self.set_mode();
-    }
-
     /// The client waits for nothing.
     fn is_resting(&self) -> bool {
         self.relay.at_safe_point() || (!self.relay.is_attached() && !self.relay.holds_request())
@@ -335,368 +287,6 @@ impl Session {
         if let Some(cancelling) = self.cancelling.take() {
             let _ended = cancelling.await;
         }
-    }
-
-    // ---- safe points ------------------------------------------------------------------------
-
-    async fn safe_point(&mut self) -> Result<(), End> {
-        if let Some(end) = self.ending.take() {
-            return Err(end);
-        }
-        match self.phase {
-            Phase::Held if !self.exempt => self.detach_for_event().await?,
-            Phase::Rolling { .. }
-                if self.must_leave() && !self.exempt && self.handle().has_offer() =>
-            {
-                self.move_over().await?;
-            }
-            _ => {
-                if self.want_probe {
-                    self.probe().await?;
-                    self.rehearse_ahead();
-                }
-            }
-        }
-        self.set_mode();
-        Ok(())
-    }
-
-    /// Asks the server what the session holds, unless that is known. A failure is a blocker.
-    async fn probe(&mut self) -> Result<(), End> {
-        self.want_probe = false;
-        self.settle_cancel().await;
-        let machine = &mut self.relay.machine;
-        if !machine.is_dirty() && self.probed_at.is_some() && !self.profile.is_stale(self.probed_at)
-        {
-            return Ok(());
-        }
-        let (cluster, database) = (&self.profile.cluster, &self.profile.database);
-        cluster.learn_names(database, machine.watched.new_names());
-        let deadline = Instant::now() + PROBE_MAX;
-        let Some(stream) = self.relay.server_stream() else {
-            return Ok(());
-        };
-        let outcome = state::probe(stream, &self.profile, self.snapshot.as_deref(), deadline).await;
-        self.probed_at = Some(Instant::now());
-        let machine = &mut self.relay.machine;
-        match outcome {
-            Ok(probed) => {
-                self.found = state::blockers(&probed.probe, machine);
-                if self.found.is_empty() {
-                    machine.probed_clean();
-                } else {
-                    machine.probed_blocked();
-                }
-                self.snapshot = Some(Arc::new(probed.probe.snapshot));
-                self.profile
-                    .note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
-                self.relay
-                    .tell(|out| out.extend_from_slice(&probed.for_client));
-            }
-            Err(state::ProbeFailure::Refused(reason)) => {
-                self.found = vec![state::unknown(machine, reason)];
-                self.snapshot = None;
-            }
-            Err(state::ProbeFailure::Broken(error)) => return Err(End::ServerLost(error)),
-        }
-        self.publish();
-        Ok(())
-    }
-
-    async fn detach_for_event(&mut self) -> Result<(), End> {
-        self.probe().await?;
-        if self.found.is_empty()
-            && let Err(reason) = self.rehearse().await
-        {
-            let since = Instant::now().into_std();
-            self.refused = Some(state::not_restorable(&self.relay.machine, reason, since));
-            self.publish();
-        }
-        if self.is_blocked() {
-            self.exempt = true;
-            self.profile.cluster.note_blocked();
-            return Ok(());
-        }
-        self.detach();
-        Ok(())
-    }
-
-    async fn park(&mut self) -> Result<(), End> {
-        self.probe().await?;
-        if self.found.is_empty() && self.relay.at_safe_point() {
-            self.detach();
-        }
-        Ok(())
-    }
-
-    /// Takes the server connection off; the session's state is in its snapshot.
-    fn detach(&mut self) {
-        let Some(leg) = self.relay.detach() else {
-            return;
-        };
-        if let Some(mut link) = self.link.take() {
-            link.give_back(leg.into_parts().0);
-            // Let go: terminated and awaited in the background, then the lease goes back.
-            drop(link);
-        }
-        let state = if self.relay.holds_request() {
-            State::Held
-        } else {
-            State::Parked
-        };
-        self.handle().set_state(state, Instant::now().into_std());
-        self.relay.forget_told_state();
-        self.publish();
-    }
-
-    /// Proves on the old server that the snapshot can be put onto a fresh connection.
-    async fn rehearse(&self) -> Result<(), String> {
-        let Some(snapshot) = self.snapshot.clone() else {
-            return Err("the session's state is not known".to_owned());
-        };
-        state::rehearse(Arc::clone(&self.profile), snapshot, self.unnamed()).await
-    }
-
-    /// The same, ahead of a hold and beside the session's own work.
-    fn rehearse_ahead(&self) {
-        if self.found.is_empty()
-            && let Some(snapshot) = self.snapshot.clone()
-            && self.profile.cluster.rehearsals_wanted()
-        {
-            tokio::spawn(state::rehearse(
-                Arc::clone(&self.profile),
-                snapshot,
-                self.unnamed(),
-            ));
-        }
-    }
-
-    fn unnamed(&self) -> Option<Vec<u8>> {
-        self.relay.machine.unnamed.to_restore().map(<[u8]>::to_vec)
-    }
-
-    /// Moves to the instance that serves while the old server connection stays usable.
-    async fn move_over(&mut self) -> Result<(), End> {
-        let Some(ready) = self.ready.take() else {
-            return Ok(());
-        };
-        let moved = self.try_move(ready).await;
-        self.handle().set_moving(false);
-        if let Err(reason) = moved? {
-            let since = Instant::now().into_std();
-            self.refused = Some(state::not_restorable(&self.relay.machine, reason, since));
-        }
-        if self.is_blocked() {
-            self.exempt = true;
-            self.profile.cluster.note_blocked();
-            self.publish();
-        }
-        Ok(())
-    }
-
-    fn is_blocked(&self) -> bool {
-        !self.found.is_empty() || self.refused.is_some()
-    }
-
-    async fn try_move(
-        &mut self,
-        ready: Result<Ready, OpenError>,
-    ) -> Result<Result<(), String>, End> {
-        let ready = match ready {
-            Ok(ready) => ready,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        self.probe().await?;
-        let Some(snapshot) = self.snapshot.clone() else {
-            return Ok(Ok(()));
-        };
-        if !self.found.is_empty() {
-            return Ok(Ok(()));
-        }
-        let deadline = Instant::now() + OPEN_MAX;
-        let unnamed = self.unnamed();
-        match state::carry(ready, &self.profile, &snapshot, unnamed, deadline).await {
-            Ok(opened) => {
-                let old = self.relay.detach().map(|leg| leg.into_parts().0);
-                if let (Some(mut link), Some(stream)) = (self.link.take(), old) {
-                    link.give_back(stream);
-                    let cluster = &self.profile.cluster;
-                    cluster.moved_process(self.told, link.process, opened.link.process);
-                }
-                self.install(opened);
-                self.profile.metrics.session_move(MoveOutcome::Moved);
-                Ok(Ok(()))
-            }
-            Err(error) => Ok(Err(error.to_string())),
-        }
-    }
-
-    // ---- attach -----------------------------------------------------------------------------
-
-    /// Gets a server connection for a request that the client has sent.
-    async fn attach(&mut self) -> Result<(), End> {
-        self.handle()
-            .set_state(State::Held, Instant::now().into_std());
-        self.publish();
-        let since = Instant::now();
-        let mut last = None;
-        loop {
-            let gate = Arc::clone(&self.profile.cluster.gate);
-            let lease = match self.held(gate.lease(), since, last.as_ref()).await? {
-                Held::Done(lease) => lease,
-                Held::NothingLeft => break,
-            };
-            let profile = Arc::clone(&self.profile);
-            let snapshot = self.snapshot.clone();
-            let unnamed = self.unnamed();
-            let work = tokio::spawn(async move {
-                let deadline = Instant::now() + OPEN_MAX;
-                state::open(&profile, lease, snapshot.as_deref(), unnamed, deadline).await
-            });
-            let opened = match self.held(work, since, last.as_ref()).await? {
-                Held::Done(Ok(opened)) => opened,
-                Held::Done(Err(_)) => return Err(End::Internal("attaching failed")),
-                Held::NothingLeft => break,
-            };
-            match opened {
-                Ok(opened) => {
-                    if self.relay.client_gone() {
-                        return Err(End::ClientGone);
-                    }
-                    self.profile
-                        .cluster
-                        .moved_process(self.told, 0, opened.link.process);
-                    self.install(opened);
-                    self.profile
-                        .metrics
-                        .wait_seconds
-                        .observe(since.elapsed().as_secs_f64());
-                    self.profile.metrics.session_move(MoveOutcome::Moved);
-                    return Ok(());
-                }
-                Err(error) if error.may_pass() => {
-                    self.profile.cluster.report_trouble();
-                    last = Some(error);
-                }
-                Err(error) => {
-                    self.profile.metrics.session_move(MoveOutcome::Failed);
-                    return Err(End::NotRestored(error));
-                }
-            }
-            match self
-                .held(tokio::time::sleep(RETRY), since, last.as_ref())
-                .await?
-            {
-                Held::Done(()) => {}
-                Held::NothingLeft => break,
-            }
-        }
-        self.handle()
-            .set_state(State::Parked, Instant::now().into_std());
-        self.publish();
-        Ok(())
-    }
-
-    /// Waits for `work` while the client is watched, its cancel answered, and its patience kept.
-    async fn held<T>(
-        &mut self,
-        work: impl Future<Output = T>,
-        since: Instant,
-        last: Option<&OpenError>,
-    ) -> Result<Held<T>, End> {
-        let mut work = pin!(work);
-        let handle = Arc::clone(&self.registered.handle);
-        loop {
-            let relay = &mut self.relay;
-            let mut tick = pin!(tokio::time::sleep(TICK));
-            let next = poll_fn(|cx| {
-                if let Poll::Ready(done) = work.as_mut().poll(cx) {
-                    return Poll::Ready(Ok(Some(done)));
-                }
-                match relay.poll_held(cx, &handle) {
-                    Poll::Ready(Stop::Asked) => return Poll::Ready(Ok(None)),
-                    Poll::Ready(stop) => return Poll::Ready(Err(End::from_client(stop))),
-                    Poll::Pending => {}
-                }
-                tick.as_mut().poll(cx).map(|()| Ok(None))
-            })
-            .await?;
-            if let Some(done) = next {
-                return Ok(Held::Done(done));
-            }
-            self.attend_held()?;
-            if self.out_of_patience(since, last) {
-                let error = End::outage(last);
-                self.relay
-                    .refuse_held(&error.message())
-                    .map_err(End::from_client)?;
-            }
-            if !self.relay.holds_request() && !self.relay.is_discarding() {
-                return Ok(Held::NothingLeft);
-            }
-        }
-    }
-
-    /// What can be asked of a session that waits for a server.
-    fn attend_held(&mut self) -> Result<(), End> {
-        if self.handle().take(Ask::Cancel) {
-            self.cancel()?;
-        }
-        if self.handle().take(Ask::Stop) || self.handle().take(Ask::ExpireHard) {
-            return Err(self.ending.take().unwrap_or(End::Drained));
-        }
-        for (ask, end) in [(Ask::Expire, End::Expired), (Ask::Drain, End::Drained)] {
-            if self.handle().take(ask) {
-                self.ending.get_or_insert(end);
-            }
-        }
-        if self.handle().take(Ask::Gate) {
-            self.look_at_gate();
-        }
-        for ask in [
-            Ask::Force,
-            Ask::Probe,
-            Ask::Move,
-            Ask::Park,
-            Ask::IdleTimeout,
-        ] {
-            self.handle().take(ask);
-        }
-        if self.handle().take(Ask::Report) {
-            self.publish();
-        }
-        Ok(())
-    }
-
-    /// The server is away for longer than held requests are to wait.
-    fn out_of_patience(&self, since: Instant, last: Option<&OpenError>) -> bool {
-        let cluster = &self.profile.cluster;
-        let away_since = cluster.gate.outage_since().or_else(|| last.map(|_| since));
-        away_since.is_some_and(|away| {
-            away.elapsed() > cluster.max_outage && since.elapsed() > cluster.max_outage
-        })
-    }
-
-    fn install(&mut self, opened: Opened) {
-        let Opened {
-            mut link,
-            params,
-            for_client,
-            ..
-        } = opened;
-        let Some(stream) = link.lend() else { return };
-        self.relay
-            .tell_parameters(params.iter().map(|(n, v)| (&**n, &**v)));
-        self.relay.tell(|out| out.extend_from_slice(&for_client));
-        self.relay.attach(Leg::new(stream, BytesMut::new()));
-        self.link = Some(link.for_session());
-        self.relay.forget_told_state();
-        self.handle()
-            .set_state(State::Active, Instant::now().into_std());
-        // The gate may have changed since the lease was granted.
-        self.handle().ask(Ask::Gate);
-        self.set_mode();
-        self.publish();
     }
 
     // ---- a server that is lost --------------------------------------------------------------
@@ -849,11 +439,3 @@ impl Session {
 
 /// How long a forced session's running statement may take to be cancelled.
 const FORCE_MAX: Duration = Duration::from_secs(5);
-
-/// How a wait ended.
-enum Held<T> {
-    /// With its result.
-    Done(T),
-    /// The client wants nothing any more: its request was refused.
-    NothingLeft,
-}
