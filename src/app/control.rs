@@ -59,7 +59,8 @@ impl App {
             tracing::warn!("{warning}");
         }
         let lock = start::state_dir(&config.state_dir)?;
-        let workers = Workers::start().map_err(|e| fail(format!("threads: {e}")))?;
+        let workers = Workers::start(config.limits.threads)
+            .map_err(|e| fail(format!("can't start the threads that serve clients: {e}")))?;
         let mock_secret = start::mock_secret(&config.state_dir)?;
         let certificates = Arc::new(start::certificates(&config)?);
         let metrics = Metrics::new();
@@ -167,11 +168,6 @@ impl App {
                 Ok(stream) => {
                     let entrance = Arc::clone(&self.entrance);
                     let handshake = Arc::clone(&self.handshake);
-                    if std::env::var("SW_W").as_deref() == Ok("0") {
-                        let stream = stream.settle(&config).unwrap();
-                        tokio::spawn(login::serve(stream, entrance, handshake));
-                        continue;
-                    }
                     self.workers.spawn(move || async move {
                         match stream.settle(&config) {
                             Ok(stream) => login::serve(stream, entrance, handshake).await,

@@ -346,13 +346,8 @@ fn start_log(args: &LogArgs) -> Result<(), Failure> {
     log::init(format, &args.log_level).map_err(|e| Failure::usage(e.to_string()))
 }
 
+/// For control, the admin API and scale events. Clients are served by `net::workers`.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    if std::env::var("SW_W").as_deref() == Ok("0") {
-        return tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Failure::new(format!("can't start the runtime: {e}")));
-    }
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -13,9 +13,6 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
-/// Event-loop turns of ready tasks between two looks at the sockets.
-const EVENT_INTERVAL: u32 = 61;
-
 /// How long a thread waits at its end for blocking work that was begun.
 const BLOCKING_MAX: Duration = Duration::from_secs(1);
 
@@ -45,27 +42,23 @@ impl Drop for Share {
 }
 
 impl Workers {
-    /// One thread per processor that this process may use.
-    pub fn start() -> io::Result<Self> {
-        let count = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let count = std::env::var("SW_W")
-            .ok()
-            .and_then(|v| v.parse().ok())
-            .unwrap_or(count);
+    /// Starts `count` threads; 0: half as many as there are processors for this process, at least one.
+    ///
+    /// A thread that hears of many sessions at once spends less on each, and clients and servers often
+    /// run on the same machine: with a thread for each of two processors a transaction cost a third more,
+    /// at the same throughput.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let count = match count {
+            0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get) / 2,
+            count => count,
+        }
+        .max(1);
         let mut workers = Self {
             threads: Vec::with_capacity(count),
             stop: CancellationToken::new(),
         };
         for number in 0..count {
-            let runtime = Builder::new_current_thread()
-                .enable_all()
-                .event_interval(
-                    std::env::var("SW_EI")
-                        .ok()
-                        .and_then(|v| v.parse().ok())
-                        .unwrap_or(EVENT_INTERVAL),
-                )
-                .build()?;
+            let runtime = Builder::new_current_thread().enable_all().build()?;
             let handle = runtime.handle().clone();
             let stop = workers.stop.clone();
             let thread = std::thread::Builder::new()
@@ -113,5 +106,75 @@ impl Drop for Workers {
                 tracing::error!("a thread that serves clients had panicked");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::sync::mpsc;
+    use std::thread::ThreadId;
+    use tokio::time::Instant;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn clients_spread_and_each_stays_where_it_began() {
+        let workers = Workers::start(2).expect("threads");
+        let (tell, told) = mpsc::channel::<(ThreadId, ThreadId)>();
+        let end = CancellationToken::new();
+        for _ in 0..6 {
+            let (tell, end) = (tell.clone(), end.clone());
+            workers.spawn(move || async move {
+                let began = std::thread::current().id();
+                end.cancelled().await;
+                tokio::task::yield_now().await;
+                tell.send((began, std::thread::current().id()))
+                    .expect("is heard");
+            });
+        }
+        let loads: Vec<usize> = workers
+            .threads
+            .iter()
+            .map(|w| w.load.load(Ordering::Relaxed))
+            .collect();
+        assert_eq!(loads, [3, 3]);
+        end.cancel();
+        let mut seen = HashSet::new();
+        for _ in 0..6 {
+            let (began, ended) = told.recv_timeout(LONG).expect("every client is served");
+            assert_eq!(began, ended);
+            seen.insert(began);
+        }
+        assert_eq!(seen.len(), 2);
+    }
+
+    #[test]
+    fn a_client_that_left_is_no_load() {
+        let workers = Workers::start(1).expect("a thread");
+        let (tell, told) = mpsc::channel();
+        workers.spawn(move || async move { tell.send(()).expect("is heard") });
+        told.recv_timeout(LONG).expect("it is served");
+        let until = Instant::now() + LONG;
+        while workers.threads[0].load.load(Ordering::Relaxed) > 0 {
+            assert!(Instant::now() < until, "the load goes");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_clients() {
+        let workers = Workers::start(0).expect("threads");
+        let (tell, told) = mpsc::channel::<()>();
+        workers.spawn(move || async move {
+            let _tell = tell;
+            std::future::pending::<()>().await;
+        });
+        drop(workers);
+        assert_eq!(
+            told.recv_timeout(LONG),
+            Err(mpsc::RecvTimeoutError::Disconnected)
+        );
     }
 }

@@ -223,7 +223,8 @@ mod tests {
     async fn talk(listener: &Listener) -> (Stream, Stream) {
         let address = listener.local_address().expect("bound");
         let (near, far) = tokio::join!(listener.accept(), dial(&address, &CONFIG, soon()));
-        let (mut near, mut far) = (near.expect("accepted"), far.expect("connected"));
+        let near = near.expect("accepted").settle(&CONFIG);
+        let (mut near, mut far) = (near.expect("usable"), far.expect("connected"));
         far.write_all(b"hello").await.expect("written");
         let mut got = [0; 5];
         near.read_exact(&mut got).await.expect("read");
@@ -239,7 +240,6 @@ mod tests {
         };
         let listener = bind(&address).await.expect("a free port");
         let (near, far) = talk(&listener).await;
-        configure(&near, &CONFIG).expect("options");
         for stream in [&near, &far] {
             let Socket::Tcp(tcp, _) = stream.socket() else {
                 panic!("a TCP socket");
