@@ -205,6 +205,8 @@ enum Discard {
     First,
     /// Up to and with the next Sync.
     ToSync,
+    /// What is left of its last frame.
+    Last,
 }
 
 /// Both legs of one session and the machine between them.
@@ -598,6 +600,10 @@ impl Relay {
             return Poll::Ready(Ok(()));
         }
         let n = if self.stopped || self.unread {
+            if self.stopped && self.client_gone() {
+                // It will send its held request again.
+                return Poll::Ready(Err(Stop::ClientGone));
+            }
             let kept = self.client.carry.len();
             match buffer.get_mut(..kept) {
                 Some(space) => space.copy_from_slice(&self.client.carry),
@@ -671,13 +677,17 @@ impl Relay {
             if header.tag == b'X' {
                 return (pos, Cut::Stop(Stop::ClientGone));
             }
-            if self.server.is_none()
+            let means_nothing = Machine::means_nothing(header) && self.machine.is_quiet();
+            if means_nothing && self.server.is_none() {
+                // Late data of a COPY that has failed: with no server there is nobody to ignore it.
+            } else if means_nothing {
+                self.machine.on_client(header, head, now);
+            } else if self.server.is_none()
                 || (self.mode == Mode::LockStep
                     && (self.machine.at_rest() || !self.machine.may_send_in_lock_step()))
             {
                 return (pos, Cut::Stopped);
-            }
-            if self.machine.on_client(header, head, now) == ClientFrame::Terminate {
+            } else if self.machine.on_client(header, head, now) == ClientFrame::Terminate {
                 return (pos, Cut::Stop(Stop::ClientGone));
             }
             let take = header.frame_len().min(rest.len());
@@ -707,6 +717,12 @@ impl Relay {
             if self.client.remaining > 0 {
                 return Ok(());
             }
+            if discard == Discard::Last {
+                self.discard = None;
+                self.stopped = false;
+                put_ready(&mut self.client.out, b'I');
+                break;
+            }
             let header = match Header::parse(&self.client.carry) {
                 Ok(Some(header)) => header,
                 Ok(None) => return Ok(()),
@@ -714,13 +730,10 @@ impl Relay {
             };
             match (discard, header.tag) {
                 (_, b'X') => return Err(Stop::ClientGone),
-                (Discard::First, b'Q' | b'F') | (_, b'S') => {
-                    self.discard = None;
-                    self.stopped = false;
-                    put_ready(&mut self.client.out, b'I');
-                }
+                (Discard::First, b'Q' | b'F') | (_, b'S') => self.discard = Some(Discard::Last),
+                (Discard::First, _) if Machine::means_nothing(header) => {}
                 (Discard::First, _) => self.discard = Some(Discard::ToSync),
-                (Discard::ToSync, _) => {}
+                (Discard::ToSync | Discard::Last, _) => {}
             }
             let take = header.frame_len().min(self.client.carry.len());
             bytes::Buf::advance(&mut self.client.carry, take);
@@ -752,3 +765,7 @@ fn fatal(frame: &[u8], header: Header, head: &[u8]) -> Option<Fatal> {
         frame: BytesMut::from(whole),
     })
 }
+
+#[cfg(test)]
+#[path = "tests/relay.rs"]
+mod tests;
