@@ -341,6 +341,7 @@ impl Lease {
     }
 
     /// Turns a spare lease into a session's own: the second end of a move becomes its only one.
+    #[must_use]
     pub fn for_session(mut self) -> Self {
         if self.purpose == Purpose::Spare {
             let mut state = self.gate.state.lock();

@@ -69,7 +69,7 @@ impl Profile {
     }
 
     /// Tells the janitor.
-    pub(super) fn note_idle_timeout(&self, handle: &Handle, millis: u64) {
+    pub(super) fn note_idle_timeout(handle: &Handle, millis: u64) {
         let timeout = (millis > 0).then(|| Duration::from_millis(millis));
         handle.with_report(|report| report.idle_session_timeout = timeout);
     }
@@ -236,7 +236,7 @@ async fn read_probe(
             Ok(ProbeStep::More) => {}
             Ok(ProbeStep::ForClient) => {
                 put(&mut for_client, message.tag, |out| {
-                    out.put_slice(&message.body)
+                    out.put_slice(&message.body);
                 });
             }
             Ok(ProbeStep::Send(bytes)) => {

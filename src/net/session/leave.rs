@@ -1,7 +1,7 @@
 //! How a session leaves its server connection at a safe point: probed, then detached or moved over.
 
 use super::super::end::End;
-use super::super::state::{self, OpenError, Ready};
+use super::super::state::{self, OpenError, Profile, Ready};
 use super::{OPEN_MAX, Session};
 use crate::backend::gate::{Lease, Phase};
 use crate::backend::registry::{Ask, State};
@@ -103,8 +103,7 @@ impl Session {
                     machine.probed_blocked();
                 }
                 self.snapshot = Some(Arc::new(probed.probe.snapshot));
-                self.profile
-                    .note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
+                Profile::note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
                 self.relay
                     .tell(|out| out.extend_from_slice(&probed.for_client));
             }

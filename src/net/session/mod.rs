@@ -247,7 +247,9 @@ impl Session {
         if !self.relay.is_attached() {
             if self.relay.holds_request() {
                 let error = ErrorMessage::error("57014", CANCELLED);
-                self.relay.refuse_held(&error).map_err(End::from_client)?;
+                self.relay
+                    .refuse_held(&error)
+                    .map_err(|stop| End::from_client(&stop))?;
             }
             self.handle().cancel_settled();
             return Ok(());
@@ -259,7 +261,9 @@ impl Session {
         if self.relay.at_safe_point() && self.relay.holds_request() {
             // Held although attached: it was about to be detached.
             let error = ErrorMessage::error("57014", CANCELLED);
-            self.relay.refuse_held(&error).map_err(End::from_client)?;
+            self.relay
+                .refuse_held(&error)
+                .map_err(|stop| End::from_client(&stop))?;
         }
         if !self.relay.machine.is_in_flight() || running {
             self.handle().cancel_settled();
