@@ -199,6 +199,7 @@ impl End {
                 tracing::error!(session, %error, "a session could not be restored");
             }
             Self::ServerLost(error) => tracing::warn!(session, %error, "the server was lost"),
+            Self::Internal(what) => tracing::error!(session, what, "session ended"),
             _ => tracing::warn!(session, reason = self.kind(), "session ended"),
         }
     }

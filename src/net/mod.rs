@@ -11,3 +11,4 @@ mod script;
 mod session;
 pub mod shared;
 mod state;
+pub mod workers;

@@ -15,9 +15,9 @@ use crate::wire::pg::backend::{
     ErrorFields, ErrorMessage, put_error, put_parameter_status, put_ready,
 };
 use crate::wire::pg::frame::{FrameError, HEADER_LEN, Header, Reader};
+use crate::wire::pg::parameters::Parameters;
 use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -96,7 +96,12 @@ impl Leg {
     pub fn new(stream: Stream, carry: BytesMut) -> Self {
         Self {
             stream,
-            carry,
+            // An empty one may still own a login's buffer.
+            carry: if carry.is_empty() {
+                BytesMut::new()
+            } else {
+                carry
+            },
             remaining: 0,
             out: BytesMut::new(),
             needs_flush: false,
@@ -222,7 +227,7 @@ pub struct Relay {
     discard: Option<Discard>,
     server_write_broken: bool,
     /// ParameterStatus as the client was last told.
-    params: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    params: Parameters,
     names: Arc<dyn ProcessNames>,
     /// As last told to others.
     told_at_rest: bool,
@@ -272,7 +277,7 @@ impl Relay {
             unread,
             discard: None,
             server_write_broken: false,
-            params: BTreeMap::new(),
+            params: Parameters::default(),
             names,
             told_at_rest: false,
             counts: Counts::default(),
@@ -282,38 +287,56 @@ impl Relay {
     /// Goes on until something has to be decided.
     pub fn poll(&mut self, cx: &mut Context<'_>, handle: &Handle, now: Instant) -> Poll<Stop> {
         handle.register(cx.waker());
-        BUFFER.with_borrow_mut(|buffer| {
-            loop {
-                if handle.is_asked() {
-                    return Poll::Ready(Stop::Asked);
-                }
-                let mut progress = false;
+        BUFFER.with_borrow_mut(|buffer| self.pump(cx, buffer, handle, now))
+    }
+
+    fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+        handle: &Handle,
+        now: Instant,
+    ) -> Poll<Stop> {
+        let (mut server_waits, mut client_waits) = (false, false);
+        loop {
+            if handle.is_asked() {
+                return Poll::Ready(Stop::Asked);
+            }
+            if !server_waits {
                 match self.poll_server(cx, buffer) {
-                    Poll::Ready(Ok(())) => progress = true,
+                    Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(stop)) => return Poll::Ready(stop),
-                    Poll::Pending => {}
-                }
-                match self.poll_client(cx, buffer, now) {
-                    Poll::Ready(Ok(())) => {
-                        progress = true;
-                        handle.touch(now);
-                    }
-                    Poll::Ready(Err(stop)) => return Poll::Ready(stop),
-                    Poll::Pending => {}
-                }
-                self.tell_rest(handle, now);
-                if (self.mode == Mode::LockStep || self.want_rest) && self.at_safe_point() {
-                    self.want_rest = false;
-                    return Poll::Ready(match self.mode {
-                        Mode::LockStep => Stop::SafePoint,
-                        Mode::Flow => Stop::Rested,
-                    });
-                }
-                if !progress {
-                    return Poll::Pending;
+                    Poll::Pending => server_waits = true,
                 }
             }
-        })
+            if !client_waits {
+                match self.poll_client(cx, buffer, now) {
+                    Poll::Ready(Ok(())) => handle.touch(now),
+                    Poll::Ready(Err(stop)) => return Poll::Ready(stop),
+                    Poll::Pending => client_waits = true,
+                }
+            }
+            self.tell_rest(handle, now);
+            if (self.mode == Mode::LockStep || self.want_rest) && self.at_safe_point() {
+                self.want_rest = false;
+                return Poll::Ready(match self.mode {
+                    Mode::LockStep => Stop::SafePoint,
+                    Mode::Flow => Stop::Rested,
+                });
+            }
+            if server_waits && client_waits {
+                return Poll::Pending;
+            }
+            if !self.is_plain_flow() {
+                // What one side did may be what the other waits for.
+                (server_waits, client_waits) = (false, false);
+            }
+        }
+    }
+
+    /// Each side waits for its own sockets only: for bytes, or to be rid of some.
+    fn is_plain_flow(&self) -> bool {
+        self.mode == Mode::Flow && !self.stopped && !self.unread && self.discard.is_none()
     }
 
     /// Watches the client of a held session: more of its request is kept, up to a limit; its end is seen.
@@ -415,9 +438,9 @@ impl Relay {
     /// ParameterStatus values of a newly attached server: the client is told those that differ.
     pub fn tell_parameters<'a>(&mut self, params: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
         for (name, value) in params {
-            if self.params.get(name).is_none_or(|told| **told != *value) {
+            if self.params.get(name) != Some(value) {
                 put_parameter_status(&mut self.client.out, name, value);
-                self.params.insert(name.into(), value.into());
+                self.params.set(name, value);
             }
         }
     }
@@ -425,7 +448,7 @@ impl Relay {
     /// ParameterStatus values that the client was told during its login.
     pub fn adopt_parameters(&mut self, params: &[(Bytes, Bytes)]) {
         for (name, value) in params {
-            self.params.insert((**name).into(), (**value).into());
+            self.params.set(name, value);
         }
     }
 
@@ -510,7 +533,7 @@ impl Relay {
                 ServerFrame::ParameterStatus => {
                     let mut reader = Reader::new(head);
                     if let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) {
-                        self.params.insert(name.into(), value.into());
+                        self.params.set(name, value);
                     }
                 }
                 ServerFrame::Notification => {

@@ -1,5 +1,8 @@
 //! When and how a cluster changes its capacity.
 
+mod barrier;
 pub mod coordinator;
 pub mod event;
 pub mod plan;
+mod rolling;
+pub mod run;

@@ -7,7 +7,7 @@
 //! | `Q "sql"` `P name "sql"` `B portal statement "value"...` `D S name` `D P name` `E portal rows` | the message of that letter; `-` is the empty name |
 //! | `C S name` `C P name` `S` `H` `d "data"` `c` `f "reason"` `F oid "argument"...` | the same |
 //! | `repeat N line` | the line N times |
-//! | `cut N` | sends all that is pending but its last N bytes |
+//! | `cut N` | sends all that is pending but its last N bytes, which wait for `send` or `>` |
 //! | `send` | sends all that is pending |
 //! | `> T D C Z(I)` | sends all that is pending, then reads exactly these answers |
 //! | `> ready N` | sends all that is pending, then reads up to the Nth ReadyForQuery |
@@ -75,7 +75,6 @@ impl Stage for Through {
     fn busy(&mut self) {
         wait_until("the session is at work", SOON, || {
             let session = self.admin.session(&self.application);
-            eprintln!("{session:?}");
             session.is_some_and(|s| s["state"] == "active")
         });
     }
@@ -121,6 +120,7 @@ impl Stage for Through {
 /// Runs `text` over `client`; everything that the other side sent.
 pub(crate) fn run(text: &str, client: &mut Client, stage: &mut dyn Stage) -> Vec<Message> {
     let mut pending = Vec::new();
+    let mut is_cut = false;
     let mut heard = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -130,16 +130,25 @@ pub(crate) fn run(text: &str, client: &mut Client, stage: &mut dyn Stage) -> Vec
         let at = format!("line {}: {line}", number + 1);
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
-            ">" => heard.extend(expect(&at, rest, client, &std::mem::take(&mut pending))),
+            ">" => {
+                is_cut = false;
+                heard.extend(expect(&at, rest, client, &std::mem::take(&mut pending)));
+            }
             "cut" => {
                 let keep = rest.trim().parse::<usize>().expect("a number of bytes");
                 let tail = pending.split_off(pending.len() - keep);
                 client.send(&pending).unwrap();
                 pending = tail;
+                is_cut = true;
             }
-            "send" => client.send(&std::mem::take(&mut pending)).unwrap(),
-            "!" => {
+            "send" => {
+                is_cut = false;
                 client.send(&std::mem::take(&mut pending)).unwrap();
+            }
+            "!" => {
+                if !is_cut {
+                    client.send(&std::mem::take(&mut pending)).unwrap();
+                }
                 match rest.split_once(' ').unwrap_or((rest, "")) {
                     ("event", "") => stage.event(300),
                     ("event", seconds) => stage.event(seconds.parse().expect("seconds")),

@@ -1,0 +1,168 @@
+//! One event under way: what both kinds of switch share.
+
+use super::coordinator::Coordinator;
+use super::event::{Event, InTheWay, Step};
+use crate::backend::cluster::Cluster;
+use crate::backend::registry::{Ask, Handle, State};
+use crate::observe::EventOutcome;
+use crate::provider::{Instance, SwitchKind};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often a waiting event looks again.
+pub(super) const LOOK: Duration = Duration::from_millis(100);
+
+/// How long an event waits for the answers of sessions that it asked.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
+
+/// How long a forced session may take to end.
+pub(super) const FORCE_MAX: Duration = Duration::from_secs(15);
+
+/// Databases whose functions are read again before an event.
+const SCANNED_MAX: usize = 20;
+
+/// Hash of everything that `ALTER ROLE` and `ALTER DATABASE ... SET` have set.
+const ROLE_SETTINGS: &str = "SELECT pg_catalog.md5(coalesce(pg_catalog.string_agg(s::text, '' ORDER BY s::text), '')) FROM pg_catalog.pg_db_role_setting s";
+
+/// One event under way.
+pub(super) struct Run {
+    pub(super) coordinator: Arc<Coordinator>,
+    pub(super) event: Event,
+    pub(super) from: Instance,
+    /// Sessions were ended by force.
+    pub(super) ended_some: bool,
+}
+
+/// How an event ended.
+pub(super) struct Ended {
+    pub(super) outcome: EventOutcome,
+    pub(super) reason: Option<String>,
+}
+
+impl Ended {
+    pub(super) fn new(outcome: EventOutcome, reason: impl Into<Option<String>>) -> Self {
+        Self {
+            outcome,
+            reason: reason.into(),
+        }
+    }
+}
+
+impl Run {
+    pub(super) async fn run(mut self) {
+        let cluster = Arc::clone(&self.coordinator.cluster);
+        let (id, from, to) = (self.event.id, self.event.from, self.event.request.to);
+        tracing::info!(cluster = %cluster.name, event = id, %from, %to, "scale event begins");
+        let ended = Box::pin(self.go()).await;
+        self.event.ended = Some(Instant::now());
+        self.event.outcome = Some(ended.outcome);
+        self.event.reason = ended.reason;
+        let outcome = ended.outcome.as_str();
+        let held_ms = self.event.held.as_millis();
+        tracing::info!(cluster = %cluster.name, event = id, %from, %to, outcome, held_ms, reason = self.event.reason, "scale event ended");
+        self.coordinator.metrics.scale_event(ended.outcome);
+        self.coordinator.keep(&self.event);
+        self.coordinator.inner.lock().running = None;
+    }
+
+    pub(super) fn cluster(&self) -> &Arc<Cluster> {
+        &self.coordinator.cluster
+    }
+
+    pub(super) fn step(&mut self, step: Step) {
+        self.event.step = step;
+        self.coordinator.keep(&self.event);
+    }
+
+    async fn go(&mut self) -> Ended {
+        self.step(Step::Prepare);
+        let to = self.event.request.to;
+        let kind = match self.coordinator.provider.prepare(&self.from, to).await {
+            Ok(kind) => kind,
+            Err(error) => return Ended::new(EventOutcome::Failed, error.to_string()),
+        };
+        self.cluster().begin_event(kind == SwitchKind::Barrier);
+        self.learn().await;
+        match kind {
+            SwitchKind::Rolling => Box::pin(self.roll()).await,
+            SwitchKind::Barrier => Box::pin(self.barrier()).await,
+        }
+    }
+
+    /// What others changed in the databases since sessions were probed.
+    async fn learn(&mut self) {
+        let cluster = Arc::clone(self.cluster());
+        match cluster
+            .service
+            .query(&cluster.gate, ROLE_SETTINGS, &[])
+            .await
+        {
+            Ok(rows) => {
+                if let Some(digest) = rows.into_iter().flatten().flatten().next() {
+                    cluster.note_role_settings(digest);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "role settings could not be read"),
+        }
+        let databases: BTreeSet<_> = cluster
+            .registry
+            .all()
+            .iter()
+            .map(|h| h.identity.database.clone())
+            .collect();
+        for database in databases.into_iter().take(SCANNED_MAX) {
+            if let Err(error) = cluster.scan_names(&database).await {
+                tracing::warn!(%database, %error, "names of custom settings could not be looked for");
+            }
+        }
+    }
+
+    /// Has sessions probed, those at rest at once and the others between two requests; their snapshots
+    /// are rehearsed beside that.
+    pub(super) async fn probe_all(&self) {
+        let cluster = self.cluster();
+        let asked_at = Instant::now().into_std();
+        cluster.registry.ask_all(Ask::Probe);
+        let until = Instant::now() + ANSWER_MAX;
+        let unanswered = |h: &Arc<Handle>| {
+            h.with_report(|r| {
+                r.generation.is_some()
+                    && r.movable.is_none()
+                    && r.probed_at.is_none_or(|at| at < asked_at)
+            })
+        };
+        while Instant::now() < until && cluster.registry.all().iter().any(unanswered) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub(super) async fn in_the_way(&self) -> Vec<InTheWay> {
+        let cluster = self.cluster();
+        reports(cluster).await;
+        let mut found = Vec::new();
+        for handle in cluster.registry.all() {
+            handle.with_report(|report| {
+                if report.generation.is_some() {
+                    found.extend(report.blockers.iter().map(|blocker| InTheWay {
+                        session: handle.identity.id,
+                        blocker: blocker.clone(),
+                    }));
+                }
+            });
+        }
+        found
+    }
+}
+
+/// Has every session tell its blockers, and waits for that a moment.
+pub async fn reports(cluster: &Cluster) {
+    let number = cluster.registry.ask_reports();
+    let until = Instant::now() + ANSWER_MAX;
+    let silent =
+        |h: &Arc<Handle>| h.state() != State::Parked && h.with_report(|r| r.answers < number);
+    while Instant::now() < until && cluster.registry.all().iter().any(silent) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
