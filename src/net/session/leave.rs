@@ -1,5 +1,6 @@
 //! How a session leaves its server connection at a safe point: probed, then detached or moved over.
 
+use super::super::blame;
 use super::super::end::End;
 use super::super::state::{self, OpenError, Profile, Ready};
 use super::{OPEN_MAX, Session};
@@ -96,7 +97,7 @@ impl Session {
         let machine = &mut self.relay.machine;
         match outcome {
             Ok(probed) => {
-                self.found = state::blockers(&probed.probe, machine);
+                self.found = blame::blockers(&probed.probe, machine);
                 if self.found.is_empty() {
                     machine.probed_clean();
                 } else {
@@ -108,7 +109,7 @@ impl Session {
                     .tell(|out| out.extend_from_slice(&probed.for_client));
             }
             Err(state::ProbeFailure::Refused(reason)) => {
-                self.found = vec![state::unknown(machine, reason)];
+                self.found = vec![blame::unknown(machine, reason)];
                 self.snapshot = None;
             }
             Err(state::ProbeFailure::Broken(error)) => return Err(End::ServerLost(error)),
@@ -123,7 +124,7 @@ impl Session {
             && let Err(reason) = self.rehearse().await
         {
             let since = Instant::now().into_std();
-            self.refused = Some(state::not_restorable(&self.relay.machine, reason, since));
+            self.refused = Some(blame::not_restorable(&self.relay.machine, reason, since));
             self.publish();
         }
         if self.is_blocked() {
@@ -198,7 +199,7 @@ impl Session {
         self.handle().set_moving(false);
         if let Err(reason) = moved? {
             let since = Instant::now().into_std();
-            self.refused = Some(state::not_restorable(&self.relay.machine, reason, since));
+            self.refused = Some(blame::not_restorable(&self.relay.machine, reason, since));
         }
         if self.is_blocked() {
             self.exempt = true;

@@ -8,6 +8,7 @@
 mod attach;
 mod leave;
 
+use super::blame;
 use super::end::End;
 use super::relay::{Fatal, Leg, Mode, Relay, Stop};
 use super::state::{self, OpenError, Opened, Profile, Ready};
@@ -341,7 +342,7 @@ impl Session {
         let machine = &self.relay.machine;
         let mut blockers = Vec::new();
         if self.relay.is_attached() {
-            let wire = state::wire_blocker(machine, now);
+            let wire = blame::wire_blocker(machine, now);
             let kind = wire.as_ref().map(|b| b.kind);
             blockers.extend(wire);
             blockers.extend(
