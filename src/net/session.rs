@@ -242,11 +242,7 @@ impl Session {
     fn set_mode(&mut self) {
         let lock_step = match self.phase {
             Phase::Held => !self.exempt,
-            Phase::Rolling { .. } => {
-                self.next.as_ref().is_some_and(JoinHandle::is_finished)
-                    && self.must_leave()
-                    && !self.exempt
-            }
+            Phase::Rolling { .. } => self.may_move_over(),
             Phase::Open => false,
         };
         let lock_step = (lock_step || self.want_probe) && self.relay.is_attached();
@@ -255,6 +251,13 @@ impl Session {
         } else {
             Mode::Flow
         };
+    }
+
+    /// To be left at the next safe point: the other end is ready.
+    fn may_move_over(&self) -> bool {
+        self.next.as_ref().is_some_and(JoinHandle::is_finished)
+            && self.must_leave()
+            && !self.exempt
     }
 
     /// Attached to an instance that is to be left.
@@ -334,11 +337,7 @@ impl Session {
         }
         match self.phase {
             Phase::Held if !self.exempt => self.detach_for_event().await?,
-            Phase::Rolling { .. }
-                if self.must_leave() && !self.exempt && self.handle().has_offer() =>
-            {
-                self.move_over().await?;
-            }
+            Phase::Rolling { .. } if self.may_move_over() => self.move_over().await?,
             _ => {
                 if self.want_probe {
                     self.probe().await?;
