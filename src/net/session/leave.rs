@@ -61,11 +61,7 @@ impl Session {
         }
         match self.phase {
             Phase::Held if !self.exempt => self.detach_for_event().await?,
-            Phase::Rolling { .. }
-                if self.must_leave() && !self.exempt && self.handle().has_offer() =>
-            {
-                self.move_over().await?;
-            }
+            Phase::Rolling { .. } if self.may_move_over() => self.move_over().await?,
             _ => {
                 if self.want_probe {
                     self.probe().await?;

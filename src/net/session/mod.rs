@@ -221,6 +221,11 @@ impl Session {
         };
     }
 
+    /// To be left at the next safe point: the other end is ready.
+    fn may_move_over(&self) -> bool {
+        self.ready.is_some() && self.must_leave() && !self.exempt
+    }
+
     /// Attached to an instance that is to be left.
     fn must_leave(&self) -> bool {
         let Some(mine) = self.link.as_ref().and_then(Link::serving) else {
