@@ -249,20 +249,20 @@ impl Session {
                 let error = ErrorMessage::error("57014", CANCELLED);
                 self.relay.refuse_held(&error).map_err(End::from_client)?;
             }
-            self.handle().cancel_settled();
+            self.handle().take_cancels().settled();
             return Ok(());
         }
         let Some(link) = self.link.as_ref() else {
             return Ok(());
         };
-        let running = self.cancelling.as_ref().is_some_and(|c| !c.is_finished());
         if self.relay.at_safe_point() && self.relay.holds_request() {
             // Held although attached: it was about to be detached.
             let error = ErrorMessage::error("57014", CANCELLED);
             self.relay.refuse_held(&error).map_err(End::from_client)?;
         }
-        if !self.relay.machine.is_in_flight() || running {
-            self.handle().cancel_settled();
+        let waiting = self.handle().take_cancels();
+        if !self.relay.machine.is_in_flight() {
+            waiting.settled();
             return Ok(());
         }
         let Some(serving) = link.serving().cloned() else {
@@ -274,10 +274,13 @@ impl Session {
             link.process,
             link.secret.clone(),
         );
-        let handle = Arc::clone(&self.registered.handle);
+        let before = self.cancelling.take();
         self.cancelling = Some(tokio::spawn(async move {
+            if let Some(before) = before {
+                let _ended = before.await;
+            }
             work.await;
-            handle.cancel_settled();
+            waiting.settled();
         }));
         Ok(())
     }
@@ -402,7 +405,7 @@ impl Session {
                 drop(link);
             }
         }
-        handle.cancel_settled();
+        handle.take_cancels().settled();
         drop(self.registered);
         if !end.client_is_gone() {
             self.relay.tell(|out| end.put(out));
