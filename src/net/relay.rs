@@ -8,25 +8,23 @@
 //! The relay decides nothing about servers: it stops and says why ([`Stop`]), and the session's task
 //! goes on from there.
 
+use super::discard::Discard;
+pub use super::leg::Leg;
+use super::leg::READ_MAX;
+pub use super::rewrite::{Fatal, ProcessNames};
+use super::rewrite::{fatal, renamed};
 use crate::backend::registry::{Handle, State};
 use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};
 use crate::transport::stream::Stream;
-use crate::wire::pg::backend::{
-    ErrorFields, ErrorMessage, put_error, put_parameter_status, put_ready,
-};
+use crate::wire::pg::backend::{ErrorMessage, put_error, put_parameter_status, put_ready};
 use crate::wire::pg::frame::{FrameError, HEADER_LEN, Header, Reader};
 use crate::wire::pg::parameters::Parameters;
 use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-/// Bytes read at once, and at most kept of a client that is held.
-const READ_MAX: usize = 64 * 1024;
 
 /// Room for what was kept from the last read, before the next one.
 const SCRATCH: usize = 2 * READ_MAX + 1024;
@@ -67,148 +65,6 @@ pub enum Stop {
     Rested,
 }
 
-/// A server's last words.
-#[derive(Debug)]
-pub struct Fatal {
-    /// Its fields.
-    pub fields: ErrorFields,
-    /// The whole frame as it came.
-    pub frame: BytesMut,
-}
-
-/// One socket and what is in transit on its side.
-#[derive(Debug)]
-pub struct Leg {
-    stream: Stream,
-    /// Read, but not cut into frames yet, or held.
-    carry: BytesMut,
-    /// Bytes of a frame's body that are still to stream through.
-    remaining: usize,
-    /// To be written.
-    out: BytesMut,
-    needs_flush: bool,
-    /// FIN seen.
-    eof: bool,
-}
-
-impl Leg {
-    /// A leg whose `carry` was already read.
-    pub fn new(stream: Stream, carry: BytesMut) -> Self {
-        Self {
-            stream,
-            // An empty one may still own a login's buffer.
-            carry: if carry.is_empty() {
-                BytesMut::new()
-            } else {
-                carry
-            },
-            remaining: 0,
-            out: BytesMut::new(),
-            needs_flush: false,
-            eof: false,
-        }
-    }
-
-    /// Nothing half-way in either direction.
-    fn is_clean(&self) -> bool {
-        self.remaining == 0 && self.out.is_empty() && !self.needs_flush
-    }
-
-    /// The socket, and bytes read ahead of it.
-    pub fn into_parts(self) -> (Stream, BytesMut) {
-        (self.stream, self.carry)
-    }
-
-    /// The socket, and what its peer is still to read.
-    pub fn into_goodbye(self) -> (Stream, BytesMut) {
-        (self.stream, self.out)
-    }
-
-    /// The socket.
-    pub fn stream(&mut self) -> &mut Stream {
-        &mut self.stream
-    }
-
-    fn poll_flush_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.out.is_empty() {
-            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            bytes::Buf::advance(&mut self.out, n);
-            self.needs_flush = true;
-        }
-        if self.out.capacity() > 0 {
-            self.out = BytesMut::new();
-        }
-        if self.needs_flush {
-            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-            self.needs_flush = false;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Writes what can be written now; the rest is kept.
-    fn write_through(&mut self, cx: &mut Context<'_>, mut data: &[u8]) -> io::Result<()> {
-        if self.out.is_empty() {
-            while !data.is_empty() {
-                match Pin::new(&mut self.stream).poll_write(cx, data) {
-                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                    Poll::Ready(Ok(n)) => data = data.get(n..).unwrap_or_default(),
-                    Poll::Ready(Err(error)) => return Err(error),
-                    Poll::Pending => break,
-                }
-            }
-            self.needs_flush = true;
-        }
-        self.out.extend_from_slice(data);
-        match self.poll_flush_out(cx) {
-            Poll::Ready(Err(error)) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    /// Reads behind what is carried; the number of bytes in `buffer`.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let kept = self.carry.len();
-        let Some((head, space)) = buffer.split_at_mut_checked(kept) else {
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-        };
-        let space_len = space.len().min(READ_MAX);
-        let mut read = ReadBuf::new(&mut space[..space_len]);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
-        let n = read.filled().len();
-        if n == 0 {
-            self.eof = true;
-            return Poll::Ready(Ok(0));
-        }
-        head.copy_from_slice(&self.carry);
-        Poll::Ready(Ok(kept + n))
-    }
-
-    fn keep(&mut self, rest: &[u8]) {
-        if rest.is_empty() {
-            if self.carry.capacity() > 0 {
-                self.carry = BytesMut::new();
-            }
-        } else {
-            self.carry.clear();
-            self.carry.extend_from_slice(rest);
-        }
-    }
-}
-
-/// A request that was cancelled before it was sent: its rest is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Discard {
-    /// Up to the end of the first frame, if that is a Query; up to Sync otherwise.
-    First,
-    /// Up to and with the next Sync.
-    ToSync,
-    /// What is left of its last frame.
-    Last,
-}
-
 /// Both legs of one session and the machine between them.
 #[derive(Debug)]
 pub struct Relay {
@@ -245,12 +101,6 @@ pub struct Counts {
     pub requests: u64,
     /// ReadyForQuery messages with status `I`.
     pub transactions: u64,
-}
-
-/// Translates the process number in a NotificationResponse.
-pub trait ProcessNames: Send + Sync + std::fmt::Debug {
-    /// The number that the session of this server process was told.
-    fn told(&self, real: i32) -> i32;
 }
 
 /// What a chunk of frames came to.
@@ -710,60 +560,16 @@ impl Relay {
 
     /// Drops what belongs to the refused request; at its end the client is told that it may go on.
     fn drop_discarded(&mut self) -> Result<(), Stop> {
-        while let Some(discard) = self.discard {
-            let dropped = self.client.remaining.min(self.client.carry.len());
-            bytes::Buf::advance(&mut self.client.carry, dropped);
-            self.client.remaining -= dropped;
-            if self.client.remaining > 0 {
-                return Ok(());
-            }
-            if discard == Discard::Last {
-                self.discard = None;
+        if let Some(discard) = self.discard {
+            self.discard = discard.drop_from(&mut self.client)?;
+            if self.discard.is_none() {
                 self.stopped = false;
+                self.unread = !self.client.carry.is_empty();
                 put_ready(&mut self.client.out, b'I');
-                break;
             }
-            let header = match Header::parse(&self.client.carry) {
-                Ok(Some(header)) => header,
-                Ok(None) => return Ok(()),
-                Err(error) => return Err(Stop::ClientGarbage(error)),
-            };
-            match (discard, header.tag) {
-                (_, b'X') => return Err(Stop::ClientGone),
-                (Discard::First, b'Q' | b'F') | (_, b'S') => self.discard = Some(Discard::Last),
-                (Discard::First, _) if Machine::means_nothing(header) => {}
-                (Discard::First, _) => self.discard = Some(Discard::ToSync),
-                (Discard::ToSync | Discard::Last, _) => {}
-            }
-            let take = header.frame_len().min(self.client.carry.len());
-            bytes::Buf::advance(&mut self.client.carry, take);
-            self.client.remaining = header.frame_len() - take;
         }
-        self.unread = !self.client.carry.is_empty();
         Ok(())
     }
-}
-
-/// The head of a NotificationResponse with the told process number; `None` when it stays as it is.
-fn renamed(frame: &[u8], header: Header, names: &dyn ProcessNames) -> Option<Vec<u8>> {
-    let real = Reader::new(frame.get(HEADER_LEN..)?).i32().ok()?;
-    let told = names.told(real);
-    if told == real || header.body < 4 {
-        return None;
-    }
-    let mut head = frame.get(..HEADER_LEN)?.to_vec();
-    head.extend_from_slice(&told.to_be_bytes());
-    Some(head)
-}
-
-/// A FATAL or PANIC that is there as a whole.
-fn fatal(frame: &[u8], header: Header, head: &[u8]) -> Option<Fatal> {
-    let whole = frame.get(..header.frame_len())?;
-    let fields = ErrorFields::parse(head);
-    fields.is_fatal().then(|| Fatal {
-        fields,
-        frame: BytesMut::from(whole),
-    })
 }
 
 #[cfg(test)]

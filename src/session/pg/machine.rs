@@ -222,12 +222,12 @@ impl Machine {
                 let text = reader.cstr().unwrap_or_else(|_| reader.rest());
                 self.recent.note(now, text, false);
                 self.watched.on_text(Some(name), text);
-                if !name.is_empty() {
-                    self.extended(Owed::Parse);
-                } else {
-                    self.unnamed
-                        .sent((head.len() == header.body).then_some(head));
+                if name.is_empty() {
+                    let whole = head.len() == header.body;
+                    self.unnamed.sent(whole.then_some(head));
                     self.extended(Owed::ParseUnnamed);
+                } else {
+                    self.extended(Owed::Parse);
                 }
             }
             b'B' => {
