@@ -22,7 +22,7 @@ use tokio::time::Instant;
 const WAITING_MAX: usize = 100;
 
 /// A hold by hand that gives no period lasts this long.
-const HOLD_DEFAULT: Duration = Duration::from_secs(300);
+const HOLD_DEFAULT: Duration = Duration::from_mins(5);
 
 impl App {
     fn view(&self, running: &Running) -> ClusterView {
@@ -134,7 +134,7 @@ pub(super) struct Handler(pub(super) Arc<App>);
 
 impl Handler {
     /// Has sessions tell their blockers, from a thread that may wait.
-    fn refresh(&self, running: &Running) {
+    fn refresh(running: &Running) {
         let cluster = Arc::clone(&running.coordinator.cluster);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (done, wait) = std::sync::mpsc::channel();
@@ -164,7 +164,7 @@ impl Control for Handler {
 
     fn sessions(&self, cluster: &str) -> Result<Vec<SessionView>, ControlError> {
         let running = self.0.running(cluster)?;
-        self.refresh(running);
+        Self::refresh(running);
         let now = Instant::now().into_std();
         let mut handles = running.coordinator.cluster.registry.all();
         handles.sort_by_key(|h| h.identity.id);
@@ -257,7 +257,7 @@ impl Control for Handler {
 
     fn metrics_text(&self) -> String {
         for running in &self.0.clusters {
-            self.refresh(running);
+            Self::refresh(running);
         }
         self.0.account();
         self.0.metrics.render()

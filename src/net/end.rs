@@ -46,9 +46,9 @@ pub(super) enum End {
 
 impl End {
     /// What the relay said about the client.
-    pub(super) fn from_client(stop: Stop) -> Self {
+    pub(super) fn from_client(stop: &Stop) -> Self {
         match stop {
-            Stop::ClientGarbage(error) => Self::ClientGarbage(error),
+            Stop::ClientGarbage(error) => Self::ClientGarbage(*error),
             _ => Self::ClientGone,
         }
     }

@@ -403,7 +403,7 @@ fn custom_names(arrival: &Arrival) -> Vec<String> {
 
 /// Up to a tenth less than the limit, so that clients that came together don't leave together.
 fn spread_age(age: Duration, random: u32) -> Duration {
-    age - age.mul_f64(f64::from(random) / f64::from(u32::MAX) / 10.0)
+    age.saturating_sub(age.mul_f64(f64::from(random) / f64::from(u32::MAX) / 10.0))
 }
 
 async fn refuse_login(stream: &mut Stream, error: &OpenError, cluster: &Cluster) {

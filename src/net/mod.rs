@@ -1,14 +1,14 @@
 //! The client side: listeners, logins, and one relay task per session.
 
 pub mod authentication;
-mod discard;
+mod blame;
 mod end;
 pub mod handshake;
 pub mod janitor;
 mod leg;
 pub mod login;
+mod refuse;
 pub mod relay;
-mod rewrite;
 #[cfg(test)]
 mod script;
 mod session;

@@ -8,15 +8,13 @@
 //! The relay decides nothing about servers: it stops and says why ([`Stop`]), and the session's task
 //! goes on from there.
 
-use super::discard::Discard;
 pub use super::leg::Leg;
 use super::leg::READ_MAX;
-pub use super::rewrite::{Fatal, ProcessNames};
-use super::rewrite::{fatal, renamed};
+use super::refuse::Discard;
 use crate::backend::registry::{Handle, State};
 use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};
 use crate::transport::stream::Stream;
-use crate::wire::pg::backend::{ErrorMessage, put_error, put_parameter_status, put_ready};
+use crate::wire::pg::backend::{ErrorFields, put_parameter_status};
 use crate::wire::pg::frame::{FrameError, HEADER_LEN, Header, Reader};
 use crate::wire::pg::parameters::Parameters;
 use bytes::{Bytes, BytesMut};
@@ -65,10 +63,19 @@ pub enum Stop {
     Rested,
 }
 
+/// A server's last words.
+#[derive(Debug)]
+pub struct Fatal {
+    /// Its fields.
+    pub fields: ErrorFields,
+    /// The whole frame as it came.
+    pub frame: BytesMut,
+}
+
 /// Both legs of one session and the machine between them.
 #[derive(Debug)]
 pub struct Relay {
-    client: Leg,
+    pub(super) client: Leg,
     server: Option<Leg>,
     /// The session's machine.
     pub machine: Machine,
@@ -77,10 +84,10 @@ pub struct Relay {
     /// [`Stop::Rested`] is wanted at the next safe point.
     pub want_rest: bool,
     /// The carried client bytes hold a frame that was stopped.
-    stopped: bool,
+    pub(super) stopped: bool,
     /// The carried client bytes may hold a whole frame that nobody has looked at.
-    unread: bool,
-    discard: Option<Discard>,
+    pub(super) unread: bool,
+    pub(super) discard: Option<Discard>,
     server_write_broken: bool,
     /// ParameterStatus as the client was last told.
     params: Parameters,
@@ -101,6 +108,12 @@ pub struct Counts {
     pub requests: u64,
     /// ReadyForQuery messages with status `I`.
     pub transactions: u64,
+}
+
+/// Translates the process number in a NotificationResponse.
+pub trait ProcessNames: Send + Sync + std::fmt::Debug {
+    /// The number that the session of this server process was told.
+    fn told(&self, real: i32) -> i32;
 }
 
 /// What a chunk of frames came to.
@@ -271,13 +284,6 @@ impl Relay {
     /// Waits until the client has taken what it was told.
     pub fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.client.poll_flush_out(cx)
-    }
-
-    /// Refuses the first held request with `error`: it is dropped up to its end, the rest stays held.
-    pub fn refuse_held(&mut self, error: &ErrorMessage<'_>) -> Result<(), Stop> {
-        put_error(&mut self.client.out, error);
-        self.discard = Some(Discard::First);
-        self.drop_discarded()
     }
 
     /// What passed since the last call.
@@ -557,19 +563,28 @@ impl Relay {
             _ => Poll::Ready(Err(Stop::ClientGone)),
         }
     }
+}
 
-    /// Drops what belongs to the refused request; at its end the client is told that it may go on.
-    fn drop_discarded(&mut self) -> Result<(), Stop> {
-        if let Some(discard) = self.discard {
-            self.discard = discard.drop_from(&mut self.client)?;
-            if self.discard.is_none() {
-                self.stopped = false;
-                self.unread = !self.client.carry.is_empty();
-                put_ready(&mut self.client.out, b'I');
-            }
-        }
-        Ok(())
+/// The head of a NotificationResponse with the told process number; `None` when it stays as it is.
+fn renamed(frame: &[u8], header: Header, names: &dyn ProcessNames) -> Option<Vec<u8>> {
+    let real = Reader::new(frame.get(HEADER_LEN..)?).i32().ok()?;
+    let told = names.told(real);
+    if told == real || header.body < 4 {
+        return None;
     }
+    let mut head = frame.get(..HEADER_LEN)?.to_vec();
+    head.extend_from_slice(&told.to_be_bytes());
+    Some(head)
+}
+
+/// A FATAL or PANIC that is there as a whole.
+fn fatal(frame: &[u8], header: Header, head: &[u8]) -> Option<Fatal> {
+    let whole = frame.get(..header.frame_len())?;
+    let fields = ErrorFields::parse(head);
+    fields.is_fatal().then(|| Fatal {
+        fields,
+        frame: BytesMut::from(whole),
+    })
 }
 
 #[cfg(test)]

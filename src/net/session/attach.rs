@@ -103,7 +103,7 @@ impl Session {
                 }
                 match relay.poll_held(cx, &handle) {
                     Poll::Ready(Stop::Asked) => return Poll::Ready(Ok(None)),
-                    Poll::Ready(stop) => return Poll::Ready(Err(End::from_client(stop))),
+                    Poll::Ready(stop) => return Poll::Ready(Err(End::from_client(&stop))),
                     Poll::Pending => {}
                 }
                 tick.as_mut().poll(cx).map(|()| Ok(None))
@@ -117,7 +117,7 @@ impl Session {
                 let error = End::outage(last);
                 self.relay
                     .refuse_held(&error.message())
-                    .map_err(End::from_client)?;
+                    .map_err(|stop| End::from_client(&stop))?;
             }
             if !self.relay.holds_request() && !self.relay.is_discarding() {
                 return Ok(Held::NothingLeft);

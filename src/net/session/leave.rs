@@ -1,7 +1,8 @@
 //! How a session leaves its server connection at a safe point: probed, then detached or moved over.
 
+use super::super::blame;
 use super::super::end::End;
-use super::super::state::{self, OpenError, Ready};
+use super::super::state::{self, OpenError, Profile, Ready};
 use super::{OPEN_MAX, Session};
 use crate::backend::gate::{Lease, Phase};
 use crate::backend::registry::{Ask, State};
@@ -60,11 +61,7 @@ impl Session {
         }
         match self.phase {
             Phase::Held if !self.exempt => self.detach_for_event().await?,
-            Phase::Rolling { .. }
-                if self.must_leave() && !self.exempt && self.handle().has_offer() =>
-            {
-                self.move_over().await?;
-            }
+            Phase::Rolling { .. } if self.may_move_over() => self.move_over().await?,
             _ => {
                 if self.want_probe {
                     self.probe().await?;
@@ -96,20 +93,19 @@ impl Session {
         let machine = &mut self.relay.machine;
         match outcome {
             Ok(probed) => {
-                self.found = state::blockers(&probed.probe, machine);
+                self.found = blame::blockers(&probed.probe, machine);
                 if self.found.is_empty() {
                     machine.probed_clean();
                 } else {
                     machine.probed_blocked();
                 }
                 self.snapshot = Some(Arc::new(probed.probe.snapshot));
-                self.profile
-                    .note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
+                Profile::note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
                 self.relay
                     .tell(|out| out.extend_from_slice(&probed.for_client));
             }
             Err(state::ProbeFailure::Refused(reason)) => {
-                self.found = vec![state::unknown(machine, reason)];
+                self.found = vec![blame::unknown(machine, reason)];
                 self.snapshot = None;
             }
             Err(state::ProbeFailure::Broken(error)) => return Err(End::ServerLost(error)),
@@ -124,7 +120,7 @@ impl Session {
             && let Err(reason) = self.rehearse().await
         {
             let since = Instant::now().into_std();
-            self.refused = Some(state::not_restorable(&self.relay.machine, reason, since));
+            self.refused = Some(blame::not_restorable(&self.relay.machine, reason, since));
             self.publish();
         }
         if self.is_blocked() {
@@ -199,7 +195,7 @@ impl Session {
         self.handle().set_moving(false);
         if let Err(reason) = moved? {
             let since = Instant::now().into_std();
-            self.refused = Some(state::not_restorable(&self.relay.machine, reason, since));
+            self.refused = Some(blame::not_restorable(&self.relay.machine, reason, since));
         }
         if self.is_blocked() {
             self.exempt = true;

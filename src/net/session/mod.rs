@@ -8,6 +8,7 @@
 mod attach;
 mod leave;
 
+use super::blame;
 use super::end::End;
 use super::relay::{Fatal, Leg, Mode, Relay, Stop};
 use super::state::{self, OpenError, Opened, Profile, Ready};
@@ -220,6 +221,11 @@ impl Session {
         };
     }
 
+    /// To be left at the next safe point: the other end is ready.
+    fn may_move_over(&self) -> bool {
+        self.ready.is_some() && self.must_leave() && !self.exempt
+    }
+
     /// Attached to an instance that is to be left.
     fn must_leave(&self) -> bool {
         let Some(mine) = self.link.as_ref().and_then(Link::serving) else {
@@ -247,7 +253,9 @@ impl Session {
         if !self.relay.is_attached() {
             if self.relay.holds_request() {
                 let error = ErrorMessage::error("57014", CANCELLED);
-                self.relay.refuse_held(&error).map_err(End::from_client)?;
+                self.relay
+                    .refuse_held(&error)
+                    .map_err(|stop| End::from_client(&stop))?;
             }
             self.handle().take_cancels().settled();
             return Ok(());
@@ -258,7 +266,9 @@ impl Session {
         if self.relay.at_safe_point() && self.relay.holds_request() {
             // Held although attached: it was about to be detached.
             let error = ErrorMessage::error("57014", CANCELLED);
-            self.relay.refuse_held(&error).map_err(End::from_client)?;
+            self.relay
+                .refuse_held(&error)
+                .map_err(|stop| End::from_client(&stop))?;
         }
         let waiting = self.handle().take_cancels();
         if !self.relay.machine.is_in_flight() {
@@ -340,7 +350,7 @@ impl Session {
         let machine = &self.relay.machine;
         let mut blockers = Vec::new();
         if self.relay.is_attached() {
-            let wire = state::wire_blocker(machine, now);
+            let wire = blame::wire_blocker(machine, now);
             let kind = wire.as_ref().map(|b| b.kind);
             blockers.extend(wire);
             blockers.extend(

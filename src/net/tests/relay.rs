@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::registry::{Ask, Identity, Registered, Registry};
+use crate::wire::pg::backend::ErrorMessage;
 use crate::wire::pg::frame::put;
 use bytes::BufMut;
 use futures_util::FutureExt;

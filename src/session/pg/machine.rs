@@ -223,8 +223,8 @@ impl Machine {
                 self.recent.note(now, text, false);
                 self.watched.on_text(Some(name), text);
                 if name.is_empty() {
-                    let whole = head.len() == header.body;
-                    self.unnamed.sent(whole.then_some(head));
+                    self.unnamed
+                        .sent((head.len() == header.body).then_some(head));
                     self.extended(Owed::ParseUnnamed);
                 } else {
                     self.extended(Owed::Parse);
