@@ -2,6 +2,7 @@
 
 use super::exec::{ExecError, Rows};
 use super::gate::Gate;
+use super::line::Line;
 use super::registry::Registry;
 use super::service::Service;
 use crate::session::pg::CATALOG_NAMES_SQL;
@@ -25,6 +26,8 @@ pub struct Cluster {
     pub gate: Arc<Gate>,
     /// Its sessions.
     pub registry: Arc<Registry>,
+    /// Where sessions wait for each other after a barrier.
+    pub line: Line,
     /// The service account.
     pub service: Service,
     /// Keepalive towards its servers.
@@ -75,6 +78,7 @@ impl Cluster {
             name: Arc::from(name),
             gate,
             registry,
+            line: Line::default(),
             service,
             socket: settings.socket,
             max_outage: settings.max_outage,

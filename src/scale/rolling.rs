@@ -74,6 +74,7 @@ impl Run {
                 self.event.waiting_for = self.in_the_way().await;
                 let old: BTreeSet<_> = left.iter().map(|h| h.identity.id).collect();
                 self.event.waiting_for.retain(|w| old.contains(&w.session));
+                self.keep_lasting(max_hold);
                 self.step(Step::Roll);
             }
             if now >= self.event.deadline() {
