@@ -5,9 +5,10 @@
 # One live test needs a thousand sockets at once.
 FILES := ulimit -n $$(ulimit -Hn) 2>/dev/null || true;
 
+# make run ARGS="--postgres-port 5433"
 run:
 	scripts/setup.sh server
-	cargo run --release --locked -- dev
+	cargo run --release --locked -- dev $(ARGS)
 
 test:
 	scripts/setup.sh tests

@@ -2,6 +2,7 @@
 
 mod control;
 mod dev;
+mod handler;
 mod query;
 mod start;
 

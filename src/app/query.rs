@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// A CHECKPOINT may take this long.
-const QUERY_MAX: Duration = Duration::from_secs(300);
+const QUERY_MAX: Duration = Duration::from_mins(5);
 
 /// The service account of one cluster.
 pub(super) struct Account {

@@ -119,10 +119,12 @@ pub(super) fn users(
     users: &[(String, crate::config::Secret)],
     mock_secret: &[u8; 32],
 ) -> Result<Users, AppError> {
+    use std::fmt::Write as _;
     let mut text = String::new();
     for (name, secret) in users {
         let quote = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        text.push_str(&format!("{} = {}\n", quote(name), quote(secret.reveal())));
+        // A String takes everything.
+        let _ = writeln!(text, "{} = {}", quote(name), quote(secret.reveal()));
     }
     Users::parse(&Zeroizing::new(text), |name| {
         mock_salt(mock_secret, name.as_bytes())
@@ -143,7 +145,7 @@ pub(super) async fn cluster(
         password: None,
     });
     let name = |e: AppError| AppError(format!("cluster {}: {e}", keys.name));
-    let (provider, credential) = provider(&keys, &account, socket).await.map_err(name)?;
+    let (provider, credential) = provider(&keys, &account, socket).map_err(name)?;
     let registry = Arc::new(Registry::default());
     let limit = usize::try_from(keys.sessions.max_server_connections).unwrap_or(usize::MAX);
     let gate = Gate::new(limit, Arc::clone(&registry));
@@ -188,7 +190,7 @@ pub(super) async fn cluster(
     ))
 }
 
-async fn provider(
+fn provider(
     keys: &ClusterConfig,
     account: &ServiceAccount,
     socket: SocketConfig,

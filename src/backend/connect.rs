@@ -250,7 +250,8 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
             b'K' => {
                 let mut reader = Reader::new(&message.body);
                 process = reader.i32().unwrap_or(0);
-                secret = message.body.slice_ref(reader.rest());
+                // A copy: a slice would keep the whole read buffer for as long as the session lasts.
+                secret = Bytes::copy_from_slice(reader.rest());
             }
             b'Z' => break,
             // Notices, and a negotiation down to the version that was asked for anyway.

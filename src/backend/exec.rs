@@ -99,10 +99,7 @@ async fn run(connected: &mut Connected, sql: &str, params: &[&str]) -> Result<Ro
             b'Z' => return error.map_or(Ok(rows), |error| Err(ExecError::Server(error))),
             _ => {}
         }
-        if error
-            .as_ref()
-            .is_some_and(|e: &Box<ErrorFields>| e.is_fatal())
-        {
+        if error.as_ref().is_some_and(|e| e.is_fatal()) {
             return Err(ExecError::Server(error.unwrap_or_default()));
         }
     }

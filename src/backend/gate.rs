@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+/// Waiters that gave up may stay in line until there are so many.
+const LEFT_MAX: usize = 16;
+
 /// The instance that serves, under its generation.
 #[derive(Debug, Clone)]
 pub struct Serving {
@@ -77,7 +80,8 @@ pub struct Gate {
 
 #[derive(Debug)]
 struct State {
-    phase: Phase,
+    /// Connections of generations before this one are to be left.
+    leave_before: Option<u64>,
     serving: Option<Serving>,
     held_since: Option<Instant>,
     sessions: usize,
@@ -87,13 +91,23 @@ struct State {
     last_generation: u64,
 }
 
+impl State {
+    fn phase(&self) -> Phase {
+        match (self.held_since, self.leave_before) {
+            (Some(_), _) => Phase::Held,
+            (None, Some(leave_before)) => Phase::Rolling { leave_before },
+            (None, None) => Phase::Open,
+        }
+    }
+}
+
 impl Gate {
     /// A gate without an instance; `limit` is the most server connections that ever exist;
     /// the sessions of `registry` are woken by each change.
     pub fn new(limit: usize, registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
-                phase: Phase::Open,
+                leave_before: None,
                 serving: None,
                 held_since: None,
                 outage_since: None,
@@ -122,7 +136,7 @@ impl Gate {
         let state = self.state.lock();
         View {
             version: self.version(),
-            phase: state.phase,
+            phase: state.phase(),
             serving: state.serving.clone(),
             held_since: state.held_since,
         }
@@ -173,7 +187,7 @@ impl Gate {
     pub fn is_full(&self) -> bool {
         let state = self.state.lock();
         state.serving.is_some()
-            && state.phase != Phase::Held
+            && state.held_since.is_none()
             && (state.sessions + self.reserve >= self.limit
                 || state.sessions + state.spare >= self.limit)
     }
@@ -187,6 +201,9 @@ impl Gate {
                     && let Some(lease) = self.grant(&mut state, Purpose::Session)
                 {
                     return lease;
+                }
+                if state.waiters.len() > 2 * self.waiting() + LEFT_MAX {
+                    state.waiters.retain(|waiter| !waiter.is_closed());
                 }
                 let (sender, receiver) = oneshot::channel();
                 state.waiters.push_back(sender);
@@ -211,11 +228,10 @@ impl Gate {
     /// Closes the gate until the guard is dropped or told who serves next. `None`: it is held already.
     pub fn hold(self: &Arc<Self>) -> Option<Hold> {
         let mut state = self.state.lock();
-        if state.phase == Phase::Held {
+        if state.held_since.is_some() {
             return None;
         }
         let since = Instant::now();
-        state.phase = Phase::Held;
         state.held_since = Some(since);
         drop(state);
         self.changed();
@@ -251,11 +267,11 @@ impl Gate {
         self.changed();
     }
 
-    /// Sessions on generations before `leave_before` move at their own safe points; or no longer.
+    /// Sessions on generations before `leave_before` move at their own safe points; or no longer. A hold
+    /// goes on.
     pub fn roll(&self, leave_before: Option<u64>) {
         let mut state = self.state.lock();
-        state.phase =
-            leave_before.map_or(Phase::Open, |leave_before| Phase::Rolling { leave_before });
+        state.leave_before = leave_before;
         drop(state);
         self.changed();
     }
@@ -272,7 +288,7 @@ impl Gate {
         }
         match purpose {
             Purpose::Session => {
-                if state.phase == Phase::Held || state.sessions + self.reserve >= self.limit {
+                if state.held_since.is_some() || state.sessions + self.reserve >= self.limit {
                     return None;
                 }
                 state.sessions += 1;
@@ -316,7 +332,6 @@ impl Gate {
 
     fn release(self: &Arc<Self>) {
         let mut state = self.state.lock();
-        state.phase = Phase::Open;
         state.held_since = None;
         self.serve_waiters(&mut state);
         drop(state);
@@ -341,6 +356,7 @@ impl Lease {
     }
 
     /// Turns a spare lease into a session's own: the second end of a move becomes its only one.
+    #[must_use]
     pub fn for_session(mut self) -> Self {
         if self.purpose == Purpose::Spare {
             let mut state = self.gate.state.lock();
@@ -403,6 +419,8 @@ mod tests {
     use crate::backend::registry::Registry;
     use crate::transport::{Address, ServerTls};
     use futures_util::FutureExt;
+    use proptest::prelude::*;
+    use std::pin::Pin;
 
     fn endpoint() -> Endpoint {
         Endpoint {
@@ -478,6 +496,185 @@ mod tests {
         gate.serve(endpoint(), "t1");
         let lease = waiter.now_or_never().expect("the new one serves");
         assert_eq!(lease.serving().generation, 2);
+    }
+
+    #[test]
+    fn a_hold_outlives_a_change_of_rolling() {
+        let gate = open_gate(4);
+        let hold = gate.hold().expect("open");
+        gate.roll(None);
+        assert!(gate.lease().now_or_never().is_none(), "still held");
+        gate.roll(Some(2));
+        assert!(gate.lease().now_or_never().is_none(), "still held");
+        drop(hold);
+        assert!(gate.lease().now_or_never().is_some());
+    }
+
+    #[test]
+    fn those_who_gave_up_do_not_pile_up() {
+        let gate = open_gate(1);
+        let _hold = gate.hold().expect("open");
+        for _ in 0..100 {
+            assert!(gate.lease().now_or_never().is_none());
+        }
+        assert!(gate.state.lock().waiters.len() <= LEFT_MAX + 1);
+    }
+
+    #[test]
+    fn an_offer_that_is_replaced_or_left_is_given_back() {
+        let registry = Arc::new(Registry::default());
+        let gate = Gate::new(5, Arc::clone(&registry));
+        gate.serve(endpoint(), "t0");
+        let session = registry.add(
+            crate::backend::registry::Identity {
+                id: 1,
+                user: String::new(),
+                database: String::new(),
+                client_address: String::new(),
+                connected_at: Instant::now().into_std(),
+                age_limit: None,
+            },
+            String::new(),
+        );
+        session.handle.offer(gate.try_spare().expect("a spare"));
+        session.handle.offer(gate.try_spare().expect("a spare"));
+        assert!(session.handle.has_offer());
+        assert_eq!(gate.leases(), 1, "the first came back");
+        let taken = session.handle.take_offer().expect("the second");
+        assert!(session.handle.take_offer().is_none(), "once");
+        let taken = taken.for_session();
+        assert_eq!((gate.session_leases(), gate.leases()), (1, 1));
+        drop(taken);
+        assert_eq!((gate.session_leases(), gate.leases()), (0, 0));
+        session.handle.offer(gate.try_spare().expect("a spare"));
+        drop(session);
+        assert_eq!(gate.leases(), 0, "the session ended");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Act {
+        /// A session asks for a server connection.
+        Ask,
+        /// The n-th of those who wait gives up.
+        GiveUp(usize),
+        /// The n-th lease is given back.
+        Return(usize),
+        Spare,
+        /// The n-th lease becomes a session's own.
+        Own(usize),
+        Hold,
+        Release,
+        Serve,
+        ServeNone,
+        Roll(bool),
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            6 => Just(Act::Ask),
+            1 => (0_usize..8).prop_map(Act::GiveUp),
+            4 => (0_usize..8).prop_map(Act::Return),
+            2 => Just(Act::Spare),
+            2 => (0_usize..8).prop_map(Act::Own),
+            1 => Just(Act::Hold),
+            2 => Just(Act::Release),
+            1 => Just(Act::Serve),
+            1 => Just(Act::ServeNone),
+            1 => any::<bool>().prop_map(Act::Roll),
+        ]
+    }
+
+    type Waiter = Pin<Box<dyn Future<Output = Lease>>>;
+
+    /// Everyone who waits, in order, and every lease that is out.
+    #[derive(Default)]
+    struct Out {
+        waiters: Vec<Waiter>,
+        leases: Vec<Lease>,
+    }
+
+    impl Out {
+        /// Takes what was granted; the first in line comes first.
+        fn collect(&mut self) -> Result<(), TestCaseError> {
+            let mut waits = false;
+            for mut waiter in std::mem::take(&mut self.waiters) {
+                match (&mut waiter).now_or_never() {
+                    Some(lease) => {
+                        prop_assert!(!waits, "somebody was passed over");
+                        self.leases.push(lease);
+                    }
+                    None => {
+                        waits = true;
+                        self.waiters.push(waiter);
+                    }
+                }
+            }
+            Ok(())
+        }
+    }
+
+    fn apply(gate: &Arc<Gate>, out: &mut Out, hold: &mut Option<Hold>, act: &Act) {
+        let Out { waiters, leases } = out;
+        let nth = |n: usize, len: usize| (len > 0).then(|| n % len);
+        match *act {
+            Act::Ask => {
+                let gate = Arc::clone(gate);
+                waiters.push(Box::pin(async move { gate.lease().await }));
+            }
+            Act::GiveUp(n) => drop(nth(n, waiters.len()).map(|n| waiters.remove(n))),
+            Act::Return(n) => drop(nth(n, leases.len()).map(|n| leases.remove(n))),
+            Act::Spare => leases.extend(gate.try_spare()),
+            Act::Own(n) => {
+                if let Some(n) = nth(n, leases.len()) {
+                    let lease = leases.remove(n).for_session();
+                    leases.insert(n, lease);
+                }
+            }
+            Act::Hold => *hold = gate.hold().or(hold.take()),
+            Act::Release => *hold = None,
+            Act::Serve => drop(gate.serve(endpoint(), "t")),
+            Act::ServeNone => gate.serve_none(),
+            Act::Roll(on) => gate.roll(on.then_some(1)),
+        }
+    }
+
+    proptest! {
+        /// Whatever happens: never above the limit, first come first served, nobody waits while there is
+        /// room, nothing is granted in a hold, and all is given back in the end.
+        #[test]
+        fn the_books_are_right(limit in 1_usize..7, acts in prop::collection::vec(act(), 1..80)) {
+            let gate = open_gate(limit);
+            let (mut out, mut hold) = (Out::default(), None);
+            for act in acts {
+                let before = out.leases.len();
+                apply(&gate, &mut out, &mut hold, &act);
+                out.collect()?;
+                prop_assert_eq!(gate.leases(), out.leases.len());
+                prop_assert!(gate.leases() <= limit);
+                prop_assert_eq!(gate.waiting(), out.waiters.len());
+                let sessions = out.leases.iter().filter(|l| l.purpose == Purpose::Session);
+                prop_assert_eq!(gate.session_leases(), sessions.count());
+                let view = gate.view();
+                prop_assert_eq!(view.phase == Phase::Held, hold.is_some());
+                prop_assert_eq!(view.held_since.is_some(), hold.is_some());
+                if hold.is_some() || view.serving.is_none() {
+                    let spare = usize::from(matches!(act, Act::Spare) && view.serving.is_some());
+                    prop_assert!(out.leases.len() <= before + spare);
+                } else if !out.waiters.is_empty() {
+                    prop_assert!(gate.is_full(), "somebody waits although there is room");
+                }
+            }
+            drop(hold);
+            gate.serve(endpoint(), "t");
+            out.collect()?;
+            while !out.waiters.is_empty() {
+                prop_assert!(!out.leases.is_empty(), "nobody holds what the others wait for");
+                out.leases.remove(0);
+                out.collect()?;
+            }
+            out.leases.clear();
+            prop_assert_eq!((gate.leases(), gate.session_leases(), gate.waiting()), (0, 0, 0));
+        }
     }
 
     #[test]

@@ -55,6 +55,7 @@ impl Link {
     }
 
     /// A move's second end becomes the session's only one.
+    #[must_use]
     pub fn for_session(mut self) -> Self {
         self.lease = self.lease.take().map(Lease::for_session);
         self

@@ -180,7 +180,7 @@ impl Handle {
     pub fn cancel_settled(&self) {
         for waiter in std::mem::take(&mut *self.cancels.lock()) {
             // A cancelling client that left needs no answer.
-            drop(waiter.send(()));
+            let _gone = waiter.send(());
         }
     }
 

@@ -77,7 +77,7 @@ pub(super) fn run(
         ClientCommand::Drain { .. } => {
             let answer = client.post("/v1/drain", &json!({}))?;
             show(target, out, answer, |_: Value| {
-                "draining: no new clients are taken, and the proxy ends when the last one has left\n"
+                "draining: no new clients are taken; sessions end when at rest, and the proxy after 30 s at most\n"
                     .to_owned()
             })
         }

@@ -133,7 +133,7 @@ enum ClientCommand {
         #[command(flatten)]
         target: Target,
     },
-    /// Take no new clients, and end when the last one has left
+    /// Take no new clients, end sessions when they are at rest, and then the proxy (after 30 s at most)
     Drain {
         #[command(flatten)]
         target: Target,
@@ -346,8 +346,9 @@ fn start_log(args: &LogArgs) -> Result<(), Failure> {
     log::init(format, &args.log_level).map_err(|e| Failure::usage(e.to_string()))
 }
 
+/// For control, the admin API and scale events. Clients are served by `net::workers`.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::new(format!("can't start the runtime: {e}")))

@@ -92,6 +92,8 @@ pub struct Admin {
 pub struct Limits {
     /// Client connections at a time.
     pub max_clients: u32,
+    /// Threads that serve clients; 0: half as many as there are processors, at least one.
+    pub threads: usize,
     /// From the accepted connection to the first ReadyForQuery.
     pub login_timeout: Duration,
     /// After this a client is disconnected at its next rest; `None`: never.

@@ -186,10 +186,12 @@ fn read_admin(mut section: Section<'_, '_>, bound: &mut Vec<(String, Address)>) 
 
 fn read_limits(mut section: Section<'_, '_>) -> Limits {
     let max_clients = section.integer("max_clients", 10_000, 1..=1_000_000);
+    let threads = section.integer("threads", 0, 0..=256);
     let login_timeout = section.duration("login_timeout", 30 * SECOND, SECOND..=HOUR, None);
     let age = section.duration("max_connection_age", DAY, SECOND..=365 * DAY, Some("never"));
     let limits = Limits {
         max_clients,
+        threads: usize::try_from(threads).unwrap_or(0),
         login_timeout,
         max_connection_age: (!age.is_zero()).then_some(age),
         max_connection_age_grace: section.duration(

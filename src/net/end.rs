@@ -46,9 +46,9 @@ pub(super) enum End {
 
 impl End {
     /// What the relay said about the client.
-    pub(super) fn from_client(stop: Stop) -> Self {
+    pub(super) fn from_client(stop: &Stop) -> Self {
         match stop {
-            Stop::ClientGarbage(error) => Self::ClientGarbage(error),
+            Stop::ClientGarbage(error) => Self::ClientGarbage(*error),
             _ => Self::ClientGone,
         }
     }
@@ -199,6 +199,7 @@ impl End {
                 tracing::error!(session, %error, "a session could not be restored");
             }
             Self::ServerLost(error) => tracing::warn!(session, %error, "the server was lost"),
+            Self::Internal(what) => tracing::error!(session, what, "session ended"),
             _ => tracing::warn!(session, reason = self.kind(), "session ended"),
         }
     }

@@ -5,7 +5,7 @@ use super::authentication::{Challenge, Method, authenticate};
 use super::handshake::{Accepted, Arrival, HandshakeConfig, accept};
 use super::relay::Leg;
 use super::session::Session;
-use super::shared::{Place, Shared};
+use super::shared::{KeyGuard, Place, Shared};
 use super::state::{self, OpenError, Opened, Profile};
 use crate::auth::{Credential, Secret};
 use crate::backend::cluster::Cluster;
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 /// How long the client of a CancelRequest is kept waiting for its close.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);
@@ -89,23 +89,44 @@ fn matches_host(pattern: &str, host: &str) -> bool {
     }
 }
 
+/// A client that has logged in, and what it holds for as long as it is there.
+struct Begun {
+    session: Box<Session>,
+    span: Span,
+    _key: KeyGuard,
+    _place: Option<Place>,
+}
+
 /// Serves one accepted socket to its end.
 pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<HandshakeConfig>) {
+    // Everything that only the login needs is dropped before the session begins: most clients idle.
+    let begun = Box::pin(arrive(stream, entrance, config)).await;
+    if let Some(begun) = begun {
+        begun.session.run(begun.span).await;
+    }
+}
+
+/// A socket up to its session. None: there is nothing more to do for it.
+async fn arrive(
+    stream: Stream,
+    entrance: Arc<Entrance>,
+    config: Arc<HandshakeConfig>,
+) -> Option<Begun> {
     let place = entrance.shared.admit();
     let deadline = Instant::now() + entrance.shared.limits.login_timeout;
     let accepted = match tokio::time::timeout_at(deadline, accept(stream, &config)).await {
         Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
             tracing::debug!(%error, "no session came about");
-            return;
+            return None;
         }
         Err(_) => {
             tracing::debug!("a client did not complete its start-up in time");
-            return;
+            return None;
         }
     };
     match accepted {
-        Accepted::Closed => {}
+        Accepted::Closed => None,
         Accepted::Cancel { process, secret } => {
             drop(place);
             if let Some(handle) = entrance.shared.find_key(process, &secret) {
@@ -113,17 +134,18 @@ pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<Handshak
                 let settled = handle.ask_cancel();
                 drop(tokio::time::timeout(CANCEL_WAIT, settled).await);
             }
+            None
         }
         Accepted::Session(arrival) => {
-            let session = tracing::info_span!(
+            let span = tracing::info_span!(
                 "session",
                 client = %arrival.stream.peer(),
                 user = %String::from_utf8_lossy(arrival.user()),
                 database = %String::from_utf8_lossy(arrival.database()),
             );
             Box::pin(admit(arrival, place, entrance, deadline))
-                .instrument(session)
-                .await;
+                .instrument(span)
+                .await
         }
     }
 }
@@ -134,7 +156,7 @@ async fn admit(
     place: Option<Place>,
     entrance: Arc<Entrance>,
     deadline: Instant,
-) {
+) -> Option<Begun> {
     let shared = Arc::clone(&entrance.shared);
     let refused = if place.is_none() {
         Some(
@@ -151,36 +173,50 @@ async fn admit(
     };
     if let Some(error) = refused {
         shared.count_error(ErrorKind::Limit);
-        return refuse(&mut arrival.stream, &error).await;
+        refuse(&mut arrival.stream, &error).await;
+        return None;
     }
     let entry = match entrance.entry(&arrival) {
         Ok(entry) => entry,
         Err(text) => {
             let error = ErrorMessage::fatal("3D000", &text);
-            return refuse(&mut arrival.stream, &error).await;
+            refuse(&mut arrival.stream, &error).await;
+            return None;
         }
     };
     let secret = match find_secret(&arrival, entry, deadline).await {
         Ok(secret) => secret,
-        Err(Refusal::ClientGone) => return,
+        Err(Refusal::ClientGone) => return None,
         Err(Refusal::Because(error)) => {
             tracing::warn!(cluster = %entry.cluster.name, %error, "verifiers can't be read");
             shared.count_error(ErrorKind::Server);
             let error = ErrorMessage::fatal("57P03", "the database system is not available")
                 .detail("The proxy could not ask the server for the user's verifier.");
-            return refuse(&mut arrival.stream, &error).await;
+            refuse(&mut arrival.stream, &error).await;
+            return None;
         }
     };
     let work = prove(&mut arrival, entry.method, secret);
     let credential = match tokio::time::timeout_at(deadline, work).await {
         Ok(Some(credential)) => credential,
-        Ok(None) => return shared.count_error(ErrorKind::Client),
+        Ok(None) => {
+            shared.count_error(ErrorKind::Client);
+            return None;
+        }
         Err(_) => {
             let error = ErrorMessage::fatal("57014", "canceling authentication due to timeout");
-            return refuse(&mut arrival.stream, &error).await;
+            refuse(&mut arrival.stream, &error).await;
+            return None;
         }
     };
-    Box::pin(first_server(arrival, credential, entry, shared, deadline)).await;
+    let (session, key) =
+        Box::pin(first_server(arrival, credential, entry, shared, deadline)).await?;
+    Some(Begun {
+        session,
+        span: Span::current(),
+        _key: key,
+        _place: place,
+    })
 }
 
 /// What the client's proof is checked against. A server that is away is waited for until shortly before
@@ -223,21 +259,19 @@ async fn prove(
     }
 }
 
-/// Gets the session its first server connection, and serves it.
+/// Gets the session its first server connection. None: the client left, or was told why not.
 async fn first_server(
     arrival: Box<Arrival>,
     credential: Credential,
     entry: &Entry,
     shared: Arc<Shared>,
     deadline: Instant,
-) {
+) -> Option<(Box<Session>, KeyGuard)> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let now = Instant::now().into_std();
     let limits = shared.limits;
     let mut random = [0; 8];
-    if aws_lc_rs::rand::fill(&mut random).is_err() {
-        return;
-    }
+    aws_lc_rs::rand::fill(&mut random).ok()?;
     let [a, b, c, d, spread @ ..] = random;
     let identity = Identity {
         id: shared.next_session(),
@@ -270,11 +304,12 @@ async fn first_server(
     let mut stream = arrival.stream;
     let opened = match log_in(&profile, &stream, deadline).await {
         Ok(opened) => opened,
-        Err(Refusal::ClientGone) => return,
+        Err(Refusal::ClientGone) => return None,
         Err(Refusal::Because(error)) => {
             tracing::info!(%error, "no server connection for a new session");
             shared.count_error(ErrorKind::Server);
-            return refuse_login(&mut stream, &error, &cluster).await;
+            refuse_login(&mut stream, &error, &cluster).await;
+            return None;
         }
     };
     let told = cluster.tell_process(opened.link.process);
@@ -289,13 +324,12 @@ async fn first_server(
     put_ready(&mut out, b'I');
     if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
         cluster.forget_process(told, opened.link.process);
-        return;
+        return None;
     }
     scan_names(&cluster, &profile.database);
     let client = Leg::new(stream, arrival.buffered);
     let session = Session::new(client, profile, registered, opened, told);
-    Box::pin(session.run()).await;
-    drop(key);
+    Some((Box::new(session), key))
 }
 
 enum Refusal<E> {
@@ -369,7 +403,7 @@ fn custom_names(arrival: &Arrival) -> Vec<String> {
 
 /// Up to a tenth less than the limit, so that clients that came together don't leave together.
 fn spread_age(age: Duration, random: u32) -> Duration {
-    age - age.mul_f64(f64::from(random) / f64::from(u32::MAX) / 10.0)
+    age.saturating_sub(age.mul_f64(f64::from(random) / f64::from(u32::MAX) / 10.0))
 }
 
 async fn refuse_login(stream: &mut Stream, error: &OpenError, cluster: &Cluster) {

@@ -1,9 +1,11 @@
 //! The client side: listeners, logins, and one relay task per session.
 
 pub mod authentication;
+mod blame;
 mod end;
 pub mod handshake;
 pub mod janitor;
+mod leg;
 pub mod login;
 pub mod relay;
 #[cfg(test)]
@@ -11,3 +13,4 @@ mod script;
 mod session;
 pub mod shared;
 mod state;
+pub mod workers;

@@ -8,6 +8,8 @@
 //! The relay decides nothing about servers: it stops and says why ([`Stop`]), and the session's task
 //! goes on from there.
 
+pub use super::leg::Leg;
+use super::leg::READ_MAX;
 use crate::backend::registry::{Handle, State};
 use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};
 use crate::transport::stream::Stream;
@@ -15,18 +17,14 @@ use crate::wire::pg::backend::{
     ErrorFields, ErrorMessage, put_error, put_parameter_status, put_ready,
 };
 use crate::wire::pg::frame::{FrameError, HEADER_LEN, Header, Reader};
+use crate::wire::pg::parameters::Parameters;
 use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-/// Bytes read at once, and at most kept of a client that is held.
-const READ_MAX: usize = 64 * 1024;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Room for what was kept from the last read, before the next one.
 const SCRATCH: usize = 2 * READ_MAX + 1024;
@@ -76,123 +74,6 @@ pub struct Fatal {
     pub frame: BytesMut,
 }
 
-/// One socket and what is in transit on its side.
-#[derive(Debug)]
-pub struct Leg {
-    stream: Stream,
-    /// Read, but not cut into frames yet, or held.
-    carry: BytesMut,
-    /// Bytes of a frame's body that are still to stream through.
-    remaining: usize,
-    /// To be written.
-    out: BytesMut,
-    needs_flush: bool,
-    /// FIN seen.
-    eof: bool,
-}
-
-impl Leg {
-    /// A leg whose `carry` was already read.
-    pub fn new(stream: Stream, carry: BytesMut) -> Self {
-        Self {
-            stream,
-            carry,
-            remaining: 0,
-            out: BytesMut::new(),
-            needs_flush: false,
-            eof: false,
-        }
-    }
-
-    /// Nothing half-way in either direction.
-    fn is_clean(&self) -> bool {
-        self.remaining == 0 && self.out.is_empty() && !self.needs_flush
-    }
-
-    /// The socket, and bytes read ahead of it.
-    pub fn into_parts(self) -> (Stream, BytesMut) {
-        (self.stream, self.carry)
-    }
-
-    /// The socket, and what its peer is still to read.
-    pub fn into_goodbye(self) -> (Stream, BytesMut) {
-        (self.stream, self.out)
-    }
-
-    /// The socket.
-    pub fn stream(&mut self) -> &mut Stream {
-        &mut self.stream
-    }
-
-    fn poll_flush_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.out.is_empty() {
-            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            bytes::Buf::advance(&mut self.out, n);
-            self.needs_flush = true;
-        }
-        if self.out.capacity() > 0 {
-            self.out = BytesMut::new();
-        }
-        if self.needs_flush {
-            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-            self.needs_flush = false;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Writes what can be written now; the rest is kept.
-    fn write_through(&mut self, cx: &mut Context<'_>, mut data: &[u8]) -> io::Result<()> {
-        if self.out.is_empty() {
-            while !data.is_empty() {
-                match Pin::new(&mut self.stream).poll_write(cx, data) {
-                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                    Poll::Ready(Ok(n)) => data = data.get(n..).unwrap_or_default(),
-                    Poll::Ready(Err(error)) => return Err(error),
-                    Poll::Pending => break,
-                }
-            }
-            self.needs_flush = true;
-        }
-        self.out.extend_from_slice(data);
-        match self.poll_flush_out(cx) {
-            Poll::Ready(Err(error)) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    /// Reads behind what is carried; the number of bytes in `buffer`.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let kept = self.carry.len();
-        let Some((head, space)) = buffer.split_at_mut_checked(kept) else {
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-        };
-        let space_len = space.len().min(READ_MAX);
-        let mut read = ReadBuf::new(&mut space[..space_len]);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
-        let n = read.filled().len();
-        if n == 0 {
-            self.eof = true;
-            return Poll::Ready(Ok(0));
-        }
-        head.copy_from_slice(&self.carry);
-        Poll::Ready(Ok(kept + n))
-    }
-
-    fn keep(&mut self, rest: &[u8]) {
-        if rest.is_empty() {
-            if self.carry.capacity() > 0 {
-                self.carry = BytesMut::new();
-            }
-        } else {
-            self.carry.clear();
-            self.carry.extend_from_slice(rest);
-        }
-    }
-}
-
 /// A request that was cancelled before it was sent: its rest is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Discard {
@@ -200,6 +81,8 @@ enum Discard {
     First,
     /// Up to and with the next Sync.
     ToSync,
+    /// What is left of its last frame.
+    Last,
 }
 
 /// Both legs of one session and the machine between them.
@@ -220,7 +103,7 @@ pub struct Relay {
     discard: Option<Discard>,
     server_write_broken: bool,
     /// ParameterStatus as the client was last told.
-    params: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    params: Parameters,
     names: Arc<dyn ProcessNames>,
     /// As last told to others.
     told_at_rest: bool,
@@ -270,7 +153,7 @@ impl Relay {
             unread,
             discard: None,
             server_write_broken: false,
-            params: BTreeMap::new(),
+            params: Parameters::default(),
             names,
             told_at_rest: false,
             counts: Counts::default(),
@@ -280,38 +163,56 @@ impl Relay {
     /// Goes on until something has to be decided.
     pub fn poll(&mut self, cx: &mut Context<'_>, handle: &Handle, now: Instant) -> Poll<Stop> {
         handle.register(cx.waker());
-        BUFFER.with_borrow_mut(|buffer| {
-            loop {
-                if handle.is_asked() {
-                    return Poll::Ready(Stop::Asked);
-                }
-                let mut progress = false;
+        BUFFER.with_borrow_mut(|buffer| self.pump(cx, buffer, handle, now))
+    }
+
+    fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+        handle: &Handle,
+        now: Instant,
+    ) -> Poll<Stop> {
+        let (mut server_waits, mut client_waits) = (false, false);
+        loop {
+            if handle.is_asked() {
+                return Poll::Ready(Stop::Asked);
+            }
+            if !server_waits {
                 match self.poll_server(cx, buffer) {
-                    Poll::Ready(Ok(())) => progress = true,
+                    Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(stop)) => return Poll::Ready(stop),
-                    Poll::Pending => {}
-                }
-                match self.poll_client(cx, buffer, now) {
-                    Poll::Ready(Ok(())) => {
-                        progress = true;
-                        handle.touch(now);
-                    }
-                    Poll::Ready(Err(stop)) => return Poll::Ready(stop),
-                    Poll::Pending => {}
-                }
-                self.tell_rest(handle, now);
-                if (self.mode == Mode::LockStep || self.want_rest) && self.at_safe_point() {
-                    self.want_rest = false;
-                    return Poll::Ready(match self.mode {
-                        Mode::LockStep => Stop::SafePoint,
-                        Mode::Flow => Stop::Rested,
-                    });
-                }
-                if !progress {
-                    return Poll::Pending;
+                    Poll::Pending => server_waits = true,
                 }
             }
-        })
+            if !client_waits {
+                match self.poll_client(cx, buffer, now) {
+                    Poll::Ready(Ok(())) => handle.touch(now),
+                    Poll::Ready(Err(stop)) => return Poll::Ready(stop),
+                    Poll::Pending => client_waits = true,
+                }
+            }
+            self.tell_rest(handle, now);
+            if (self.mode == Mode::LockStep || self.want_rest) && self.at_safe_point() {
+                self.want_rest = false;
+                return Poll::Ready(match self.mode {
+                    Mode::LockStep => Stop::SafePoint,
+                    Mode::Flow => Stop::Rested,
+                });
+            }
+            if server_waits && client_waits {
+                return Poll::Pending;
+            }
+            if !self.is_plain_flow() {
+                // What one side did may be what the other waits for.
+                (server_waits, client_waits) = (false, false);
+            }
+        }
+    }
+
+    /// Each side waits for its own sockets only: for bytes, or to be rid of some.
+    fn is_plain_flow(&self) -> bool {
+        self.mode == Mode::Flow && !self.stopped && !self.unread && self.discard.is_none()
     }
 
     /// Watches the client of a held session: more of its request is kept, up to a limit; its end is seen.
@@ -413,9 +314,9 @@ impl Relay {
     /// ParameterStatus values of a newly attached server: the client is told those that differ.
     pub fn tell_parameters<'a>(&mut self, params: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
         for (name, value) in params {
-            if self.params.get(name).is_none_or(|told| **told != *value) {
+            if self.params.get(name) != Some(value) {
                 put_parameter_status(&mut self.client.out, name, value);
-                self.params.insert(name.into(), value.into());
+                self.params.set(name, value);
             }
         }
     }
@@ -423,7 +324,7 @@ impl Relay {
     /// ParameterStatus values that the client was told during its login.
     pub fn adopt_parameters(&mut self, params: &[(Bytes, Bytes)]) {
         for (name, value) in params {
-            self.params.insert((**name).into(), (**value).into());
+            self.params.set(name, value);
         }
     }
 
@@ -508,7 +409,7 @@ impl Relay {
                 ServerFrame::ParameterStatus => {
                     let mut reader = Reader::new(head);
                     if let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) {
-                        self.params.insert(name.into(), value.into());
+                        self.params.set(name, value);
                     }
                 }
                 ServerFrame::Notification => {
@@ -575,6 +476,10 @@ impl Relay {
             return Poll::Ready(Ok(()));
         }
         let n = if self.stopped || self.unread {
+            if self.stopped && self.client_gone() {
+                // It will send its held request again.
+                return Poll::Ready(Err(Stop::ClientGone));
+            }
             let kept = self.client.carry.len();
             match buffer.get_mut(..kept) {
                 Some(space) => space.copy_from_slice(&self.client.carry),
@@ -648,13 +553,17 @@ impl Relay {
             if header.tag == b'X' {
                 return (pos, Cut::Stop(Stop::ClientGone));
             }
-            if self.server.is_none()
+            let means_nothing = Machine::means_nothing(header) && self.machine.is_quiet();
+            if means_nothing && self.server.is_none() {
+                // Late data of a COPY that has failed: with no server there is nobody to ignore it.
+            } else if means_nothing {
+                self.machine.on_client(header, head, now);
+            } else if self.server.is_none()
                 || (self.mode == Mode::LockStep
                     && (self.machine.at_rest() || !self.machine.may_send_in_lock_step()))
             {
                 return (pos, Cut::Stopped);
-            }
-            if self.machine.on_client(header, head, now) == ClientFrame::Terminate {
+            } else if self.machine.on_client(header, head, now) == ClientFrame::Terminate {
                 return (pos, Cut::Stop(Stop::ClientGone));
             }
             let take = header.frame_len().min(rest.len());
@@ -684,6 +593,12 @@ impl Relay {
             if self.client.remaining > 0 {
                 return Ok(());
             }
+            if discard == Discard::Last {
+                self.discard = None;
+                self.stopped = false;
+                put_ready(&mut self.client.out, b'I');
+                break;
+            }
             let header = match Header::parse(&self.client.carry) {
                 Ok(Some(header)) => header,
                 Ok(None) => return Ok(()),
@@ -691,13 +606,10 @@ impl Relay {
             };
             match (discard, header.tag) {
                 (_, b'X') => return Err(Stop::ClientGone),
-                (Discard::First, b'Q' | b'F') | (_, b'S') => {
-                    self.discard = None;
-                    self.stopped = false;
-                    put_ready(&mut self.client.out, b'I');
-                }
+                (Discard::First, b'Q' | b'F') | (_, b'S') => self.discard = Some(Discard::Last),
+                (Discard::First, _) if Machine::means_nothing(header) => {}
                 (Discard::First, _) => self.discard = Some(Discard::ToSync),
-                (Discard::ToSync, _) => {}
+                (Discard::ToSync | Discard::Last, _) => {}
             }
             let take = header.frame_len().min(self.client.carry.len());
             bytes::Buf::advance(&mut self.client.carry, take);
@@ -729,3 +641,7 @@ fn fatal(frame: &[u8], header: Header, head: &[u8]) -> Option<Fatal> {
         frame: BytesMut::from(whole),
     })
 }
+
+#[cfg(test)]
+#[path = "tests/relay.rs"]
+mod tests;

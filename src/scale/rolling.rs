@@ -86,7 +86,9 @@ impl Run {
                 }
                 if now >= since + max_hold {
                     self.ended_some = true;
-                    left.iter().for_each(|handle| handle.ask(Ask::Force));
+                    for handle in &left {
+                        handle.ask(Ask::Force);
+                    }
                 }
                 if now >= since + max_hold + FORCE_MAX {
                     let reason = "forced sessions did not end in time".to_owned();

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
-use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream, lookup_host};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
 /// Connections that may wait to be accepted.
@@ -33,14 +33,17 @@ pub async fn bind(address: &Address) -> io::Result<Listener> {
 }
 
 impl Listener {
-    /// The next connection, without TLS. Its [`SocketConfig`] is for the caller to set ([`configure`]).
-    pub async fn accept(&self) -> io::Result<Stream> {
+    /// The next connection.
+    pub async fn accept(&self) -> io::Result<Newcomer> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Stream::tcp(stream, peer)
+                Ok(Newcomer::Tcp(stream.into_std()?, peer))
             }
-            Self::Unix(listener) => listener.accept().await.map(|(s, _)| Stream::unix(s)),
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Newcomer::Unix(stream.into_std()?))
+            }
         }
     }
 
@@ -63,6 +66,29 @@ impl Listener {
     }
 }
 
+/// An accepted connection that belongs to no runtime yet, so that any thread may serve it.
+#[derive(Debug)]
+pub enum Newcomer {
+    /// TCP, from this address.
+    Tcp(std::net::TcpStream, SocketAddr),
+    /// A Unix socket.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Newcomer {
+    /// The connection, without TLS, on the runtime of the calling thread, with its options set.
+    pub fn settle(self, config: &SocketConfig) -> io::Result<Stream> {
+        let stream = match self {
+            Self::Tcp(stream, peer) => Stream::tcp(TcpStream::from_std(stream)?, peer)?,
+            Self::Unix(stream) => Stream::unix(UnixStream::from_std(stream)?),
+        };
+        if let Err(error) = configure(&stream, config) {
+            tracing::debug!(%error, "socket options of a client");
+        }
+        Ok(stream)
+    }
+}
+
 /// Connects to an address, trying each that its name resolves to, until `deadline`. Errors name the address.
 pub async fn dial(
     address: &Address,
@@ -82,7 +108,7 @@ pub async fn dial(
 }
 
 /// Sets keepalive and TCP_USER_TIMEOUT; nothing to do without TCP.
-pub fn configure(stream: &Stream, config: &SocketConfig) -> io::Result<()> {
+fn configure(stream: &Stream, config: &SocketConfig) -> io::Result<()> {
     match stream.socket() {
         Socket::Tcp(stream, _) => set_options(&SockRef::from(stream), config),
         Socket::Unix(_) | Socket::Duplex(_) => Ok(()),
@@ -197,7 +223,8 @@ mod tests {
     async fn talk(listener: &Listener) -> (Stream, Stream) {
         let address = listener.local_address().expect("bound");
         let (near, far) = tokio::join!(listener.accept(), dial(&address, &CONFIG, soon()));
-        let (mut near, mut far) = (near.expect("accepted"), far.expect("connected"));
+        let near = near.expect("accepted").settle(&CONFIG);
+        let (mut near, mut far) = (near.expect("usable"), far.expect("connected"));
         far.write_all(b"hello").await.expect("written");
         let mut got = [0; 5];
         near.read_exact(&mut got).await.expect("read");
@@ -213,7 +240,6 @@ mod tests {
         };
         let listener = bind(&address).await.expect("a free port");
         let (near, far) = talk(&listener).await;
-        configure(&near, &CONFIG).expect("options");
         for stream in [&near, &far] {
             let Socket::Tcp(tcp, _) = stream.socket() else {
                 panic!("a TCP socket");

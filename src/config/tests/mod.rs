@@ -68,6 +68,7 @@ fn defaults_are_the_documented_ones() {
         config.limits,
         Limits {
             max_clients: 10_000,
+            threads: 0,
             login_timeout: Duration::from_secs(30),
             max_connection_age: Some(Duration::from_hours(24)),
             max_connection_age_grace: Duration::from_mins(5),

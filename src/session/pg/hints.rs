@@ -107,6 +107,27 @@ impl KindWords {
     }
 }
 
+/// What a byte is to [`scan`]: part of a word, ...
+const WORD: u8 = 1;
+/// ... and one that a word begins with that is looked for.
+const INITIAL: u8 = 2;
+
+const BYTES: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut i = 0_usize;
+    while i < 256 {
+        #[expect(clippy::cast_possible_truncation, reason = "i is below 256")]
+        let b = i as u8;
+        table[i] = match b.to_ascii_lowercase() {
+            b'c' | b'd' | b'h' | b'l' | b'p' | b'r' | b's' | b't' => WORD | INITIAL,
+            _ if is_word(b) => WORD,
+            _ => 0,
+        };
+        i += 1;
+    }
+    table
+};
+
 /// Looks through the text of a Query or Parse, once.
 pub fn scan(text: &[u8]) -> Hints {
     let mut hints = Hints::default();
@@ -118,12 +139,16 @@ pub fn scan(text: &[u8]) -> Hints {
         _ => text,
     };
     let mut lexer = Lexer::new(text);
-    let mut at = 0;
-    while let Some(skipped) = text[at..].iter().position(|b| is_word(*b)) {
-        let start = at + skipped;
-        let len = text[start..].iter().position(|b| !is_word(*b));
-        at = len.map_or(text.len(), |n| start + n);
-        let word = &text[start..at];
+    let mut before = 0;
+    for (start, b) in text.iter().enumerate() {
+        let byte = BYTES[usize::from(*b)];
+        // Behind a byte of a word no word begins.
+        let begins = byte & !(before << 1) & INITIAL != 0;
+        before = byte;
+        if !begins {
+            continue;
+        }
+        let word = word_at(text, start);
         // Nearly every word of nearly every statement ends here.
         let known = match word.len() {
             3 => is(word, b"set"),

@@ -12,8 +12,8 @@ const WORD: [bool; 256] = {
     table
 };
 
-pub(super) fn is_word(b: u8) -> bool {
-    WORD[usize::from(b)]
+pub(super) const fn is_word(b: u8) -> bool {
+    WORD[b as usize]
 }
 
 pub(super) fn is(word: &[u8], lower: &[u8]) -> bool {

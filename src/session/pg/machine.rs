@@ -7,6 +7,7 @@
 //! good. (PostgreSQL: protocol flow, <https://www.postgresql.org/docs/current/protocol-flow.html>;
 //! the skipping and COPY rules are those of `PostgresMain` and `CopyGetData`.)
 
+use super::copy_error::ReadBefore;
 use super::recent::Recent;
 use super::unnamed::{MAX_KEPT, Unnamed};
 use super::watched::Watched;
@@ -53,52 +54,6 @@ enum Owed {
     CopyData,
     /// CopyDone or CopyFail: owes nothing, ends a COPY that starts before it is read.
     CopyEnd,
-}
-
-/// What an error tells about the Syncs that its COPY had read before it failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ReadBefore {
-    /// All of them: it failed because of CopyFail.
-    All,
-    /// Those before the first data: it failed in a line.
-    Early,
-    /// Nothing: it may have failed before it read anything.
-    Unknown,
-}
-
-impl ReadBefore {
-    /// Looks at the body of an ErrorResponse.
-    fn error(body: &[u8]) -> Self {
-        let (mut code, mut routine, mut place): (&[u8], &[u8], &[u8]) = (b"", b"", b"");
-        let mut reader = Reader::new(body);
-        while let (Ok(field @ 1..), Ok(text)) = (reader.u8(), reader.cstr()) {
-            match field {
-                b'C' => code = text,
-                b'R' => routine = text,
-                b'W' => place = text,
-                _ => {}
-            }
-        }
-        // The outermost place comes last. Line 0: nothing was read yet. (A translated text tells nothing.)
-        let place = place.rsplit(|b| *b == b'\n').next().unwrap_or_default();
-        let has = |words: &[u8]| memchr::memmem::find(place, words).is_some();
-        if code == b"57014" && routine == b"CopyGetData" {
-            Self::All
-        } else if place.starts_with(b"COPY ") && has(b", line ") && !has(b", line 0") {
-            Self::Early
-        } else {
-            Self::Unknown
-        }
-    }
-
-    /// Of the Syncs inside the COPY, those that it may have left unread.
-    const fn unread(self, (before, behind): (u32, u32)) -> u32 {
-        match self {
-            Self::All => 0,
-            Self::Early => behind,
-            Self::Unknown => before + behind,
-        }
-    }
 }
 
 impl Owed {
@@ -202,6 +157,14 @@ impl Machine {
         }
     }
 
+    /// The server ignores such a frame wherever it is not part of a COPY or a batch.
+    pub fn means_nothing(header: Header) -> bool {
+        matches!(
+            (header.tag, header.body),
+            (b'd' | b'c' | b'f', _) | (b'H', 0)
+        )
+    }
+
     /// Bytes of the body that [`Self::on_server`] and the relay want to see at once.
     pub fn server_head(header: Header) -> usize {
         match header.tag {
@@ -259,12 +222,12 @@ impl Machine {
                 let text = reader.cstr().unwrap_or_else(|_| reader.rest());
                 self.recent.note(now, text, false);
                 self.watched.on_text(Some(name), text);
-                if !name.is_empty() {
-                    self.extended(Owed::Parse);
-                } else {
+                if name.is_empty() {
                     self.unnamed
                         .sent((head.len() == header.body).then_some(head));
                     self.extended(Owed::ParseUnnamed);
+                } else {
+                    self.extended(Owed::Parse);
                 }
             }
             b'B' => {

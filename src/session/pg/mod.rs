@@ -1,5 +1,6 @@
 //! What a PostgreSQL session owes, holds and can be restored from.
 
+mod copy_error;
 pub mod findings;
 pub mod hints;
 mod lexical;

@@ -102,12 +102,14 @@ impl<'a> ErrorMessage<'a> {
     }
 
     /// The same, with a detail.
+    #[must_use]
     pub const fn detail(mut self, detail: &'a str) -> Self {
         self.detail = detail;
         self
     }
 
     /// The same, with a hint.
+    #[must_use]
     pub const fn hint(mut self, hint: &'a str) -> Self {
         self.hint = hint;
         self

@@ -4,4 +4,5 @@
 pub mod backend;
 pub mod frame;
 pub mod options;
+pub mod parameters;
 pub mod startup;

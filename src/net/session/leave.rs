@@ -1,0 +1,244 @@
+//! How a session leaves its server connection at a safe point: probed, then detached or moved over.
+
+use super::super::blame;
+use super::super::end::End;
+use super::super::state::{self, OpenError, Profile, Ready};
+use super::{OPEN_MAX, Session};
+use crate::backend::gate::{Lease, Phase};
+use crate::backend::registry::{Ask, State};
+use crate::observe::MoveOutcome;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// How long a probe may take before the state counts as unknown.
+const PROBE_MAX: Duration = Duration::from_secs(5);
+
+impl Session {
+    /// A lease for the second end of a move was offered, or that end is ready.
+    pub(super) fn asked_to_move(&mut self) {
+        if let Some(made) = self.next.as_mut().and_then(|next| next.try_recv().ok()) {
+            self.next = None;
+            self.ready = Some(made);
+        }
+        if let Some(lease) = self.handle().take_offer()
+            && self.next.is_none()
+            && self.ready.is_none()
+            && self.must_leave()
+        {
+            self.make_ready(lease);
+        }
+        self.set_mode();
+    }
+
+    pub(super) fn make_ready(&mut self, lease: Lease) {
+        self.exempt = false;
+        let profile = Arc::clone(&self.profile);
+        let handle = Arc::clone(&self.registered.handle);
+        handle.set_moving(true);
+        let (made, next) = oneshot::channel();
+        self.next = Some(next);
+        tokio::spawn(async move {
+            let deadline = Instant::now() + OPEN_MAX;
+            let ready = state::make_ready(profile, lease, deadline).await;
+            // Nobody waits for it any more: it is let go.
+            drop(made.send(ready));
+            handle.ask(Ask::Move);
+        });
+    }
+
+    /// Gives the second end of a move up; the server is told in the background.
+    pub(super) fn stay(&mut self) {
+        (self.next, self.ready) = (None, None);
+        self.handle().set_moving(false);
+        self.set_mode();
+    }
+
+    pub(super) async fn safe_point(&mut self) -> Result<(), End> {
+        if let Some(end) = self.ending.take() {
+            return Err(end);
+        }
+        match self.phase {
+            Phase::Held if !self.exempt => self.detach_for_event().await?,
+            Phase::Rolling { .. } if self.may_move_over() => self.move_over().await?,
+            _ => {
+                if self.want_probe {
+                    self.probe().await?;
+                    self.rehearse_ahead();
+                }
+            }
+        }
+        self.set_mode();
+        Ok(())
+    }
+
+    /// Asks the server what the session holds, unless that is known. A failure is a blocker.
+    pub(super) async fn probe(&mut self) -> Result<(), End> {
+        self.want_probe = false;
+        self.settle_cancel().await;
+        let machine = &mut self.relay.machine;
+        if !machine.is_dirty() && self.probed_at.is_some() && !self.profile.is_stale(self.probed_at)
+        {
+            return Ok(());
+        }
+        let (cluster, database) = (&self.profile.cluster, &self.profile.database);
+        cluster.learn_names(database, machine.watched.new_names());
+        let deadline = Instant::now() + PROBE_MAX;
+        let Some(stream) = self.relay.server_stream() else {
+            return Ok(());
+        };
+        let outcome = state::probe(stream, &self.profile, self.snapshot.as_deref(), deadline).await;
+        self.probed_at = Some(Instant::now());
+        let machine = &mut self.relay.machine;
+        match outcome {
+            Ok(probed) => {
+                self.found = blame::blockers(&probed.probe, machine);
+                if self.found.is_empty() {
+                    machine.probed_clean();
+                } else {
+                    machine.probed_blocked();
+                }
+                self.snapshot = Some(Arc::new(probed.probe.snapshot));
+                Profile::note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
+                self.relay
+                    .tell(|out| out.extend_from_slice(&probed.for_client));
+            }
+            Err(state::ProbeFailure::Refused(reason)) => {
+                self.found = vec![blame::unknown(machine, reason)];
+                self.snapshot = None;
+            }
+            Err(state::ProbeFailure::Broken(error)) => return Err(End::ServerLost(error)),
+        }
+        self.publish();
+        Ok(())
+    }
+
+    pub(super) async fn detach_for_event(&mut self) -> Result<(), End> {
+        self.probe().await?;
+        if self.found.is_empty()
+            && let Err(reason) = self.rehearse().await
+        {
+            let since = Instant::now().into_std();
+            self.refused = Some(blame::not_restorable(&self.relay.machine, reason, since));
+            self.publish();
+        }
+        if self.is_blocked() {
+            self.exempt = true;
+            self.profile.cluster.note_blocked();
+            return Ok(());
+        }
+        self.detach();
+        Ok(())
+    }
+
+    pub(super) async fn park(&mut self) -> Result<(), End> {
+        self.probe().await?;
+        if self.found.is_empty() && self.relay.at_safe_point() {
+            self.detach();
+        }
+        Ok(())
+    }
+
+    /// Takes the server connection off; the session's state is in its snapshot.
+    pub(super) fn detach(&mut self) {
+        let Some(leg) = self.relay.detach() else {
+            return;
+        };
+        if let Some(mut link) = self.link.take() {
+            link.give_back(leg.into_parts().0);
+            // Let go: terminated and awaited in the background, then the lease goes back.
+            drop(link);
+        }
+        let state = if self.relay.holds_request() {
+            State::Held
+        } else {
+            State::Parked
+        };
+        self.handle().set_state(state, Instant::now().into_std());
+        self.relay.forget_told_state();
+        self.publish();
+    }
+
+    /// Proves on the old server that the snapshot can be put onto a fresh connection.
+    pub(super) async fn rehearse(&self) -> Result<(), String> {
+        let Some(snapshot) = self.snapshot.clone() else {
+            return Err("the session's state is not known".to_owned());
+        };
+        state::rehearse(Arc::clone(&self.profile), snapshot, self.unnamed()).await
+    }
+
+    /// The same, ahead of a hold and beside the session's own work.
+    pub(super) fn rehearse_ahead(&self) {
+        if self.found.is_empty()
+            && let Some(snapshot) = self.snapshot.clone()
+            && self.profile.cluster.rehearsals_wanted()
+        {
+            tokio::spawn(state::rehearse(
+                Arc::clone(&self.profile),
+                snapshot,
+                self.unnamed(),
+            ));
+        }
+    }
+
+    pub(super) fn unnamed(&self) -> Option<Vec<u8>> {
+        self.relay.machine.unnamed.to_restore().map(<[u8]>::to_vec)
+    }
+
+    /// Moves to the instance that serves while the old server connection stays usable.
+    pub(super) async fn move_over(&mut self) -> Result<(), End> {
+        let Some(ready) = self.ready.take() else {
+            return Ok(());
+        };
+        let moved = self.try_move(ready).await;
+        self.handle().set_moving(false);
+        if let Err(reason) = moved? {
+            let since = Instant::now().into_std();
+            self.refused = Some(blame::not_restorable(&self.relay.machine, reason, since));
+        }
+        if self.is_blocked() {
+            self.exempt = true;
+            self.profile.cluster.note_blocked();
+            self.publish();
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.found.is_empty() || self.refused.is_some()
+    }
+
+    pub(super) async fn try_move(
+        &mut self,
+        ready: Result<Ready, OpenError>,
+    ) -> Result<Result<(), String>, End> {
+        let ready = match ready {
+            Ok(ready) => ready,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        self.probe().await?;
+        let Some(snapshot) = self.snapshot.clone() else {
+            return Ok(Ok(()));
+        };
+        if !self.found.is_empty() {
+            return Ok(Ok(()));
+        }
+        let deadline = Instant::now() + OPEN_MAX;
+        let unnamed = self.unnamed();
+        match state::carry(ready, &self.profile, &snapshot, unnamed, deadline).await {
+            Ok(opened) => {
+                let old = self.relay.detach().map(|leg| leg.into_parts().0);
+                if let (Some(mut link), Some(stream)) = (self.link.take(), old) {
+                    link.give_back(stream);
+                    let cluster = &self.profile.cluster;
+                    cluster.moved_process(self.told, link.process, opened.link.process);
+                }
+                self.install(opened);
+                self.profile.metrics.session_move(MoveOutcome::Moved);
+                Ok(Ok(()))
+            }
+            Err(error) => Ok(Err(error.to_string())),
+        }
+    }
+}

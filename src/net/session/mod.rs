@@ -1,0 +1,451 @@
+//! The task of one client connection: asks the relay why it stopped, and decides what follows.
+//!
+//! A session is attached (it has a server connection) or detached (its state is a snapshot). It attaches
+//! on the client's next request and detaches at its safe points: for a scale event, to give way to
+//! others, when parked. Everything here happens between requests; while a request runs, only the relay
+//! works.
+
+mod attach;
+mod leave;
+
+use super::blame;
+use super::end::End;
+use super::relay::{Fatal, Leg, Mode, Relay, Stop};
+use super::state::{self, OpenError, Opened, Profile, Ready};
+use crate::backend::gate::Phase;
+use crate::backend::link::Link;
+use crate::backend::registry::{Ask, Handle, Registered};
+use crate::session::blocker::Blocker;
+use crate::session::pg::machine::Status;
+use crate::session::pg::snapshot::Snapshot;
+use crate::wire::pg::backend::ErrorMessage;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{Instrument, Span};
+
+/// How long a server may take for a login, restore and verification together.
+const OPEN_MAX: Duration = Duration::from_secs(30);
+
+/// What PostgreSQL says to a cancelled statement.
+const CANCELLED: &str = "canceling statement due to user request";
+
+/// One session, logged in.
+pub(super) struct Session {
+    relay: Relay,
+    profile: Arc<Profile>,
+    registered: Registered,
+    link: Option<Link>,
+    /// Valid while the machine is not dirty.
+    snapshot: Option<Arc<Snapshot>>,
+    /// What the last probe found.
+    found: Vec<Blocker>,
+    /// Why the last rehearsal or move failed.
+    refused: Option<Blocker>,
+    probed_at: Option<Instant>,
+    phase: Phase,
+    /// Found blocked in the present phase of the gate: not held.
+    exempt: bool,
+    /// A probe is wanted at the next safe point.
+    want_probe: bool,
+    /// Ends at rest, for this reason.
+    ending: Option<End>,
+    cancelling: Option<JoinHandle<()>>,
+    /// The second end of a move, while it is made ready beside the session's work.
+    next: Option<oneshot::Receiver<Result<Ready, OpenError>>>,
+    /// The same, once it is: taken at the next safe point.
+    ready: Option<Result<Ready, OpenError>>,
+    told: i32,
+}
+
+impl Session {
+    /// A session with its first server connection, whose client was told `told`.
+    pub(super) fn new(
+        client: Leg,
+        profile: Arc<Profile>,
+        registered: Registered,
+        opened: Opened,
+        told: i32,
+    ) -> Self {
+        let relay = Relay::new(client, Arc::clone(&profile.cluster) as _);
+        let mut session = Self {
+            relay,
+            profile,
+            registered,
+            link: None,
+            snapshot: None,
+            found: Vec::new(),
+            refused: None,
+            probed_at: None,
+            phase: Phase::Open,
+            exempt: false,
+            want_probe: false,
+            ending: None,
+            cancelling: None,
+            next: None,
+            ready: None,
+            told,
+        };
+        session.relay.adopt_parameters(&opened.params);
+        session.install(opened);
+        session.relay.machine.begin();
+        session
+    }
+
+    /// Serves the client to the end. What is logged is logged in `span`, which the relay's work is outside
+    /// of: entering it is not free.
+    pub(super) async fn run(mut self: Box<Self>, span: Span) {
+        let handle = Arc::clone(&self.registered.handle);
+        let mut next = Box::pin(self.attend()).instrument(span.clone()).await;
+        let end = loop {
+            if let Err(end) = next {
+                break end;
+            }
+            let relay = &mut self.relay;
+            let stop = poll_fn(|cx| relay.poll(cx, &handle, Instant::now().into_std())).await;
+            // Whatever is asked of one session, the others of its thread get their turn.
+            tokio::task::coop::consume_budget().await;
+            next = Box::pin(self.on_stop(stop)).instrument(span.clone()).await;
+        };
+        Box::pin(self.finish(end)).instrument(span).await;
+    }
+
+    async fn on_stop(&mut self, stop: Stop) -> Result<(), End> {
+        self.count();
+        match stop {
+            Stop::Asked => Ok(()),
+            Stop::NeedServer => Box::pin(self.attach()).await,
+            Stop::SafePoint | Stop::Rested => Box::pin(self.safe_point()).await,
+            Stop::ClientGone => Err(End::ClientGone),
+            Stop::ClientGarbage(error) => Err(End::ClientGarbage(error)),
+            Stop::ServerGarbage(error) => Err(End::ServerGarbage(error)),
+            Stop::ServerFatal(fatal) => Box::pin(self.server_fatal(*fatal)).await,
+            Stop::ServerGone => self.server_gone(),
+        }?;
+        Box::pin(self.attend()).await
+    }
+
+    fn handle(&self) -> &Handle {
+        &self.registered.handle
+    }
+
+    fn count(&mut self) {
+        let counts = self.relay.take_counts();
+        let metrics = &self.profile.shared.metrics;
+        metrics.bytes_to_server.inc_by(counts.from_client);
+        metrics.bytes_to_client.inc_by(counts.from_server);
+        metrics.queries.inc_by(counts.requests);
+        metrics.transactions.inc_by(counts.transactions);
+    }
+
+    // ---- what others ask --------------------------------------------------------------------
+
+    async fn attend(&mut self) -> Result<(), End> {
+        if !self.handle().is_asked() {
+            return Ok(());
+        }
+        if self.handle().take(Ask::Gate) {
+            self.look_at_gate();
+        }
+        if self.handle().take(Ask::Cancel) {
+            self.cancel()?;
+        }
+        if self.handle().take(Ask::Stop) || self.handle().take(Ask::ExpireHard) {
+            return Err(self.ending.take().unwrap_or(End::Drained));
+        }
+        if self.handle().take(Ask::Force) && self.must_leave() {
+            return Err(End::Forced);
+        }
+        for (ask, end) in [(Ask::Expire, End::Expired), (Ask::Drain, End::Drained)] {
+            if self.handle().take(ask) {
+                self.ending.get_or_insert(end);
+            }
+        }
+        if self.ending.is_some() {
+            self.relay.want_rest = true;
+            if self.is_resting() {
+                return Err(self.ending.take().unwrap_or(End::Drained));
+            }
+        }
+        if self.handle().take(Ask::IdleTimeout) && self.is_resting() {
+            return Err(End::IdleTimeout);
+        }
+        if self.handle().take(Ask::Probe) {
+            self.asked_to_probe().await?;
+        }
+        if self.handle().take(Ask::Move) {
+            self.asked_to_move();
+        }
+        if self.handle().take(Ask::StayHere) {
+            self.stay();
+        }
+        if self.handle().take(Ask::Park) && self.relay.at_safe_point() {
+            self.park().await?;
+        }
+        if self.handle().take(Ask::Report) {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// The client waits for nothing.
+    fn is_resting(&self) -> bool {
+        self.relay.at_safe_point() || (!self.relay.is_attached() && !self.relay.holds_request())
+    }
+
+    fn look_at_gate(&mut self) {
+        let view = self.profile.cluster.gate.view();
+        if view.phase != self.phase {
+            self.phase = view.phase;
+            self.exempt = false;
+            self.refused = None;
+        }
+        self.set_mode();
+    }
+
+    fn set_mode(&mut self) {
+        let lock_step = match self.phase {
+            Phase::Held => !self.exempt,
+            Phase::Rolling { .. } => self.may_move_over(),
+            Phase::Open => false,
+        };
+        let lock_step = (lock_step || self.want_probe) && self.relay.is_attached();
+        self.relay.mode = if lock_step {
+            Mode::LockStep
+        } else {
+            Mode::Flow
+        };
+    }
+
+    /// To be left at the next safe point: the other end is ready.
+    fn may_move_over(&self) -> bool {
+        self.ready.is_some() && self.must_leave() && !self.exempt
+    }
+
+    /// Attached to an instance that is to be left.
+    fn must_leave(&self) -> bool {
+        let Some(mine) = self.link.as_ref().and_then(Link::serving) else {
+            return false;
+        };
+        match self.profile.cluster.gate.view().phase {
+            Phase::Held => true,
+            Phase::Rolling { leave_before } => mine.generation < leave_before,
+            Phase::Open => false,
+        }
+    }
+
+    async fn asked_to_probe(&mut self) -> Result<(), End> {
+        if self.relay.at_safe_point() {
+            self.probe().await?;
+            self.rehearse_ahead();
+        } else if self.relay.is_attached() {
+            self.want_probe = true;
+            self.set_mode();
+        }
+        Ok(())
+    }
+
+    fn cancel(&mut self) -> Result<(), End> {
+        if !self.relay.is_attached() {
+            if self.relay.holds_request() {
+                let error = ErrorMessage::error("57014", CANCELLED);
+                self.relay
+                    .refuse_held(&error)
+                    .map_err(|stop| End::from_client(&stop))?;
+            }
+            self.handle().cancel_settled();
+            return Ok(());
+        }
+        let Some(link) = self.link.as_ref() else {
+            return Ok(());
+        };
+        let running = self.cancelling.as_ref().is_some_and(|c| !c.is_finished());
+        if self.relay.at_safe_point() && self.relay.holds_request() {
+            // Held although attached: it was about to be detached.
+            let error = ErrorMessage::error("57014", CANCELLED);
+            self.relay
+                .refuse_held(&error)
+                .map_err(|stop| End::from_client(&stop))?;
+        }
+        if !self.relay.machine.is_in_flight() || running {
+            self.handle().cancel_settled();
+            return Ok(());
+        }
+        let Some(serving) = link.serving().cloned() else {
+            return Ok(());
+        };
+        let work = Link::cancel(
+            serving,
+            self.profile.cluster.socket,
+            link.process,
+            link.secret.clone(),
+        );
+        let handle = Arc::clone(&self.registered.handle);
+        self.cancelling = Some(tokio::spawn(async move {
+            work.await;
+            handle.cancel_settled();
+        }));
+        Ok(())
+    }
+
+    /// The server connection is not touched by Slackwater while a cancel may still hit it.
+    async fn settle_cancel(&mut self) {
+        if let Some(cancelling) = self.cancelling.take() {
+            let _ended = cancelling.await;
+        }
+    }
+
+    // ---- a server that is lost --------------------------------------------------------------
+
+    /// The state is proven fresh: nothing was sent since a probe that found nothing in the way.
+    fn is_proven(&self) -> bool {
+        self.relay.at_safe_point()
+            && !self.relay.machine.is_dirty()
+            && self.found.is_empty()
+            && self.snapshot.is_some()
+    }
+
+    fn server_gone(&mut self) -> Result<(), End> {
+        if self.is_proven() {
+            tracing::info!("the server was lost at rest; the session goes on from its snapshot");
+            self.detach();
+            return Ok(());
+        }
+        Err(self.lost())
+    }
+
+    fn lost(&self) -> End {
+        let machine = &self.relay.machine;
+        if machine.is_in_flight() || !machine.is_quiet() {
+            End::OutcomeUnknown
+        } else if machine.status() == Status::Idle {
+            End::StateLost
+        } else {
+            End::TransactionLost
+        }
+    }
+
+    async fn server_fatal(&mut self, fatal: Fatal) -> Result<(), End> {
+        let shutdown = matches!(fatal.fields.code.as_str(), "57P01" | "57P02");
+        if shutdown && self.is_proven() {
+            let crashed = fatal.fields.code == "57P02";
+            if crashed || !state::still_serves(&self.profile, self.link.as_ref()).await {
+                return self.server_gone();
+            }
+        }
+        Err(End::ServerSaid(Box::new(fatal)))
+    }
+
+    // ---- for people -------------------------------------------------------------------------
+
+    fn publish(&mut self) {
+        let now = Instant::now().into_std();
+        let machine = &self.relay.machine;
+        let mut blockers = Vec::new();
+        if self.relay.is_attached() {
+            let wire = blame::wire_blocker(machine, now);
+            let kind = wire.as_ref().map(|b| b.kind);
+            blockers.extend(wire);
+            blockers.extend(
+                self.found
+                    .iter()
+                    .chain(&self.refused)
+                    .filter(|b| Some(b.kind) != kind)
+                    .cloned(),
+            );
+        }
+        let movable = if !self.relay.is_attached() {
+            Some(true)
+        } else if !blockers.is_empty() {
+            Some(false)
+        } else if machine.is_dirty() || self.probed_at.is_none() {
+            None
+        } else {
+            Some(true)
+        };
+        let generation = self
+            .link
+            .as_ref()
+            .and_then(Link::serving)
+            .map(|s| s.generation);
+        let application = self.relay.parameter(b"application_name");
+        let probed_at = self.probed_at.map(Instant::into_std);
+        let number = self.profile.cluster.registry.report_number();
+        self.handle().with_report(|report| {
+            report.blockers = blockers;
+            report.movable = movable;
+            report.generation = generation;
+            report.probed_at = probed_at;
+            report.answers = number;
+            if let Some(application) = application {
+                report.application = application;
+            }
+        });
+    }
+
+    // ---- the end ----------------------------------------------------------------------------
+
+    async fn finish(mut self: Box<Self>, end: End) {
+        let handle = Arc::clone(&self.registered.handle);
+        if matches!(end, End::Forced) {
+            self.deliver_last(&handle).await;
+        }
+        end.log(&handle.identity);
+        self.count();
+        if end.kind().is_some() {
+            self.profile.shared.count_error(end.side());
+        }
+        let real = self.link.as_ref().map_or(0, |l| l.process);
+        self.profile.cluster.forget_process(self.told, real);
+        let in_flight = self.relay.machine.is_in_flight() || !self.relay.machine.is_quiet();
+        if let Some(mut link) = self.link.take() {
+            if let Some(leg) = self.relay.detach() {
+                link.give_back(leg.into_parts().0);
+            }
+            if in_flight && !end.server_is_gone() {
+                link.abort(self.profile.cluster.socket);
+            } else {
+                drop(link);
+            }
+        }
+        handle.cancel_settled();
+        drop(self.registered);
+        if !end.client_is_gone() {
+            self.relay.tell(|out| end.put(out));
+            state::say_goodbye(self.relay.into_client()).await;
+        }
+    }
+
+    /// Before a forced end: what runs is cancelled, and its reply, a COMMIT's included, still delivered.
+    async fn deliver_last(&mut self, handle: &Handle) {
+        if !self.relay.machine.is_in_flight() {
+            return;
+        }
+        if self.cancel().is_err() {
+            return;
+        }
+        self.relay.mode = Mode::LockStep;
+        let deadline = Instant::now() + FORCE_MAX;
+        let relay = &mut self.relay;
+        let work = poll_fn(|cx| {
+            loop {
+                match relay.poll(cx, handle, Instant::now().into_std()) {
+                    Poll::Ready(Stop::Asked) => handle.forget_asked(),
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending if relay.machine.is_in_flight() => return Poll::Pending,
+                    Poll::Pending => return Poll::Ready(()),
+                }
+            }
+        });
+        if tokio::time::timeout_at(deadline, work).await.is_err() {
+            tracing::warn!("a forced session's statement did not end within {FORCE_MAX:?}");
+        }
+    }
+}
+
+/// How long a forced session's running statement may take to be cancelled.
+const FORCE_MAX: Duration = Duration::from_secs(5);
