@@ -202,7 +202,6 @@ impl Session {
         if view.phase != self.phase {
             self.phase = view.phase;
             self.exempt = false;
-            self.refused = None;
         }
         self.set_mode();
     }
