@@ -262,7 +262,6 @@ impl Session {
         let Some(link) = self.link.as_ref() else {
             return Ok(());
         };
-        let running = self.cancelling.as_ref().is_some_and(|c| !c.is_finished());
         if self.relay.at_safe_point() && self.relay.holds_request() {
             // Held although attached: it was about to be detached.
             let error = ErrorMessage::error("57014", CANCELLED);
@@ -270,8 +269,17 @@ impl Session {
                 .refuse_held(&error)
                 .map_err(|stop| End::from_client(&stop))?;
         }
-        if !self.relay.machine.is_in_flight() || running {
-            self.handle().cancel_settled();
+        let handle = Arc::clone(&self.registered.handle);
+        if let Some(before) = self.cancelling.take_if(|c| !c.is_finished()) {
+            // One at a time; who asks again waits for the one under way.
+            self.cancelling = Some(tokio::spawn(async move {
+                let _ended = before.await;
+                handle.cancel_settled();
+            }));
+            return Ok(());
+        }
+        if !self.relay.machine.is_in_flight() {
+            handle.cancel_settled();
             return Ok(());
         }
         let Some(serving) = link.serving().cloned() else {
@@ -283,7 +291,6 @@ impl Session {
             link.process,
             link.secret.clone(),
         );
-        let handle = Arc::clone(&self.registered.handle);
         self.cancelling = Some(tokio::spawn(async move {
             work.await;
             handle.cancel_settled();
