@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long a failed rehearsal is believed.
+const FAILURE_KEPT: Duration = Duration::from_secs(1);
+
 /// Most custom setting names that are remembered of one database.
 const NAMES_MAX: usize = 1000;
 
@@ -50,7 +53,7 @@ pub struct Cluster {
 struct Rehearsals {
     wanted: bool,
     turns: HashMap<[u8; 32], Arc<tokio::sync::Mutex<()>>>,
-    known: HashMap<[u8; 32], Result<(), String>>,
+    known: HashMap<[u8; 32], (Result<(), String>, Instant)>,
 }
 
 /// Process numbers that clients were told.
@@ -168,14 +171,20 @@ impl Cluster {
         Arc::clone(self.rehearsals.lock().turns.entry(fingerprint).or_default())
     }
 
-    /// What the rehearsal of this state came to, if there was one in this event.
+    /// What the rehearsal of this state came to, if there was one in this event. A failure is forgotten
+    /// after a second: what was in the way may have been put right.
     pub fn rehearsed(&self, fingerprint: [u8; 32]) -> Option<Result<(), String>> {
-        self.rehearsals.lock().known.get(&fingerprint).cloned()
+        let rehearsals = self.rehearsals.lock();
+        let (outcome, at) = rehearsals.known.get(&fingerprint)?;
+        (outcome.is_ok() || at.elapsed() < FAILURE_KEPT).then(|| outcome.clone())
     }
 
     /// Notes what a rehearsal came to.
     pub fn note_rehearsal(&self, fingerprint: [u8; 32], outcome: Result<(), String>) {
-        self.rehearsals.lock().known.insert(fingerprint, outcome);
+        let mut rehearsals = self.rehearsals.lock();
+        rehearsals
+            .known
+            .insert(fingerprint, (outcome, Instant::now()));
     }
 
     /// A session could not reach the server that serves: somebody should look.

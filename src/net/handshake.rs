@@ -55,6 +55,8 @@ pub enum Accepted {
         process: i32,
         /// Secret that the client was told, 4 to 256 bytes.
         secret: Vec<u8>,
+        /// To be closed once the cancel is settled: who sent it waits for that.
+        stream: Stream,
     },
     /// It left before it said anything (a health check, or a client that wanted TLS and heard `N`).
     Closed,
@@ -157,7 +159,11 @@ pub async fn accept(
                 return Err(refuse(stream, "08P01", text, "").await);
             }
             FirstPacket::Cancel { process, secret } => {
-                return Ok(Accepted::Cancel { process, secret });
+                return Ok(Accepted::Cancel {
+                    process,
+                    secret,
+                    stream,
+                });
             }
             FirstPacket::Startup(startup) => return arrive(stream, startup, buf, config).await,
         }
@@ -589,10 +595,23 @@ mod tests {
         put_cancel_request(&mut cancel, 42, &[7; 32]);
         put_all(&mut far, &cancel).await;
         let accepted = in_time(accept(near, &config)).await;
-        assert!(matches!(
-            accepted,
-            Ok(Accepted::Cancel { process: 42, secret }) if secret == [7; 32]
-        ));
+        let Ok(Accepted::Cancel {
+            process: 42,
+            secret,
+            stream,
+        }) = accepted
+        else {
+            panic!("a cancel was sent: {accepted:?}");
+        };
+        assert_eq!(secret, [7; 32]);
+        let closed = AsyncReadExt::read_u8(&mut far);
+        let mut closed = std::pin::pin!(closed);
+        assert!(
+            futures_util::poll!(&mut closed).is_pending(),
+            "open until it is settled"
+        );
+        drop(stream);
+        in_time(closed).await.expect_err("closed without an answer");
     }
 
     #[tokio::test]

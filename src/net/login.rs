@@ -127,13 +127,18 @@ async fn arrive(
     };
     match accepted {
         Accepted::Closed => None,
-        Accepted::Cancel { process, secret } => {
+        Accepted::Cancel {
+            process,
+            secret,
+            stream,
+        } => {
             drop(place);
             if let Some(handle) = entrance.shared.find_key(process, &secret) {
                 // Closed only when it is settled: who cancels may send the next query after that.
                 let settled = handle.ask_cancel();
                 drop(tokio::time::timeout(CANCEL_WAIT, settled).await);
             }
+            drop(stream);
             None
         }
         Accepted::Session(arrival) => {

@@ -470,6 +470,11 @@ pub(super) async fn rehearse(
     outcome
 }
 
+/// What the rehearsal of this state came to, if there was one lately.
+pub(super) fn rehearsed(profile: &Profile, snapshot: &Snapshot) -> Option<Result<(), String>> {
+    profile.cluster.rehearsed(fingerprint(profile, snapshot))
+}
+
 /// Identity (user, database, start-up packet) and state.
 fn fingerprint(profile: &Profile, snapshot: &Snapshot) -> [u8; 32] {
     let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);

@@ -5,7 +5,8 @@ use super::run::{Ended, FORCE_MAX, LOOK, Run};
 use crate::backend::registry::{Ask, Handle};
 use crate::observe::EventOutcome;
 use crate::provider::CutOver;
-use std::collections::BTreeSet;
+use crate::session::blocker::BlockerKind;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -16,6 +17,9 @@ const MOVES: usize = 4;
 /// How long a session may take to come to a safe point with the second end of its move ready, before
 /// another session gets its turn.
 const OFFER_MAX: Duration = Duration::from_secs(1);
+
+/// How long after a failed one a move is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 impl Run {
     /// Both capacities are the same server: sessions move one by one, each at its own safe point, and
@@ -55,6 +59,7 @@ impl Run {
         let mut forced = None;
         let mut before = self.left_behind(generation).len();
         let mut offers: Vec<(Arc<Handle>, Instant)> = Vec::new();
+        let mut tried = HashMap::new();
         let mut next_report = Instant::now();
         let mut turn = 0_usize;
         loop {
@@ -102,7 +107,7 @@ impl Run {
                 }
                 handle.has_offer() || handle.is_moving()
             });
-            turn = self.make_offers(&left, &mut offers, turn);
+            turn = self.make_offers(&left, &mut offers, &mut tried, turn);
             drop(tokio::time::timeout(Duration::from_millis(20), cluster.gate.progress()).await);
         }
     }
@@ -112,6 +117,7 @@ impl Run {
         &self,
         left: &[Arc<Handle>],
         offers: &mut Vec<(Arc<Handle>, Instant)>,
+        tried: &mut HashMap<u64, Instant>,
         mut turn: usize,
     ) -> usize {
         let cluster = self.cluster();
@@ -124,8 +130,15 @@ impl Run {
             };
             turn = turn.wrapping_add(1);
             let in_the_way = |w: &InTheWay| {
+                let age = w.blocker.since.elapsed();
                 w.session == handle.identity.id
-                    && (!w.blocker.kind.is_passing() || w.blocker.since.elapsed() > OFFER_MAX)
+                    && match w.blocker.kind {
+                        // Only another try can tell.
+                        BlockerKind::NotRestorable => {
+                            tried.get(&w.session).is_some_and(|at| at.elapsed() < RETRY)
+                        }
+                        kind => !kind.is_passing() || age > OFFER_MAX,
+                    }
             };
             if handle.has_offer()
                 || handle.is_moving()
@@ -137,6 +150,7 @@ impl Run {
                 break;
             };
             handle.offer(lease);
+            tried.insert(handle.identity.id, Instant::now());
             offers.push((Arc::clone(handle), Instant::now()));
         }
         turn

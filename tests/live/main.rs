@@ -19,6 +19,7 @@
 
 mod edges;
 mod harness;
+mod logins;
 mod ms10_rest;
 mod ms11_messages;
 mod ms1_dev;
@@ -29,4 +30,6 @@ mod ms5_blockers;
 mod ms6_long_transaction;
 mod ms7_idle;
 mod ms8_drivers;
+mod operation;
+mod rehearsal;
 mod support;

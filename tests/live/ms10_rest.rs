@@ -287,3 +287,36 @@ fn ms10_a_client_that_leaves_in_mid_statement_leaves_nothing_behind() {
         proxy.admin().session("leaves").is_none()
     });
 }
+
+#[test]
+fn ms10_a_late_cancel_hits_nothing() {
+    let server = Postgres::start(&[]);
+    let proxy = Proxy::on(&server);
+    let (mut client, mut other) = (proxy.client("late"), proxy.client("other"));
+    for round in 0..100 {
+        // Sent while the statement may run, be over, or not have begun.
+        client.start("select 1").unwrap();
+        if round % 2 == 0 {
+            client.finish().expect("there was no cancel yet");
+            client.cancel();
+        } else {
+            client.cancel();
+            if let Err(error) = client.finish() {
+                assert_eq!(error.server().code, "57014");
+            }
+        }
+        // Whoever sent the cancel has seen its connection closed: it hits nothing of what follows.
+        client.run("select pg_sleep(0.001)");
+        other.run("select 1");
+    }
+    // A key that is wrong in one bit is nobody's.
+    client.secret[0] ^= 1;
+    client.start("select pg_sleep(0.5), 'slept'").unwrap();
+    wait_until("the statement runs", SOON, || {
+        let session = proxy.admin().session("late");
+        session.is_some_and(|s| s["state"] == "active")
+    });
+    client.cancel();
+    let rows = client.finish().expect("not canceled");
+    assert_eq!(rows[0][1].as_deref(), Some("slept"));
+}

@@ -116,12 +116,9 @@ impl Session {
 
     pub(super) async fn detach_for_event(&mut self) -> Result<(), End> {
         self.probe().await?;
-        if self.found.is_empty()
-            && let Err(reason) = self.rehearse().await
-        {
-            let since = Instant::now().into_std();
-            self.refused = Some(blame::not_restorable(&self.relay.machine, reason, since));
-            self.publish();
+        if self.found.is_empty() {
+            let rehearsed = self.rehearse().await;
+            self.note_refusal(rehearsed);
         }
         if self.is_blocked() {
             self.exempt = true;
@@ -168,18 +165,35 @@ impl Session {
         state::rehearse(Arc::clone(&self.profile), snapshot, self.unnamed()).await
     }
 
-    /// The same, ahead of a hold and beside the session's own work.
-    pub(super) fn rehearse_ahead(&self) {
-        if self.found.is_empty()
-            && let Some(snapshot) = self.snapshot.clone()
-            && self.profile.cluster.rehearsals_wanted()
-        {
-            tokio::spawn(state::rehearse(
-                Arc::clone(&self.profile),
-                snapshot,
-                self.unnamed(),
-            ));
+    /// The same, ahead of a hold and beside the session's own work: its outcome is there when the session is
+    /// asked again, and no hold is begun for a session that can't be restored.
+    pub(super) fn rehearse_ahead(&mut self) {
+        let Some(snapshot) = self.snapshot.clone() else {
+            return;
+        };
+        if !self.found.is_empty() || !self.profile.cluster.rehearsals_wanted() {
+            return;
         }
+        match state::rehearsed(&self.profile, &snapshot) {
+            Some(outcome) => self.note_refusal(outcome),
+            None => {
+                let profile = Arc::clone(&self.profile);
+                tokio::spawn(state::rehearse(profile, snapshot, self.unnamed()));
+            }
+        }
+    }
+
+    /// What a rehearsal, or a move, came to; told to others where it is news.
+    fn note_refusal(&mut self, outcome: Result<(), String>) {
+        let known = self.refused.as_ref().map(|b| b.detail.as_str());
+        if known == outcome.as_ref().err().map(String::as_str) {
+            return;
+        }
+        self.refused = outcome.err().map(|reason| {
+            let since = Instant::now().into_std();
+            blame::not_restorable(&self.relay.machine, reason, since)
+        });
+        self.publish();
     }
 
     pub(super) fn unnamed(&self) -> Option<Vec<u8>> {
@@ -193,10 +207,7 @@ impl Session {
         };
         let moved = self.try_move(ready).await;
         self.handle().set_moving(false);
-        if let Err(reason) = moved? {
-            let since = Instant::now().into_std();
-            self.refused = Some(blame::not_restorable(&self.relay.machine, reason, since));
-        }
+        self.note_refusal(moved?);
         if self.is_blocked() {
             self.exempt = true;
             self.profile.cluster.note_blocked();

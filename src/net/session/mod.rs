@@ -207,7 +207,6 @@ impl Session {
             self.phase = view.phase;
             self.held_since = view.held_since;
             self.exempt = false;
-            self.refused = None;
         }
         self.set_mode();
     }
@@ -215,7 +214,7 @@ impl Session {
     fn set_mode(&mut self) {
         let lock_step = match self.phase {
             Phase::Held => !self.exempt,
-            Phase::Rolling { .. } => self.ready.is_some() && self.must_leave() && !self.exempt,
+            Phase::Rolling { .. } => self.may_move_over(),
             Phase::Open => false,
         };
         let lock_step = (lock_step || self.want_probe) && self.relay.is_attached();

@@ -223,6 +223,21 @@ impl Postgres {
         }
     }
 
+    /// Lets clients in by md5, too.
+    pub(crate) fn allow_md5(&self) {
+        fs::write(
+            self.data_dir().join("pg_hba.conf"),
+            HBA.replace("scram-sha-256", "md5"),
+        )
+        .unwrap();
+        self.run(&["select pg_reload_conf()"]);
+        wait_for("the new rules are in force", SOON, || {
+            let mut client = Client::connect(&self.admin()).ok()?;
+            let sql = "select count(*) from pg_hba_file_rules where auth_method = 'md5'";
+            (client.value(sql) == "3").then_some(())
+        });
+    }
+
     /// Its data directory.
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")

@@ -25,6 +25,12 @@ pub(crate) struct Options {
     pub(crate) provider: String,
     /// Instead of the service account's password.
     pub(crate) service_password: Option<String>,
+    /// Lines for `[clusters.shop.auth]`, after the service account.
+    pub(crate) auth: String,
+    /// Whole sections, such as `[tls]`.
+    pub(crate) sections: String,
+    /// Listens on a Unix socket in this directory, too.
+    pub(crate) socket_dir: Option<PathBuf>,
 }
 
 /// A running proxy. Ended, with servers that it started, on drop.
@@ -175,6 +181,16 @@ impl Proxy {
         self.dir.path().join("state/tls/ca.crt")
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("the proxy runs");
+    }
+
+    /// Waits for its end; how it ended.
+    pub(crate) fn ended(&mut self) -> std::process::ExitStatus {
+        wait_for("the proxy ends", SOON, || self.child.try_wait().unwrap())
+    }
+
     /// What it logged so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
@@ -244,15 +260,20 @@ fn configuration(
 ) -> String {
     let mut text = String::new();
     let password = options.service_password.as_deref().unwrap_or(SERVICE.1);
+    let socket = options
+        .socket_dir
+        .as_ref()
+        .map(|dir| format!("unix:{}/.s.PGSQL.{}", dir.display(), port.number));
     write!(
         text,
         "state_dir = \"{state}\"\n\
-         [listen.postgres]\naddress = [\"127.0.0.1:{port}\"]\ntls = \"prefer\"\n\
+         [listen.postgres]\naddress = [\"127.0.0.1:{port}\"{socket}]\ntls = \"prefer\"\n\
+         {sections}\n\
          [admin]\naddress = \"127.0.0.1:{admin}\"\n\
          [limits]\n{limits}\n\
          [clusters.{CLUSTER}]\nengine = \"postgres\"\ndefault = true\n\
          [clusters.{CLUSTER}.auth]\nservice_user = \"{user}\"\nservice_database = \"postgres\"\n\
-         service_password = \"{password}\"\n\
+         service_password = \"{password}\"\n{auth}\n\
          [clusters.{CLUSTER}.capacity]\nmin = 2\nmax = 4\nladder = [2, 4]\nauto_pause_after = \"0\"\n\
          [clusters.{CLUSTER}.scaling]\nauto = false\n{scaling}\n\
          [clusters.{CLUSTER}.sessions]\n{sessions}\n\
@@ -260,6 +281,9 @@ fn configuration(
         state = dir.join("state").display(),
         port = port.number,
         admin = admin.number,
+        socket = socket.map(|s| format!(", \"{s}\"")).unwrap_or_default(),
+        sections = options.sections,
+        auth = options.auth,
         limits = options.limits,
         user = SERVICE.0,
         scaling = options.scaling,
