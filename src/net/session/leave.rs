@@ -12,6 +12,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+/// How long the second end of a move waits, ready, for a safe point, while others want their turn.
+const READY_MAX: Duration = Duration::from_secs(1);
+
 /// How long a probe may take before the state counts as unknown.
 const PROBE_MAX: Duration = Duration::from_secs(5);
 
@@ -21,6 +24,7 @@ impl Session {
         if let Some(made) = self.next.as_mut().and_then(|next| next.try_recv().ok()) {
             self.next = None;
             self.ready = Some(made);
+            self.ready_since = Some(Instant::now());
         }
         if let Some(lease) = self.handle().take_offer()
             && self.next.is_none()
@@ -48,9 +52,20 @@ impl Session {
         });
     }
 
+    /// The same, unless the second end is still being made, or was made just now: a busy server takes
+    /// its time, and giving up then would never end.
+    pub(super) fn stay_unless_soon(&mut self) {
+        if self
+            .ready_since
+            .is_some_and(|since| since.elapsed() > READY_MAX)
+        {
+            self.stay();
+        }
+    }
+
     /// Gives the second end of a move up; the server is told in the background.
     pub(super) fn stay(&mut self) {
-        (self.next, self.ready) = (None, None);
+        (self.next, self.ready, self.ready_since) = (None, None, None);
         self.handle().set_moving(false);
         self.set_mode();
     }
@@ -202,6 +217,7 @@ impl Session {
 
     /// Moves to the instance that serves while the old server connection stays usable.
     pub(super) async fn move_over(&mut self) -> Result<(), End> {
+        self.ready_since = None;
         let Some(ready) = self.ready.take() else {
             return Ok(());
         };

@@ -62,6 +62,8 @@ pub(super) struct Session {
     next: Option<oneshot::Receiver<Result<Ready, OpenError>>>,
     /// The same, once it is: taken at the next safe point.
     ready: Option<Result<Ready, OpenError>>,
+    /// Since when it is.
+    ready_since: Option<Instant>,
     told: i32,
 }
 
@@ -92,6 +94,7 @@ impl Session {
             cancelling: None,
             next: None,
             ready: None,
+            ready_since: None,
             told,
         };
         session.relay.adopt_parameters(&opened.params);
@@ -185,7 +188,7 @@ impl Session {
             self.asked_to_move();
         }
         if self.handle().take(Ask::StayHere) {
-            self.stay();
+            self.stay_unless_soon();
         }
         if self.handle().take(Ask::Park) && self.relay.at_safe_point() {
             self.park().await?;
@@ -207,6 +210,9 @@ impl Session {
             self.phase = view.phase;
             self.held_since = view.held_since;
             self.exempt = false;
+            if !matches!(self.phase, Phase::Rolling { .. }) {
+                self.stay();
+            }
         }
         self.set_mode();
     }
