@@ -147,6 +147,12 @@ impl Gate {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Those of them that have not been granted one yet: who was granted one may not know it yet.
+    pub fn queued(&self) -> usize {
+        let state = self.state.lock();
+        state.waiters.iter().filter(|w| !w.is_closed()).count()
+    }
+
     /// Server connections of sessions, closing ones and log-ins under way counted.
     pub fn session_leases(&self) -> usize {
         self.state.lock().sessions

@@ -90,7 +90,7 @@ impl Run {
             // Who was held goes on together, when all have their new server connections.
             cluster.line.close();
             drop(hold);
-            cluster.line.open(|| cluster.gate.waiting()).await;
+            cluster.line.open(|| cluster.gate.queued()).await;
         } else {
             drop(hold);
         }
