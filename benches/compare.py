@@ -115,6 +115,11 @@ class Place:
     def pid(self, name):
         return self.children[name].pid
 
+    def stop(self, name):
+        child = self.children.pop(name)
+        child.kill()
+        child.wait()
+
     def end(self):
         for name, child in self.children.items():
             child.send_signal(signal.SIGQUIT if name == "postgres" else signal.SIGKILL)
@@ -402,24 +407,26 @@ def resident(pid):
         return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1))
 
 
-def idle_memory(ports, pids):
+def idle_memory(place, start):
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     print(f"\n| memory per idle client ({IDLE:,} clients), KiB | plain | TLS |\n|---|---|---|")
-    for target in (t for t in ("pgbouncer", "slackwater") if t in ports):
+    for target in (t for t in ("pgbouncer", "slackwater") if t in TARGETS):
         cells = []
         for security in ("plain", "tls"):
+            # A process of its own: what earlier clients left behind would be used again.
+            place.stop(target)
+            port = start[target]()
             # What the first clients make grow is not theirs.
-            warm = [idle_client(ports[target], security, context) for _ in range(20)]
+            warm = [idle_client(port, security, context) for _ in range(20)]
             time.sleep(2)
-            before = resident(pids[target])
-            clients = [idle_client(ports[target], security, context) for _ in range(IDLE)]
+            before = resident(place.pid(target))
+            clients = [idle_client(port, security, context) for _ in range(IDLE)]
             time.sleep(3)
-            cells.append(f"{(resident(pids[target]) - before) / IDLE:.1f}")
+            cells.append(f"{(resident(place.pid(target)) - before) / IDLE:.1f}")
             for client in warm + clients:
                 client.close()
-            time.sleep(1)
         print(f"| {target} | {cells[0]} | {cells[1]} |", flush=True)
 
 
@@ -470,7 +477,7 @@ def main():
         )
         compare(ports, pids)
         if IDLE:
-            idle_memory(ports, pids)
+            idle_memory(place, start)
     finally:
         place.end()
 
