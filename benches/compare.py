@@ -308,8 +308,10 @@ def measure(port, pid, mode, clients, security):
             with open(name, encoding="utf-8") as file:
                 latencies.extend(int(line.split(" ", 3)[2]) for line in file)
     latencies.sort()
-    tps = float(re.search(r"^tps = ([0-9.]+)", done.stdout, re.M).group(1))
     count = len(latencies)
+    if not count:
+        sys.exit(f"{' '.join(command)}: not one transaction; the machine is too busy, or raise BENCH_SECONDS")
+    tps = float(re.search(r"^tps = ([0-9.]+)", done.stdout, re.M).group(1))
     p50, p99 = latencies[count // 2], latencies[min(count - 1, count * 99 // 100)]
     return tps, p50, p99, used / count * 1e6
 
