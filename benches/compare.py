@@ -115,6 +115,11 @@ class Place:
     def pid(self, name):
         return self.children[name].pid
 
+    def stop(self, name):
+        child = self.children.pop(name)
+        child.kill()
+        child.wait()
+
     def end(self):
         for name, child in self.children.items():
             child.send_signal(signal.SIGQUIT if name == "postgres" else signal.SIGKILL)
@@ -303,8 +308,10 @@ def measure(port, pid, mode, clients, security):
             with open(name, encoding="utf-8") as file:
                 latencies.extend(int(line.split(" ", 3)[2]) for line in file)
     latencies.sort()
-    tps = float(re.search(r"^tps = ([0-9.]+)", done.stdout, re.M).group(1))
     count = len(latencies)
+    if not count:
+        sys.exit(f"{' '.join(command)}: not one transaction; the machine is too busy, or raise BENCH_SECONDS")
+    tps = float(re.search(r"^tps = ([0-9.]+)", done.stdout, re.M).group(1))
     p50, p99 = latencies[count // 2], latencies[min(count - 1, count * 99 // 100)]
     return tps, p50, p99, used / count * 1e6
 
@@ -402,24 +409,26 @@ def resident(pid):
         return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1))
 
 
-def idle_memory(ports, pids):
+def idle_memory(place, start):
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     print(f"\n| memory per idle client ({IDLE:,} clients), KiB | plain | TLS |\n|---|---|---|")
-    for target in (t for t in ("pgbouncer", "slackwater") if t in ports):
+    for target in (t for t in ("pgbouncer", "slackwater") if t in TARGETS):
         cells = []
         for security in ("plain", "tls"):
+            # A process of its own: what earlier clients left behind would be used again.
+            place.stop(target)
+            port = start[target]()
             # What the first clients make grow is not theirs.
-            warm = [idle_client(ports[target], security, context) for _ in range(20)]
+            warm = [idle_client(port, security, context) for _ in range(20)]
             time.sleep(2)
-            before = resident(pids[target])
-            clients = [idle_client(ports[target], security, context) for _ in range(IDLE)]
+            before = resident(place.pid(target))
+            clients = [idle_client(port, security, context) for _ in range(IDLE)]
             time.sleep(3)
-            cells.append(f"{(resident(pids[target]) - before) / IDLE:.1f}")
+            cells.append(f"{(resident(place.pid(target)) - before) / IDLE:.1f}")
             for client in warm + clients:
                 client.close()
-            time.sleep(1)
         print(f"| {target} | {cells[0]} | {cells[1]} |", flush=True)
 
 
@@ -470,7 +479,7 @@ def main():
         )
         compare(ports, pids)
         if IDLE:
-            idle_memory(ports, pids)
+            idle_memory(place, start)
     finally:
         place.end()
 
