@@ -598,15 +598,12 @@ mod tests {
         fn collect(&mut self) -> Result<(), TestCaseError> {
             let mut waits = false;
             for mut waiter in std::mem::take(&mut self.waiters) {
-                match (&mut waiter).now_or_never() {
-                    Some(lease) => {
-                        prop_assert!(!waits, "somebody was passed over");
-                        self.leases.push(lease);
-                    }
-                    None => {
-                        waits = true;
-                        self.waiters.push(waiter);
-                    }
+                if let Some(lease) = (&mut waiter).now_or_never() {
+                    prop_assert!(!waits, "somebody was passed over");
+                    self.leases.push(lease);
+                } else {
+                    waits = true;
+                    self.waiters.push(waiter);
                 }
             }
             Ok(())

@@ -176,12 +176,9 @@ impl Handle {
         receiver
     }
 
-    /// Every cancel so far is settled.
-    pub fn cancel_settled(&self) {
-        for waiter in std::mem::take(&mut *self.cancels.lock()) {
-            // A cancelling client that left needs no answer.
-            let _gone = waiter.send(());
-        }
+    /// Those who asked for a cancel so far: what is done now is for them, and for nobody who asks later.
+    pub fn take_cancels(&self) -> Cancels {
+        Cancels(std::mem::take(&mut *self.cancels.lock()))
     }
 
     /// Offers the second end of a move.
@@ -265,6 +262,20 @@ impl Handle {
 
     fn millis(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Clients that wait for their cancel. Dropped, they are told the same.
+#[derive(Debug)]
+pub struct Cancels(Vec<oneshot::Sender<()>>);
+
+impl Cancels {
+    /// The cancel has hit what it was to hit, or there was nothing.
+    pub fn settled(self) {
+        for waiter in self.0 {
+            // A cancelling client that left needs no answer.
+            let _left = waiter.send(());
+        }
     }
 }
 
@@ -384,5 +395,81 @@ impl Drop for Registered {
             .sessions
             .lock()
             .remove(&self.handle.identity.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    fn session(registry: &Arc<Registry>, id: u64, now: Instant) -> Registered {
+        let identity = Identity {
+            id,
+            user: "u".to_owned(),
+            database: "d".to_owned(),
+            client_address: String::new(),
+            connected_at: now,
+            age_limit: None,
+        };
+        registry.add(identity, "app".to_owned())
+    }
+
+    #[test]
+    fn a_cancel_is_settled_only_by_what_was_done_for_it() {
+        let registry = Arc::new(Registry::default());
+        let session = session(&registry, 1, registry.epoch);
+        let mut first = session.handle.ask_cancel();
+        assert!(session.handle.take(Ask::Cancel) && !session.handle.take(Ask::Cancel));
+        let waiting = session.handle.take_cancels();
+        let mut second = session.handle.ask_cancel();
+        waiting.settled();
+        assert!((&mut first).now_or_never().is_some());
+        assert!((&mut second).now_or_never().is_none(), "asked later");
+        assert!(session.handle.take(Ask::Cancel), "and is still to be done");
+        session.handle.take_cancels().settled();
+        assert!(second.now_or_never().is_some());
+    }
+
+    #[test]
+    fn asks_are_kept_apart_until_taken() {
+        let registry = Arc::new(Registry::default());
+        let session = session(&registry, 1, registry.epoch);
+        let handle = &session.handle;
+        assert!(handle.take(Ask::Gate), "a new session looks at the gate");
+        assert!(!handle.is_asked());
+        handle.ask(Ask::Probe);
+        registry.ask_all(Ask::Park);
+        assert!(!handle.take(Ask::Move));
+        assert!(handle.take(Ask::Park) && handle.is_asked());
+        assert!(handle.take(Ask::Probe) && !handle.is_asked());
+        let number = registry.ask_reports();
+        assert_eq!(registry.report_number(), number);
+        assert!(handle.is_asked());
+        handle.forget_asked();
+        assert!(!handle.take(Ask::Report));
+    }
+
+    #[test]
+    fn who_rests_longest_comes_first() {
+        let registry = Arc::new(Registry::default());
+        let start = registry.epoch;
+        let at = |ms| start + Duration::from_millis(ms);
+        let sessions: Vec<_> = (0..4).map(|id| session(&registry, id, start)).collect();
+        for (id, ms) in [(0, 30), (1, 10), (2, 20)] {
+            sessions[id].handle.set_state(State::AtRest, at(ms));
+        }
+        let order = |now| -> Vec<u64> {
+            let resting = registry.resting(now);
+            resting.iter().map(|(_, h)| h.identity.id).collect()
+        };
+        assert_eq!(order(at(100)), [1, 2, 0]);
+        sessions[1].handle.set_state(State::Active, at(40));
+        assert_eq!(order(at(100)), [2, 0]);
+        assert!(sessions[2].handle.first_look() && !sessions[2].handle.first_look());
+        sessions[2].handle.set_state(State::AtRest, at(50));
+        assert!(sessions[2].handle.first_look(), "another rest");
+        drop(sessions);
+        assert!(registry.is_empty());
     }
 }

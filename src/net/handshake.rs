@@ -604,7 +604,7 @@ mod tests {
             panic!("a cancel was sent: {accepted:?}");
         };
         assert_eq!(secret, [7; 32]);
-        let closed = tokio::io::AsyncReadExt::read_u8(&mut far);
+        let closed = AsyncReadExt::read_u8(&mut far);
         let mut closed = std::pin::pin!(closed);
         assert!(
             futures_util::poll!(&mut closed).is_pending(),

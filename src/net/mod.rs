@@ -7,6 +7,7 @@ pub mod handshake;
 pub mod janitor;
 mod leg;
 pub mod login;
+mod refuse;
 pub mod relay;
 #[cfg(test)]
 mod script;

@@ -10,12 +10,11 @@
 
 pub use super::leg::Leg;
 use super::leg::READ_MAX;
+use super::refuse::Discard;
 use crate::backend::registry::{Handle, State};
 use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};
 use crate::transport::stream::Stream;
-use crate::wire::pg::backend::{
-    ErrorFields, ErrorMessage, put_error, put_parameter_status, put_ready,
-};
+use crate::wire::pg::backend::{ErrorFields, put_parameter_status};
 use crate::wire::pg::frame::{FrameError, HEADER_LEN, Header, Reader};
 use crate::wire::pg::parameters::Parameters;
 use bytes::{Bytes, BytesMut};
@@ -24,7 +23,6 @@ use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Room for what was kept from the last read, before the next one.
 const SCRATCH: usize = 2 * READ_MAX + 1024;
@@ -74,21 +72,10 @@ pub struct Fatal {
     pub frame: BytesMut,
 }
 
-/// A request that was cancelled before it was sent: its rest is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Discard {
-    /// Up to the end of the first frame, if that is a Query; up to Sync otherwise.
-    First,
-    /// Up to and with the next Sync.
-    ToSync,
-    /// What is left of its last frame.
-    Last,
-}
-
 /// Both legs of one session and the machine between them.
 #[derive(Debug)]
 pub struct Relay {
-    client: Leg,
+    pub(super) client: Leg,
     server: Option<Leg>,
     /// The session's machine.
     pub machine: Machine,
@@ -97,10 +84,10 @@ pub struct Relay {
     /// [`Stop::Rested`] is wanted at the next safe point.
     pub want_rest: bool,
     /// The carried client bytes hold a frame that was stopped.
-    stopped: bool,
+    pub(super) stopped: bool,
     /// The carried client bytes may hold a whole frame that nobody has looked at.
-    unread: bool,
-    discard: Option<Discard>,
+    pub(super) unread: bool,
+    pub(super) discard: Option<Discard>,
     server_write_broken: bool,
     /// ParameterStatus as the client was last told.
     params: Parameters,
@@ -297,13 +284,6 @@ impl Relay {
     /// Waits until the client has taken what it was told.
     pub fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.client.poll_flush_out(cx)
-    }
-
-    /// Refuses the first held request with `error`: it is dropped up to its end, the rest stays held.
-    pub fn refuse_held(&mut self, error: &ErrorMessage<'_>) -> Result<(), Stop> {
-        put_error(&mut self.client.out, error);
-        self.discard = Some(Discard::First);
-        self.drop_discarded()
     }
 
     /// What passed since the last call.
@@ -582,41 +562,6 @@ impl Relay {
             }
             _ => Poll::Ready(Err(Stop::ClientGone)),
         }
-    }
-
-    /// Drops what belongs to the refused request; at its end the client is told that it may go on.
-    fn drop_discarded(&mut self) -> Result<(), Stop> {
-        while let Some(discard) = self.discard {
-            let dropped = self.client.remaining.min(self.client.carry.len());
-            bytes::Buf::advance(&mut self.client.carry, dropped);
-            self.client.remaining -= dropped;
-            if self.client.remaining > 0 {
-                return Ok(());
-            }
-            if discard == Discard::Last {
-                self.discard = None;
-                self.stopped = false;
-                put_ready(&mut self.client.out, b'I');
-                break;
-            }
-            let header = match Header::parse(&self.client.carry) {
-                Ok(Some(header)) => header,
-                Ok(None) => return Ok(()),
-                Err(error) => return Err(Stop::ClientGarbage(error)),
-            };
-            match (discard, header.tag) {
-                (_, b'X') => return Err(Stop::ClientGone),
-                (Discard::First, b'Q' | b'F') | (_, b'S') => self.discard = Some(Discard::Last),
-                (Discard::First, _) if Machine::means_nothing(header) => {}
-                (Discard::First, _) => self.discard = Some(Discard::ToSync),
-                (Discard::ToSync | Discard::Last, _) => {}
-            }
-            let take = header.frame_len().min(self.client.carry.len());
-            bytes::Buf::advance(&mut self.client.carry, take);
-            self.client.remaining = header.frame_len() - take;
-        }
-        self.unread = !self.client.carry.is_empty();
-        Ok(())
     }
 }
 

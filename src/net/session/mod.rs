@@ -256,7 +256,7 @@ impl Session {
                     .refuse_held(&error)
                     .map_err(|stop| End::from_client(&stop))?;
             }
-            self.handle().cancel_settled();
+            self.handle().take_cancels().settled();
             return Ok(());
         }
         let Some(link) = self.link.as_ref() else {
@@ -269,17 +269,18 @@ impl Session {
                 .refuse_held(&error)
                 .map_err(|stop| End::from_client(&stop))?;
         }
-        let handle = Arc::clone(&self.registered.handle);
-        if let Some(before) = self.cancelling.take_if(|c| !c.is_finished()) {
-            // One at a time; who asks again waits for the one under way.
-            self.cancelling = Some(tokio::spawn(async move {
-                let _ended = before.await;
-                handle.cancel_settled();
-            }));
-            return Ok(());
-        }
+        let waiting = self.handle().take_cancels();
+        let before = self.cancelling.take();
         if !self.relay.machine.is_in_flight() {
-            handle.cancel_settled();
+            // Nothing to cancel; but an earlier one may still be on its way.
+            if let Some(before) = before {
+                self.cancelling = Some(tokio::spawn(async move {
+                    let _ended = before.await;
+                    waiting.settled();
+                }));
+            } else {
+                waiting.settled();
+            }
             return Ok(());
         }
         let Some(serving) = link.serving().cloned() else {
@@ -292,8 +293,11 @@ impl Session {
             link.secret.clone(),
         );
         self.cancelling = Some(tokio::spawn(async move {
+            if let Some(before) = before {
+                let _ended = before.await;
+            }
             work.await;
-            handle.cancel_settled();
+            waiting.settled();
         }));
         Ok(())
     }
@@ -418,7 +422,7 @@ impl Session {
                 drop(link);
             }
         }
-        handle.cancel_settled();
+        handle.take_cancels().settled();
         drop(self.registered);
         if !end.client_is_gone() {
             self.relay.tell(|out| end.put(out));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::registry::{Ask, Identity, Registered, Registry};
+use crate::wire::pg::backend::ErrorMessage;
 use crate::wire::pg::frame::put;
 use bytes::BufMut;
 use futures_util::FutureExt;
@@ -10,7 +11,7 @@ use proptest::prelude::*;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 
 #[derive(Debug)]
 struct Renumber;
@@ -19,6 +20,10 @@ impl ProcessNames for Renumber {
     fn told(&self, real: i32) -> i32 {
         if real == 77 { 1234 } else { real }
     }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 struct Bench {
@@ -97,7 +102,7 @@ impl Bench {
             user: "u".to_owned(),
             database: "d".to_owned(),
             client_address: "duplex".to_owned(),
-            connected_at: Instant::now(),
+            connected_at: now(),
             age_limit: None,
         };
         let registered = Arc::new(Registry::default()).add(identity, String::new());
@@ -116,10 +121,7 @@ impl Bench {
     /// Lets the relay do what it can; why it stopped, if it did.
     fn turn(&mut self) -> Option<Stop> {
         let mut cx = Context::from_waker(noop_waker_ref());
-        let stop = match self
-            .relay
-            .poll(&mut cx, &self.registered.handle, Instant::now())
-        {
+        let stop = match self.relay.poll(&mut cx, &self.registered.handle, now()) {
             Poll::Ready(stop) => Some(stop),
             Poll::Pending => None,
         };
@@ -306,7 +308,7 @@ fn pump(
     let (mut client_read, mut client_write) = tokio::io::split(bench.client);
     let (mut server_read, mut server_write) = tokio::io::split(bench.server);
     within(async {
-        let relaying = poll_fn(|cx| relay.poll(cx, &handle, Instant::now()));
+        let relaying = poll_fn(|cx| relay.poll(cx, &handle, now()));
         let peers = async {
             tokio::join!(
                 write_pieces(&mut client_write, client_bytes, client_piece),
@@ -684,7 +686,7 @@ fn an_ask_wakes_an_idle_relay() {
     let bench = Bench::new(1 << 16);
     let (mut relay, handle) = (bench.relay, Arc::clone(&bench.registered.handle));
     within(async {
-        let mut relaying = pin!(poll_fn(|cx| relay.poll(cx, &handle, Instant::now())));
+        let mut relaying = pin!(poll_fn(|cx| relay.poll(cx, &handle, now())));
         assert!((&mut relaying).now_or_never().is_none());
         let (stop, ()) = tokio::join!(relaying, async {
             tokio::task::yield_now().await;

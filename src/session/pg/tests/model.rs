@@ -5,7 +5,7 @@ use crate::session::pg::machine::Machine;
 use crate::wire::pg::frame::Header;
 use proptest::prelude::*;
 use std::collections::VecDeque;
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// What one statement comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -337,7 +337,7 @@ fn send(machine: &mut Machine, message: &Message) {
     machine.on_client(
         header,
         &body[..Machine::client_head(header)],
-        Instant::now(),
+        Instant::now().into_std(),
     );
 }
 

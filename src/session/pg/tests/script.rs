@@ -9,7 +9,7 @@
 
 use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};
 use crate::wire::pg::frame::Header;
-use std::time::Instant;
+use tokio::time::Instant;
 
 fn client(machine: &mut Machine, word: &str) {
     let (name, text) = word.split_once(':').unwrap_or((word, ""));
@@ -34,7 +34,7 @@ fn client(machine: &mut Machine, word: &str) {
     };
     let head = &body[..Machine::client_head(header)];
     assert_eq!(
-        machine.on_client(header, head, Instant::now()),
+        machine.on_client(header, head, Instant::now().into_std()),
         ClientFrame::Forward
     );
 }
