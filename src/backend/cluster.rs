@@ -2,6 +2,7 @@
 
 use super::exec::{ExecError, Rows};
 use super::gate::Gate;
+use super::line::Line;
 use super::registry::Registry;
 use super::service::Service;
 use crate::session::pg::CATALOG_NAMES_SQL;
@@ -28,6 +29,8 @@ pub struct Cluster {
     pub gate: Arc<Gate>,
     /// Its sessions.
     pub registry: Arc<Registry>,
+    /// Where sessions wait for each other after a barrier.
+    pub line: Line,
     /// The service account.
     pub service: Service,
     /// Keepalive towards its servers.
@@ -78,6 +81,7 @@ impl Cluster {
             name: Arc::from(name),
             gate,
             registry,
+            line: Line::default(),
             service,
             socket: settings.socket,
             max_outage: settings.max_outage,
@@ -178,7 +182,9 @@ impl Cluster {
     /// Notes what a rehearsal came to.
     pub fn note_rehearsal(&self, fingerprint: [u8; 32], outcome: Result<(), String>) {
         let mut rehearsals = self.rehearsals.lock();
-        rehearsals.known.insert(fingerprint, (outcome, Instant::now()));
+        rehearsals
+            .known
+            .insert(fingerprint, (outcome, Instant::now()));
     }
 
     /// A session could not reach the server that serves: somebody should look.

@@ -5,6 +5,7 @@ pub mod connect;
 pub mod exec;
 pub mod frames;
 pub mod gate;
+pub mod line;
 pub mod link;
 pub mod registry;
 pub mod service;

@@ -1,6 +1,6 @@
 //! The barrier: one writer, so all sessions are held together while the server is changed.
 
-use super::event::{InTheWay, OnTimeout, Step};
+use super::event::{OnTimeout, Step};
 use super::plan::{self, Next, Search, Settle, Settled};
 use super::run::{Ended, FORCE_MAX, LOOK, Run};
 use crate::backend::gate::Hold;
@@ -52,12 +52,7 @@ impl Run {
     async fn look(&mut self, not_before: Instant) -> Search {
         let max_hold = self.coordinator.rules.max_hold;
         self.event.waiting_for = self.in_the_way().await;
-        let now = Instant::now().into_std();
-        let lasting = |w: &InTheWay| {
-            !w.blocker.kind.is_passing()
-                || now.saturating_duration_since(w.blocker.since) >= max_hold
-        };
-        let blocker_known = self.event.waiting_for.iter().any(lasting);
+        let blocker_known = self.keep_lasting(max_hold);
         Search {
             searched: self.event.began.elapsed(),
             timeout: self.event.request.timeout,
@@ -90,8 +85,16 @@ impl Run {
                 "forced sessions did not end in time; nothing was changed".to_owned(),
             )),
         };
-        let held = hold.since().elapsed();
-        drop(hold);
+        let since = hold.since();
+        if ended.is_some() {
+            // Who was held goes on together, when all have their new server connections.
+            cluster.line.close();
+            drop(hold);
+            cluster.line.open(|| cluster.gate.waiting()).await;
+        } else {
+            drop(hold);
+        }
+        let held = since.elapsed();
         self.event.held = held;
         self.event.held_total += held;
         self.event.holding_since = None;

@@ -79,6 +79,7 @@ impl Run {
                 self.event.waiting_for = self.in_the_way().await;
                 let old: BTreeSet<_> = left.iter().map(|h| h.identity.id).collect();
                 self.event.waiting_for.retain(|w| old.contains(&w.session));
+                self.keep_lasting(max_hold);
                 self.step(Step::Roll);
             }
             if now >= self.event.deadline() {
@@ -133,9 +134,9 @@ impl Run {
                 w.session == handle.identity.id
                     && match w.blocker.kind {
                         // Only another try can tell.
-                        BlockerKind::NotRestorable => tried
-                            .get(&w.session)
-                            .is_some_and(|at| at.elapsed() < RETRY),
+                        BlockerKind::NotRestorable => {
+                            tried.get(&w.session).is_some_and(|at| at.elapsed() < RETRY)
+                        }
                         kind => !kind.is_passing() || age > OFFER_MAX,
                     }
             };

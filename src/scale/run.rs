@@ -119,6 +119,20 @@ impl Run {
         }
     }
 
+    /// Of the sessions in the way, those that will not pass by themselves within a hold, if there are any.
+    pub(super) fn keep_lasting(&mut self, max_hold: Duration) -> bool {
+        let now = Instant::now().into_std();
+        let lasting = |w: &InTheWay| {
+            !w.blocker.kind.is_passing()
+                || now.saturating_duration_since(w.blocker.since) >= max_hold
+        };
+        let known = self.event.waiting_for.iter().any(lasting);
+        if known {
+            self.event.waiting_for.retain(lasting);
+        }
+        known
+    }
+
     /// Has sessions probed, those at rest at once and the others between two requests; their snapshots
     /// are rehearsed beside that.
     pub(super) async fn probe_all(&self) {

@@ -134,9 +134,8 @@ fn logins_over_a_unix_socket() {
         ..Options::default()
     };
     let proxy = Proxy::with(&server, &options);
-    let connect = |dir: &Path, port: u16| {
-        format!("host={} port={port} user=app dbname=app", dir.display())
-    };
+    let connect =
+        |dir: &Path, port: u16| format!("host={} port={port} user=app dbname=app", dir.display());
     let output = psql(&connect(dir.path(), proxy.port()), APP.1);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "app");

@@ -111,10 +111,7 @@ fn operation_new_certificates_are_taken_and_nobody_is_dropped() {
 #[test]
 fn operation_drain_lets_transactions_end() {
     let server = Postgres::start(&[]);
-    server.run(&[
-        "create table done (a int)",
-        "grant all on done to app",
-    ]);
+    server.run(&["create table done (a int)", "grant all on done to app"]);
     let mut proxy = Proxy::on(&server);
     let (mut resting, mut open, mut runs) = (
         proxy.client("resting"),

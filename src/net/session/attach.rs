@@ -28,8 +28,10 @@ impl Session {
         self.publish();
         let since = Instant::now();
         let mut last = None;
+        let cluster = Arc::clone(&self.profile.cluster);
+        let mut coming = Some(cluster.line.come());
         loop {
-            let gate = Arc::clone(&self.profile.cluster.gate);
+            let gate = Arc::clone(&cluster.gate);
             let lease = match self.held(gate.lease(), since, last.as_ref()).await? {
                 Held::Done(lease) => lease,
                 Held::NothingLeft => break,
@@ -48,12 +50,15 @@ impl Session {
             };
             match opened {
                 Ok(opened) => {
+                    coming = None;
+                    match self.held(cluster.line.wait(), since, None).await? {
+                        Held::Done(()) => {}
+                        Held::NothingLeft => break,
+                    }
                     if self.relay.client_gone() {
                         return Err(End::ClientGone);
                     }
-                    self.profile
-                        .cluster
-                        .moved_process(self.told, 0, opened.link.process);
+                    cluster.moved_process(self.told, 0, opened.link.process);
                     self.install(opened);
                     self.profile
                         .metrics
@@ -63,7 +68,7 @@ impl Session {
                     return Ok(());
                 }
                 Err(error) if error.may_pass() => {
-                    self.profile.cluster.report_trouble();
+                    cluster.report_trouble();
                     last = Some(error);
                 }
                 Err(error) => {
@@ -79,6 +84,7 @@ impl Session {
                 Held::NothingLeft => break,
             }
         }
+        drop(coming);
         self.handle()
             .set_state(State::Parked, Instant::now().into_std());
         self.publish();

@@ -15,6 +15,7 @@ use super::state::{self, OpenError, Opened, Profile, Ready};
 use crate::backend::gate::Phase;
 use crate::backend::link::Link;
 use crate::backend::registry::{Ask, Handle, Registered};
+use crate::observe::MoveOutcome;
 use crate::session::blocker::Blocker;
 use crate::session::pg::machine::Status;
 use crate::session::pg::snapshot::Snapshot;
@@ -48,6 +49,8 @@ pub(super) struct Session {
     refused: Option<Blocker>,
     probed_at: Option<Instant>,
     phase: Phase,
+    /// Tells one hold from the next.
+    held_since: Option<Instant>,
     /// Found blocked in the present phase of the gate: not held.
     exempt: bool,
     /// A probe is wanted at the next safe point.
@@ -82,6 +85,7 @@ impl Session {
             refused: None,
             probed_at: None,
             phase: Phase::Open,
+            held_since: None,
             exempt: false,
             want_probe: false,
             ending: None,
@@ -199,8 +203,9 @@ impl Session {
 
     fn look_at_gate(&mut self) {
         let view = self.profile.cluster.gate.view();
-        if view.phase != self.phase {
+        if view.phase != self.phase || view.held_since != self.held_since {
             self.phase = view.phase;
+            self.held_since = view.held_since;
             self.exempt = false;
         }
         self.set_mode();
@@ -402,6 +407,7 @@ impl Session {
     async fn finish(mut self: Box<Self>, end: End) {
         let handle = Arc::clone(&self.registered.handle);
         if matches!(end, End::Forced) {
+            self.profile.metrics.session_move(MoveOutcome::Terminated);
             self.deliver_last(&handle).await;
         }
         end.log(&handle.identity);
