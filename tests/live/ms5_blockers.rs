@@ -4,7 +4,7 @@
 
 use crate::support::admin::Admin;
 use crate::support::postgres::{ADMIN, Postgres};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Options, Proxy};
 use crate::support::wire::{Client, Target, bind, execute, message, parse, sync};
 use crate::support::{EVENT, SOON, wait_until};
 use serde_json::json;
@@ -201,11 +201,31 @@ fn ms5_cases_are_right_about_postgresql() {
 }
 
 #[test]
-fn ms5_every_kind_waits_is_named_and_lets_go() {
+fn ms5_static_every_kind_waits_is_named_and_lets_go() {
     let (_server, proxy) = start();
+    every_kind(&proxy);
+}
+
+#[test]
+fn ms5_local_every_kind_waits_is_named_and_lets_go() {
+    every_kind(&start_local());
+}
+
+/// With a server of its own: all sessions are held together.
+fn start_local() -> Proxy {
+    let proxy = Proxy::local(&Options::default());
+    let mut client = connect(&proxy, ADMIN, "set-up");
+    for sql in FUNCTIONS {
+        client.run(sql);
+    }
+    client.close();
+    proxy
+}
+
+fn every_kind(proxy: &Proxy) {
     let admin = proxy.admin();
     for case in CASES {
-        let mut client = connect(&proxy, case.user, case.name);
+        let mut client = connect(proxy, case.user, case.name);
         let before = client.server_process();
         for sql in case.enter {
             client.run(sql);
@@ -358,11 +378,24 @@ fn ms5_command_says_rolled_back_by_its_exit_code() {
 }
 
 #[test]
-fn ms5_force_ends_exactly_the_blocking_sessions() {
+fn ms5_static_force_ends_exactly_the_blocking_sessions() {
     let (server, proxy) = start();
+    force(&proxy);
+    let mut watcher = Client::connect(&server.admin()).unwrap();
+    wait_until("nothing of them is left on the server", SOON, || {
+        watcher.value("select count(*) from pg_locks where locktype = 'advisory'") == "0"
+    });
+}
+
+#[test]
+fn ms5_local_force_ends_exactly_the_blocking_sessions() {
+    force(&start_local());
+}
+
+fn force(proxy: &Proxy) {
     let admin = proxy.admin();
     for case in CASES {
-        let mut blocking = connect(&proxy, case.user, case.name);
+        let mut blocking = connect(proxy, case.user, case.name);
         let (mut resting, mut fresh) = (proxy.client("resting"), proxy.client("fresh"));
         resting.run("set work_mem = '5MB'");
         for sql in case.enter {
@@ -393,8 +426,4 @@ fn ms5_force_ends_exactly_the_blocking_sessions() {
         }
         wait_until("all are gone", SOON, || admin.sessions().is_empty());
     }
-    let mut watcher = Client::connect(&server.admin()).unwrap();
-    wait_until("nothing of them is left on the server", SOON, || {
-        watcher.value("select count(*) from pg_locks where locktype = 'advisory'") == "0"
-    });
 }

@@ -189,12 +189,11 @@ impl Session {
         if !self.found.is_empty() || !self.profile.cluster.rehearsals_wanted() {
             return;
         }
-        match state::rehearsed(&self.profile, &snapshot) {
-            Some(outcome) => self.note_refusal(outcome),
-            None => {
-                let profile = Arc::clone(&self.profile);
-                tokio::spawn(state::rehearse(profile, snapshot, self.unnamed()));
-            }
+        if let Some(outcome) = state::rehearsed(&self.profile, &snapshot) {
+            self.note_refusal(outcome);
+        } else {
+            let profile = Arc::clone(&self.profile);
+            tokio::spawn(state::rehearse(profile, snapshot, self.unnamed()));
         }
     }
 

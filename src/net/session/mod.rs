@@ -281,8 +281,17 @@ impl Session {
                 .map_err(|stop| End::from_client(&stop))?;
         }
         let waiting = self.handle().take_cancels();
+        let before = self.cancelling.take();
         if !self.relay.machine.is_in_flight() {
-            waiting.settled();
+            // Nothing to cancel; but an earlier one may still be on its way.
+            if let Some(before) = before {
+                self.cancelling = Some(tokio::spawn(async move {
+                    let _ended = before.await;
+                    waiting.settled();
+                }));
+            } else {
+                waiting.settled();
+            }
             return Ok(());
         }
         let Some(serving) = link.serving().cloned() else {
@@ -294,7 +303,6 @@ impl Session {
             link.process,
             link.secret.clone(),
         );
-        let before = self.cancelling.take();
         self.cancelling = Some(tokio::spawn(async move {
             if let Some(before) = before {
                 let _ended = before.await;

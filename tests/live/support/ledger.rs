@@ -203,6 +203,13 @@ impl Told {
         assert!(self.count() > 0, "nothing was written");
     }
 
+    /// Answers that took longer than `limit`: how long after `from` each was asked for, and its time.
+    pub(crate) fn stalls_over(&self, limit: Duration, from: Instant) -> Vec<(Duration, Duration)> {
+        let long = self.stalls.iter().filter(|s| s.took > limit);
+        long.map(|s| (s.at.saturating_duration_since(from), s.took))
+            .collect()
+    }
+
     /// The longest answer to a request that was under way between `from` and `to`.
     pub(crate) fn longest(&self, from: Instant, to: Instant) -> Duration {
         let during = self
