@@ -294,7 +294,8 @@ def cpu_seconds(pid):
 
 
 def measure(port, pid, mode, clients, security):
-    """One run: transactions per second, p50 and p99 in microseconds, the proxy's CPU per transaction."""
+    """One run: transactions per second, p50 and p99 in microseconds, the proxy's CPU per transaction. None:
+    the machine was so busy that the log-ins took all of the time."""
     with tempfile.TemporaryDirectory(prefix="slackwater-bench-log-") as logs:
         command = pgbench(port) + ["-n", "-S", "-M", mode, "-c", str(clients), "-j", str(min(clients, 2))]
         command += ["-T", str(max(1, round(SECONDS))), "-l", f"--log-prefix={logs}/t"]
@@ -310,10 +311,19 @@ def measure(port, pid, mode, clients, security):
     latencies.sort()
     count = len(latencies)
     if not count:
-        sys.exit(f"{' '.join(command)}: not one transaction; the machine is too busy, or raise BENCH_SECONDS")
+        return None
     tps = float(re.search(r"^tps = ([0-9.]+)", done.stdout, re.M).group(1))
     p50, p99 = latencies[count // 2], latencies[min(count - 1, count * 99 // 100)]
     return tps, p50, p99, used / count * 1e6
+
+
+def run(target, *arguments):
+    for _ in range(5):
+        result = measure(*arguments)
+        if result:
+            return result
+        print(f"{target}: not one transaction in {SECONDS:g} s; once more", file=sys.stderr)
+    sys.exit("the machine is too busy: raise BENCH_SECONDS")
 
 
 def compare(ports, pids):
@@ -325,7 +335,7 @@ def compare(ports, pids):
                     order = list(ports)
                     order = order[number % len(order):] + order[: number % len(order)]
                     for target in order:
-                        runs[target].append(measure(ports[target], pids[target], mode, clients, security))
+                        runs[target].append(run(target, ports[target], pids[target], mode, clients, security))
                 medians = {t: [statistics.median(column) for column in zip(*r)] for t, r in runs.items()}
                 for target, (tps, p50, p99, cpu) in medians.items():
                     of = lambda name, column, value: (
