@@ -61,6 +61,7 @@ impl Run {
         let mut offers: Vec<(Arc<Handle>, Instant)> = Vec::new();
         let mut tried = HashMap::new();
         let mut next_report = Instant::now();
+        let mut next_probe = next_report + OFFER_MAX;
         let mut turn = 0_usize;
         loop {
             let left = self.left_behind(generation);
@@ -79,7 +80,16 @@ impl Run {
                 self.event.waiting_for = self.in_the_way().await;
                 let old: BTreeSet<_> = left.iter().map(|h| h.identity.id).collect();
                 self.event.waiting_for.retain(|w| old.contains(&w.session));
-                self.keep_lasting(max_hold);
+                if self.keep_lasting(max_hold) && now >= next_probe {
+                    // What was in the way once may be gone, and a busy session never rests for long.
+                    next_probe = now + OFFER_MAX;
+                    for handle in &left {
+                        let id = handle.identity.id;
+                        if self.event.waiting_for.iter().any(|w| w.session == id) {
+                            handle.ask(Ask::Probe);
+                        }
+                    }
+                }
                 self.step(Step::Roll);
             }
             if now >= self.event.deadline() {
