@@ -85,6 +85,8 @@ struct State {
     serving: Option<Serving>,
     held_since: Option<Instant>,
     sessions: usize,
+    /// Those of `sessions` that were left at a safe point and close.
+    closing: usize,
     spare: usize,
     outage_since: Option<Instant>,
     waiters: VecDeque<oneshot::Sender<Lease>>,
@@ -112,6 +114,7 @@ impl Gate {
                 held_since: None,
                 outage_since: None,
                 sessions: 0,
+                closing: 0,
                 spare: 0,
                 waiters: VecDeque::new(),
                 last_generation: 0,
@@ -156,6 +159,12 @@ impl Gate {
     /// Server connections of sessions, closing ones and log-ins under way counted.
     pub fn session_leases(&self) -> usize {
         self.state.lock().sessions
+    }
+
+    /// Those of them that could still write: a session has them, or left them elsewhere than at a safe point.
+    pub fn working_leases(&self) -> usize {
+        let state = self.state.lock();
+        state.sessions - state.closing
     }
 
     /// All server connections.
@@ -305,6 +314,7 @@ impl Gate {
             gate: Arc::clone(self),
             purpose,
             serving,
+            closing: false,
             returned: false,
         })
     }
@@ -325,12 +335,13 @@ impl Gate {
         }
     }
 
-    fn give_back(self: &Arc<Self>, purpose: Purpose) {
+    fn give_back(self: &Arc<Self>, lease: &Lease) {
         let mut state = self.state.lock();
-        match purpose {
+        match lease.purpose {
             Purpose::Session => state.sessions -= 1,
             Purpose::Spare => state.spare -= 1,
         }
+        state.closing -= usize::from(lease.closing);
         self.serve_waiters(&mut state);
         drop(state);
         self.progress.notify_one();
@@ -352,6 +363,7 @@ pub struct Lease {
     gate: Arc<Gate>,
     purpose: Purpose,
     serving: Serving,
+    closing: bool,
     returned: bool,
 }
 
@@ -359,6 +371,16 @@ impl Lease {
     /// The instance that served when the lease was granted.
     pub fn serving(&self) -> &Serving {
         &self.serving
+    }
+
+    /// The session has left the connection at a safe point: nothing can be written on it any more, it only
+    /// has to close.
+    pub fn close_soon(&mut self) {
+        if self.purpose == Purpose::Session && !self.closing {
+            self.closing = true;
+            self.gate.state.lock().closing += 1;
+            self.gate.progress.notify_one();
+        }
     }
 
     /// Turns a spare lease into a session's own: the second end of a move becomes its only one.
@@ -378,7 +400,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if !self.returned {
-            self.gate.give_back(self.purpose);
+            Arc::clone(&self.gate).give_back(self);
         }
     }
 }
@@ -440,6 +462,21 @@ mod tests {
         let gate = Gate::new(limit, Arc::new(Registry::default()));
         gate.serve(endpoint(), "t0");
         gate
+    }
+
+    #[test]
+    fn what_was_left_at_a_safe_point_counts_for_the_limit_and_for_no_event() {
+        let gate = open_gate(5);
+        let mut left = gate.lease().now_or_never().expect("free");
+        let kept = gate.lease().now_or_never().expect("free");
+        left.close_soon();
+        left.close_soon();
+        assert_eq!((gate.session_leases(), gate.working_leases()), (2, 1));
+        assert!(gate.progress().now_or_never().is_some(), "an event hears");
+        drop(left);
+        assert_eq!((gate.session_leases(), gate.working_leases()), (1, 1));
+        drop(kept);
+        assert_eq!((gate.session_leases(), gate.working_leases()), (0, 0));
     }
 
     #[test]
@@ -553,7 +590,9 @@ mod tests {
         drop(taken);
         assert_eq!((gate.session_leases(), gate.leases()), (0, 0));
         session.handle.offer(gate.try_spare().expect("a spare"));
+        let kept_by_an_event = Arc::clone(&session.handle);
         drop(session);
+        assert!(!kept_by_an_event.has_offer());
         assert_eq!(gate.leases(), 0, "the session ended");
     }
 

@@ -80,6 +80,14 @@ impl Link {
         });
     }
 
+    /// Lets it go at a safe point: nothing is in flight, so an event need not wait for the server to close it.
+    pub fn leave(mut self, stream: Stream) {
+        self.stream = Some(stream);
+        if let Some(lease) = &mut self.lease {
+            lease.close_soon();
+        }
+    }
+
     /// Lets it go and waits until the server has closed it.
     pub async fn end(mut self) {
         if let Some(stream) = self.stream.take() {

@@ -391,6 +391,9 @@ pub struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        // An event that waits for its move would wait for ever.
+        self.handle.set_moving(false);
+        drop(self.handle.take_offer());
         self.registry
             .sessions
             .lock()
@@ -429,6 +432,16 @@ mod tests {
         assert!(session.handle.take(Ask::Cancel), "and is still to be done");
         session.handle.take_cancels().settled();
         assert!(second.now_or_never().is_some());
+    }
+
+    #[test]
+    fn a_session_that_ended_is_not_moving() {
+        let registry = Arc::new(Registry::default());
+        let session = session(&registry, 1, registry.epoch);
+        let handle = Arc::clone(&session.handle);
+        handle.set_moving(true);
+        drop(session);
+        assert!(!handle.is_moving() && !handle.has_offer());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::backend::gate::Lease;
 use crate::backend::link::Link;
 use crate::backend::registry::Handle;
 use crate::observe::ClusterMetrics;
-use crate::session::pg::probe::{Probe, ProbeSpec, ProbeStep, put_probe};
+use crate::session::pg::probe::{Probe, ProbeSpec, ProbeStep, put_check, put_probe};
 use crate::session::pg::restore::{RestoreStep, put_restore, verify};
 use crate::session::pg::snapshot::Snapshot;
 use crate::transport::stream::Stream;
@@ -204,6 +204,19 @@ async fn run_probe(
     read_probe(frames, &mut reader).await
 }
 
+/// What a fresh login holds of what a snapshot could have; see [`Snapshot::is_checkable`].
+async fn check(
+    frames: &mut Frames<'_>,
+    profile: &Profile,
+    snapshot: &Snapshot,
+) -> Result<Probed, ProbeFailure> {
+    let names = profile.cluster.names(&profile.database);
+    let mut out = BytesMut::new();
+    let mut reader = put_check(&mut out, &spec(profile, &names, Some(snapshot)));
+    frames.send(&out).await.map_err(ProbeFailure::Broken)?;
+    read_probe(frames, &mut reader).await
+}
+
 fn spec<'a>(
     profile: &'a Profile,
     names: &'a [String],
@@ -344,14 +357,16 @@ async fn restore(
     params: &mut Vec<(Bytes, Bytes)>,
 ) -> Result<Probed, OpenError> {
     let none = BTreeSet::new();
-    if snapshot.is_plain() {
-        let probed = run_probe(frames, profile, Some(snapshot), BytesMut::new()).await;
-        let probed = probed.map_err(open_error)?;
-        if verify(snapshot, &probed.probe, &none).is_ok() {
-            restore_unnamed(frames, unnamed).await?;
-            return Ok(probed);
+    if snapshot.is_checkable() {
+        match check(frames, profile, snapshot).await {
+            Ok(probed) if *probed.probe.snapshot.state() == *snapshot.state() => {
+                restore_unnamed(frames, unnamed).await?;
+                return Ok(probed);
+            }
+            // A role's or database's setting was changed: the session keeps its value.
+            Ok(_) | Err(ProbeFailure::Refused(_)) => {}
+            Err(ProbeFailure::Broken(error)) => return Err(OpenError::Io(error)),
         }
-        // A role's or database's setting was changed: the session keeps its value.
     }
     let mut out = BytesMut::new();
     let mut reader = put_restore(&mut out, snapshot, &none, profile.version());

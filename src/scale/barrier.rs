@@ -113,7 +113,7 @@ impl Run {
             let progress = cluster.gate.progress();
             blocked |= cluster.take_blocked() > 0;
             let held = hold.since().elapsed();
-            let left = cluster.gate.session_leases();
+            let left = cluster.gate.working_leases();
             match plan::settle(&Settle {
                 held,
                 max_hold,
@@ -139,7 +139,7 @@ impl Run {
         let cluster = Arc::clone(self.cluster());
         self.event.waiting_for = self.in_the_way().await;
         let until = Instant::now() + FORCE_MAX;
-        while cluster.gate.session_leases() > 0 {
+        while cluster.gate.working_leases() > 0 {
             for handle in cluster.registry.all() {
                 if handle.with_report(|r| r.generation.is_some()) {
                     self.ended_some = true;

@@ -62,7 +62,7 @@ pub struct Settle {
     pub held: Duration,
     /// How long it may last.
     pub max_hold: Duration,
-    /// Server connections of sessions that are left, closing ones counted.
+    /// Server connections of sessions on which something could still be written.
     pub left: usize,
     /// A session found a blocker that will not pass.
     pub blocked: bool,

@@ -112,6 +112,11 @@ impl Run {
                 }
             }
             offers.retain(|(handle, at)| {
+                if !left.iter().any(|l| Arc::ptr_eq(l, handle)) {
+                    // It has moved, or ended before it could.
+                    drop(handle.take_offer());
+                    return false;
+                }
                 if now.saturating_duration_since(*at) > OFFER_MAX {
                     handle.ask(Ask::StayHere);
                 }

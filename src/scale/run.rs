@@ -62,6 +62,10 @@ impl Run {
         let outcome = ended.outcome.as_str();
         let held_ms = self.event.held.as_millis();
         tracing::info!(cluster = %cluster.name, event = id, %from, %to, outcome, held_ms, reason = self.event.reason, "scale event ended");
+        for InTheWay { session, blocker } in &self.event.waiting_for {
+            let (kind, age) = (blocker.kind.as_str(), blocker.since.elapsed());
+            tracing::info!(cluster = %cluster.name, event = id, session, kind, detail = %blocker.detail, statement = %blocker.statement, ?age, "in the way of the scale event");
+        }
         self.coordinator.metrics.scale_event(ended.outcome);
         self.coordinator.keep(&self.event);
         self.coordinator.inner.lock().running = None;

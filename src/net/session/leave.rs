@@ -157,10 +157,9 @@ impl Session {
         let Some(leg) = self.relay.detach() else {
             return;
         };
-        if let Some(mut link) = self.link.take() {
-            link.give_back(leg.into_parts().0);
-            // Let go: terminated and awaited in the background, then the lease goes back.
-            drop(link);
+        if let Some(link) = self.link.take() {
+            // Terminated and awaited in the background, then the lease goes back.
+            link.leave(leg.into_parts().0);
         }
         let state = if self.relay.holds_request() {
             State::Held

@@ -12,6 +12,7 @@ use crate::wire::pg::backend::{ErrorFields, data_row};
 use crate::wire::pg::frame::put;
 use bytes::{BufMut, BytesMut};
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// Largest body of a reply to a probe or a restore that is taken, in bytes. A session whose state is larger
 /// is not movable.
@@ -96,12 +97,44 @@ const MAIN: usize = 4;
 
 /// Appends the probe and returns what reads its reply.
 pub fn put_probe(out: &mut BytesMut, spec: &ProbeSpec<'_>) -> ProbeReader {
-    let names: BTreeSet<&str> = spec
+    let (asked, list) = asked_names(spec);
+    for (index, sql) in probe_sql::statements(spec.server_version_num)
+        .into_iter()
+        .enumerate()
+    {
+        let name = NAMES[index];
+        if index == MAIN {
+            let params: [&[u8]; 2] = [list.as_bytes(), spec.login_user.as_bytes()];
+            put_statement(out, name, sql, &[1009, 25], &params, 1);
+        } else {
+            put_statement(out, name, sql, &[], &[], 0);
+        }
+        put_close(out, name);
+    }
+    put(out, b'S', |_| {});
+    ProbeReader::new(spec, asked, 0..NAMES.len())
+}
+
+/// Appends a probe of a fresh login that [`Snapshot::is_checkable`] against: it sees what the snapshot
+/// would differ by, and none of what only a session that has worked can hold.
+pub fn put_check(out: &mut BytesMut, spec: &ProbeSpec<'_>) -> ProbeReader {
+    let (asked, list) = asked_names(spec);
+    let (name, sql) = (NAMES[MAIN], probe_sql::CHECK_SQL);
+    put_statement(out, name, sql, &[1009], &[list.as_bytes()], 1);
+    put_close(out, name);
+    put(out, b'S', |_| {});
+    ProbeReader::new(spec, asked, MAIN..MAIN + 1)
+}
+
+/// Names of custom settings to ask for, and the same as a text array.
+fn asked_names(spec: &ProbeSpec<'_>) -> (BTreeSet<Box<str>>, String) {
+    let names: BTreeSet<Box<str>> = spec
         .custom_names
         .iter()
         .map(String::as_str)
         .chain(spec.previous.into_iter().flat_map(Snapshot::names_to_ask))
         .filter(|n| n.is_ascii())
+        .map(Into::into)
         .collect();
     let mut list = String::from("{");
     for name in &names {
@@ -113,37 +146,7 @@ pub fn put_probe(out: &mut BytesMut, spec: &ProbeSpec<'_>) -> ProbeReader {
         list.push('"');
     }
     list.push('}');
-    for (index, sql) in probe_sql::statements(spec.server_version_num)
-        .into_iter()
-        .enumerate()
-    {
-        let name = NAMES[index];
-        if index == MAIN {
-            put_statement(
-                out,
-                name,
-                sql,
-                &[1009, 25],
-                &[list.as_bytes(), spec.login_user.as_bytes()],
-                1,
-            );
-        } else {
-            put_statement(out, name, sql, &[], &[], 0);
-        }
-        put_close(out, name);
-    }
-    put(out, b'S', |_| {});
-    ProbeReader {
-        login_user: spec.login_user.into(),
-        asked: names.into_iter().map(Into::into).collect(),
-        statement: 0,
-        next: Next::Parse,
-        parsed: false,
-        jit: None,
-        guard: Vec::new(),
-        main: None,
-        error: None,
-    }
+    (names, list)
 }
 
 /// Parse, Bind and Execute of one statement with parameters in text form.
@@ -212,12 +215,14 @@ enum Next {
     Over,
 }
 
-/// Reads the reply to [`put_probe`]. After an error or [`ProbeStep::Done`] it takes nothing more.
+/// Reads the reply to [`put_probe`] or [`put_check`]. After an error or [`ProbeStep::Done`] it takes nothing more.
 #[derive(Debug)]
 pub struct ProbeReader {
     login_user: Box<str>,
     asked: BTreeSet<Box<str>>,
     statement: usize,
+    /// The statement behind the last one.
+    end: usize,
     next: Next,
     /// The statement that failed had been parsed, so that its name is left behind.
     parsed: bool,
@@ -228,6 +233,21 @@ pub struct ProbeReader {
 }
 
 impl ProbeReader {
+    fn new(spec: &ProbeSpec<'_>, asked: BTreeSet<Box<str>>, statements: Range<usize>) -> Self {
+        Self {
+            login_user: spec.login_user.into(),
+            asked,
+            statement: statements.start,
+            end: statements.end,
+            next: Next::Parse,
+            parsed: false,
+            jit: None,
+            guard: Vec::new(),
+            main: None,
+            error: None,
+        }
+    }
+
     /// Takes one whole frame from the server. An error ends the probe: the session's state is unknown.
     /// A frame longer than [`MAX_REPLY`] need not be kept: hand it over with an empty body.
     pub fn on_frame(&mut self, tag: u8, body: &[u8]) -> Result<ProbeStep, ProbeError> {
@@ -242,7 +262,7 @@ impl ProbeReader {
             (b'C', Next::Rows) => self.next = Next::Close,
             (b'3', Next::Close) => {
                 self.statement += 1;
-                self.next = if self.statement == NAMES.len() {
+                self.next = if self.statement == self.end {
                     Next::Ready
                 } else {
                     Next::Parse

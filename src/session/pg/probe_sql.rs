@@ -106,6 +106,24 @@ const MAIN_SQL_18: &str = main_sql!(
     "(SELECT pg_catalog.json_agg(m.file_name) FROM pg_catalog.pg_get_loaded_modules() m)"
 );
 
+/// What a fresh login holds, as far as a snapshot has it: the same array with nothing behind the prepared
+/// statements. It reads no catalog but those that every query reads, which is what a login right after a
+/// server's start pays for.
+pub(super) const CHECK_SQL: &str = "SELECT pg_catalog.convert_to(pg_catalog.json_build_array(
+pg_catalog.pg_backend_pid(), current_user, session_user, pg_catalog.current_setting('role'),
+(EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8,
+pg_catalog.pg_is_in_recovery(),
+(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(s.name, s.setting, s.source, s.reset_val)) FROM pg_catalog.pg_show_all_settings() s
+ WHERE (s.source OPERATOR(pg_catalog.<>) 'default' AND s.source OPERATOR(pg_catalog.=)
+ ANY ('{session,client,user,database,database user,global}'::pg_catalog.text[]))
+ OR pg_catalog.strpos(s.name, '.') OPERATOR(pg_catalog.>) 0
+ OR s.name OPERATOR(pg_catalog.=) 'idle_session_timeout'),
+NULL,
+(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(u.name, pg_catalog.current_setting(u.name, true))) FROM pg_catalog.unnest($1) u(name)),
+(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.name, p.statement, p.parameter_types::pg_catalog.oid[], p.from_sql))
+ FROM pg_catalog.pg_prepared_statement() p WHERE p.name OPERATOR(pg_catalog.<>) '_px4'),
+NULL, NULL, NULL, NULL, NULL, NULL, NULL)::pg_catalog.text, 'UTF8')";
+
 /// The statements of a probe for a server of this version, in order.
 pub(super) const fn statements(server_version_num: u32) -> [&'static str; 6] {
     [

@@ -96,6 +96,19 @@ impl Snapshot {
             && !state.settings.iter().any(|s| s.source == Source::Session)
     }
 
+    /// Plain, and nothing in it that could end a single query on a fresh login, or make it wait: that one query
+    /// can tell that the login holds the same. (A role or database may have got such a setting since: then
+    /// the query says so or fails.)
+    pub fn is_checkable(&self) -> bool {
+        let harmless = |name: &str| {
+            !matches!(
+                name,
+                "statement_timeout" | "lock_timeout" | "transaction_timeout" | "jit_above_cost"
+            ) && !name.starts_with("default_transaction_")
+        };
+        self.is_plain() && self.state().settings.iter().all(|s| harmless(&s.name))
+    }
+
     /// Names that the next probe of this session has to ask for, wherever it runs: its custom settings,
     /// and settings of extensions that a new connection may not have loaded.
     pub fn names_to_ask(&self) -> impl Iterator<Item = &str> {
