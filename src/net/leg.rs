@@ -1,5 +1,6 @@
 //! One socket of a session, and what is in transit on its side.
 
+use super::relay::Stop;
 use crate::transport::stream::Stream;
 use bytes::BytesMut;
 use std::io;
@@ -103,6 +104,23 @@ impl Leg {
         match self.poll_flush_out(cx) {
             Poll::Ready(Err(error)) => Err(error),
             _ => Ok(()),
+        }
+    }
+
+    /// The same for a client. `leaving`: it has said good-bye, and need not be there to read any more.
+    pub(super) fn deliver(
+        &mut self,
+        cx: &mut Context<'_>,
+        data: &[u8],
+        leaving: bool,
+    ) -> Result<(), Stop> {
+        match self.write_through(cx, data) {
+            Ok(()) => Ok(()),
+            Err(_) if leaving => {
+                self.out = BytesMut::new();
+                Ok(())
+            }
+            Err(_) => Err(Stop::ClientGone),
         }
     }
 

@@ -11,6 +11,7 @@ mod refuse;
 pub mod relay;
 #[cfg(test)]
 mod script;
+mod server_words;
 mod session;
 pub mod shared;
 mod state;

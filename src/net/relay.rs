@@ -11,6 +11,7 @@
 pub use super::leg::Leg;
 use super::leg::READ_MAX;
 use super::refuse::Discard;
+use super::server_words::{fatal, renamed};
 use crate::backend::registry::{Handle, State};
 use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};
 use crate::transport::stream::Stream;
@@ -89,6 +90,9 @@ pub struct Relay {
     pub(super) unread: bool,
     pub(super) discard: Option<Discard>,
     server_write_broken: bool,
+    /// The client has said good-bye behind requests that the server still works on: they run to their end,
+    /// as they would without Slackwater, and what it says is told to the client while that is there.
+    pub(super) leaving: bool,
     /// ParameterStatus as the client was last told.
     params: Parameters,
     names: Arc<dyn ProcessNames>,
@@ -140,6 +144,7 @@ impl Relay {
             unread,
             discard: None,
             server_write_broken: false,
+            leaving: false,
             params: Parameters::default(),
             names,
             told_at_rest: false,
@@ -231,6 +236,7 @@ impl Relay {
     /// Both directions are complete and nothing can be open: the session may be detached.
     pub fn at_safe_point(&self) -> bool {
         self.machine.at_rest()
+            && !self.leaving
             && self.client.is_clean()
             && self
                 .server
@@ -241,6 +247,11 @@ impl Relay {
     /// The client sent something that no server has seen.
     pub fn holds_request(&self) -> bool {
         !self.client.carry.is_empty() && self.discard.is_none()
+    }
+
+    /// The client has read the beginning of a message whose rest has not come: nothing else can be told.
+    pub fn is_mid_frame(&self) -> bool {
+        self.server.as_ref().is_some_and(|s| s.remaining > 0)
     }
 
     /// A server is attached.
@@ -343,7 +354,10 @@ impl Relay {
     fn poll_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<(), Stop>> {
         // A detached session's client may have something to read as well: that its request was canceled.
         if ready!(self.client.poll_flush_out(cx)).is_err() {
-            return Poll::Ready(Err(Stop::ClientGone));
+            if !self.leaving {
+                return Poll::Ready(Err(Stop::ClientGone));
+            }
+            self.client.out = BytesMut::new();
         }
         let Some(server) = self.server.as_mut() else {
             return Poll::Pending;
@@ -395,12 +409,8 @@ impl Relay {
                 ServerFrame::Notification => {
                     if let Some(rewritten) = renamed(rest, header, &*self.names) {
                         let before = chunk.get(sent..pos).unwrap_or_default();
-                        self.client
-                            .write_through(cx, before)
-                            .map_err(|_| Stop::ClientGone)?;
-                        self.client
-                            .write_through(cx, &rewritten)
-                            .map_err(|_| Stop::ClientGone)?;
+                        self.client.deliver(cx, before, self.leaving)?;
+                        self.client.deliver(cx, &rewritten, self.leaving)?;
                         // The number was replaced; the rest of the frame follows as it came.
                         sent = pos + rewritten.len();
                     }
@@ -408,9 +418,7 @@ impl Relay {
                 ServerFrame::Error => {
                     if let Some(fatal) = fatal(rest, header, head) {
                         let before = chunk.get(sent..pos).unwrap_or_default();
-                        self.client
-                            .write_through(cx, before)
-                            .map_err(|_| Stop::ClientGone)?;
+                        self.client.deliver(cx, before, self.leaving)?;
                         pos += header.frame_len();
                         sent = pos;
                         stop = Some(Stop::ServerFatal(Box::new(fatal)));
@@ -425,9 +433,7 @@ impl Relay {
         server.remaining = remaining;
         server.keep(chunk.get(pos..).unwrap_or_default());
         let passing = chunk.get(sent..pos).unwrap_or_default();
-        self.client
-            .write_through(cx, passing)
-            .map_err(|_| Stop::ClientGone)?;
+        self.client.deliver(cx, passing, self.leaving)?;
         stop.map_or(Ok(()), Err)
     }
 
@@ -443,6 +449,9 @@ impl Relay {
             // Its last words may still be there to be read.
             self.server_write_broken = true;
             server.out = BytesMut::new();
+        }
+        if self.leaving {
+            return Poll::Pending;
         }
         if self.discard.is_some() {
             ready!(self.fill_client(cx, buffer))?;
@@ -531,7 +540,11 @@ impl Relay {
                 break;
             };
             if header.tag == b'X' {
-                return (pos, Cut::Stop(Stop::ClientGone));
+                if self.server.is_none() || !self.machine.is_running() {
+                    return (pos, Cut::Stop(Stop::ClientGone));
+                }
+                self.leaving = true;
+                return (pos + header.frame_len().min(rest.len()), Cut::Clean);
             }
             let means_nothing = Machine::means_nothing(header) && self.machine.is_quiet();
             if means_nothing && self.server.is_none() {
@@ -563,28 +576,6 @@ impl Relay {
             _ => Poll::Ready(Err(Stop::ClientGone)),
         }
     }
-}
-
-/// The head of a NotificationResponse with the told process number; `None` when it stays as it is.
-fn renamed(frame: &[u8], header: Header, names: &dyn ProcessNames) -> Option<Vec<u8>> {
-    let real = Reader::new(frame.get(HEADER_LEN..)?).i32().ok()?;
-    let told = names.told(real);
-    if told == real || header.body < 4 {
-        return None;
-    }
-    let mut head = frame.get(..HEADER_LEN)?.to_vec();
-    head.extend_from_slice(&told.to_be_bytes());
-    Some(head)
-}
-
-/// A FATAL or PANIC that is there as a whole.
-fn fatal(frame: &[u8], header: Header, head: &[u8]) -> Option<Fatal> {
-    let whole = frame.get(..header.frame_len())?;
-    let fields = ErrorFields::parse(head);
-    fields.is_fatal().then(|| Fatal {
-        fields,
-        frame: BytesMut::from(whole),
-    })
 }
 
 #[cfg(test)]

@@ -331,6 +331,10 @@ impl Session {
     }
 
     fn server_gone(&mut self) -> Result<(), End> {
+        if self.relay.leaving && self.relay.machine.is_quiet() {
+            // It has run what was sent, and has read the good-bye.
+            return Err(End::ClientGone);
+        }
         if self.is_proven() {
             tracing::info!("the server was lost at rest; the session goes on from its snapshot");
             self.detach();
@@ -424,6 +428,7 @@ impl Session {
         let real = self.link.as_ref().map_or(0, |l| l.process);
         self.profile.cluster.forget_process(self.told, real);
         let in_flight = self.relay.machine.is_in_flight() || !self.relay.machine.is_quiet();
+        let mid_frame = self.relay.is_mid_frame();
         if let Some(mut link) = self.link.take() {
             if let Some(leg) = self.relay.detach() {
                 link.give_back(leg.into_parts().0);
@@ -436,7 +441,8 @@ impl Session {
         }
         handle.take_cancels().settled();
         drop(self.registered);
-        if !end.client_is_gone() {
+        // Behind half a message an error would be read as its rest: the close has to tell.
+        if !end.client_is_gone() && !mid_frame {
             self.relay.tell(|out| end.put(out));
             state::say_goodbye(self.relay.into_client()).await;
         }

@@ -325,6 +325,47 @@ fn pump(
 }
 
 #[test]
+fn a_good_bye_behind_a_request_lets_it_run_to_its_end() {
+    let mut bench = Bench::new(1 << 16);
+    assert_eq!(bench.forwards("Q:insert X"), "Q X");
+    assert!(!bench.relay.at_safe_point());
+    // It may still read, or not.
+    assert!(bench.replies("C").is_none());
+    drop(std::mem::replace(&mut bench.client, tokio::io::duplex(1).0));
+    assert!(bench.server_sends(&frames("N Z:I")).is_none());
+    assert!(!bench.relay.at_safe_point(), "it will not be used again");
+    drop(std::mem::replace(&mut bench.server, tokio::io::duplex(1).0));
+    assert!(matches!(bench.turn(), Some(Stop::ServerGone)));
+}
+
+#[test]
+fn a_good_bye_at_rest_or_inside_copy_is_no_request() {
+    let mut bench = Bench::new(1 << 16);
+    assert!(matches!(
+        bench.client_sends(&frames("X")),
+        Some(Stop::ClientGone)
+    ));
+    let mut bench = Bench::new(1 << 16);
+    bench.forwards("Q:copy");
+    assert!(bench.replies("G").is_none());
+    assert!(matches!(
+        bench.client_sends(&frames("d X")),
+        Some(Stop::ClientGone)
+    ));
+}
+
+#[test]
+fn half_a_message_is_known() {
+    let mut bench = Bench::new(1 << 16);
+    bench.forwards("Q:select");
+    let row = frame(b'D', &[7; 100]);
+    assert!(bench.server_sends(&row[..50]).is_none());
+    assert!(bench.relay.is_mid_frame());
+    assert!(bench.server_sends(&row[50..]).is_none());
+    assert!(!bench.relay.is_mid_frame());
+}
+
+#[test]
 fn both_sides_may_write_more_than_all_buffers() {
     let client: Vec<u8> = (0..3_000)
         .flat_map(|n| frame(b'Q', &[&vec![b'q'; n % 1500][..], b"\0"].concat()))

@@ -362,6 +362,11 @@ impl Machine {
         !self.owed.is_empty() || self.copy_in || self.copy_out
     }
 
+    /// The server works on what was sent, and would do so to the end if the client said good-bye now.
+    pub fn is_running(&self) -> bool {
+        !self.owed.is_empty() && !self.copy_in
+    }
+
     /// Transaction status of the last ReadyForQuery.
     pub fn status(&self) -> Status {
         self.status
