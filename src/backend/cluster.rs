@@ -17,6 +17,21 @@ use tokio::time::Instant;
 /// How long a failed rehearsal is believed.
 const FAILURE_KEPT: Duration = Duration::from_secs(1);
 
+/// How long a rehearsal is believed where the service account may not read what would tell of a change.
+const UNREAD_KEPT: Duration = Duration::from_secs(5);
+
+/// Most rehearsals that are remembered.
+const REHEARSALS_MAX: usize = 10_000;
+
+/// Hash of what decides whether a session could log in again and take its roles.
+const ACCESS: &str = "SELECT pg_catalog.md5(pg_catalog.string_agg(x.t, '' ORDER BY x.t)) FROM (\
+SELECT a::text || (a.rolvaliduntil < pg_catalog.now())::text AS t FROM pg_catalog.pg_authid a WHERE a.rolvaliduntil IS NOT NULL \
+UNION ALL SELECT a::text FROM pg_catalog.pg_authid a \
+UNION ALL SELECT m::text FROM pg_catalog.pg_auth_members m \
+UNION ALL SELECT s::text FROM pg_catalog.pg_db_role_setting s \
+UNION ALL SELECT pg_catalog.concat(d.oid, d.datname, d.datallowconn, d.datconnlimit, d.datacl::text) FROM pg_catalog.pg_database d \
+UNION ALL SELECT pg_catalog.pg_conf_load_time()::text) x";
+
 /// Most custom setting names that are remembered of one database.
 const NAMES_MAX: usize = 1000;
 
@@ -43,9 +58,20 @@ pub struct Cluster {
     blocked: AtomicUsize,
     names: Mutex<HashMap<String, BTreeSet<String>>>,
     rehearsals: Mutex<Rehearsals>,
+    access: tokio::sync::Mutex<Access>,
+    /// When what decides about log-ins was last seen to have changed.
+    access_changed: Mutex<Instant>,
     processes: Mutex<Processes>,
     role_settings: Mutex<(String, Instant)>,
     trouble: tokio::sync::Notify,
+}
+
+/// What decides about log-ins, as last read.
+#[derive(Debug, Default)]
+struct Access {
+    digest: Option<String>,
+    /// When that reading began.
+    read: Option<Instant>,
 }
 
 /// What was tried on the old server before a barrier, by fingerprint of identity and state.
@@ -89,6 +115,8 @@ impl Cluster {
             blocked: AtomicUsize::new(0),
             names: Mutex::default(),
             rehearsals: Mutex::default(),
+            access: tokio::sync::Mutex::default(),
+            access_changed: Mutex::new(Instant::now()),
             processes: Mutex::new(Processes {
                 next_made_up: FIRST_MADE_UP,
                 ..Processes::default()
@@ -171,20 +199,68 @@ impl Cluster {
         Arc::clone(self.rehearsals.lock().turns.entry(fingerprint).or_default())
     }
 
-    /// What the rehearsal of this state came to, if there was one in this event. A failure is forgotten
-    /// after a second: what was in the way may have been put right.
+    /// What the rehearsal of this state came to, if there was one since the last event began and since
+    /// roles were last seen to have changed. A failure is forgotten after a second: what was in the way may
+    /// have been put right.
     pub fn rehearsed(&self, fingerprint: [u8; 32]) -> Option<Result<(), String>> {
+        let changed = self.access_changed();
         let rehearsals = self.rehearsals.lock();
-        let (outcome, at) = rehearsals.known.get(&fingerprint)?;
-        (outcome.is_ok() || at.elapsed() < FAILURE_KEPT).then(|| outcome.clone())
+        let (outcome, began) = rehearsals.known.get(&fingerprint)?;
+        let holds = match outcome {
+            Ok(()) => *began >= changed,
+            Err(_) => began.elapsed() < FAILURE_KEPT,
+        };
+        holds.then(|| outcome.clone())
     }
 
-    /// Notes what a rehearsal came to.
-    pub fn note_rehearsal(&self, fingerprint: [u8; 32], outcome: Result<(), String>) {
+    /// Notes what a rehearsal came to that began then.
+    pub fn note_rehearsal(
+        &self,
+        fingerprint: [u8; 32],
+        outcome: Result<(), String>,
+        began: Instant,
+    ) {
         let mut rehearsals = self.rehearsals.lock();
-        rehearsals
-            .known
-            .insert(fingerprint, (outcome, Instant::now()));
+        if rehearsals.known.len() >= REHEARSALS_MAX {
+            rehearsals.known.clear();
+            rehearsals.turns.clear();
+        }
+        rehearsals.known.insert(fingerprint, (outcome, began));
+    }
+
+    /// When what decides about log-ins (roles, passwords, memberships, rights to connect) was last seen to
+    /// have changed.
+    pub fn access_changed(&self) -> Instant {
+        *self.access_changed.lock()
+    }
+
+    /// Sees whether that has changed; once for all who asked before it was read.
+    pub async fn read_access(&self) {
+        let asked = Instant::now();
+        let mut known = self.access.lock().await;
+        if known.read.is_some_and(|read| read >= asked) {
+            return;
+        }
+        let began = Instant::now();
+        let rows = self.service.query(&self.gate, ACCESS, &[]).await;
+        let digest = rows.map(|rows| rows.into_iter().flatten().flatten().next());
+        known.read = Some(began);
+        match digest {
+            Ok(digest) if digest.is_some() => {
+                if known.digest != digest {
+                    // It may have changed at any moment before this one.
+                    let first = known.digest.is_none();
+                    known.digest = digest;
+                    *self.access_changed.lock() = if first { began } else { Instant::now() };
+                }
+            }
+            // Who may not read it can't tell either.
+            _ => {
+                known.digest = None;
+                let mut changed = self.access_changed.lock();
+                *changed = (*changed).max(began.checked_sub(UNREAD_KEPT).unwrap_or(began));
+            }
+        }
     }
 
     /// A session could not reach the server that serves: somebody should look.

@@ -3,7 +3,8 @@
 
 use super::shared::Limits;
 use crate::backend::cluster::Cluster;
-use crate::backend::registry::{Ask, Handle, State};
+use crate::backend::registry::{Ask, Handle, Report, State};
+use crate::session::blocker::{Blocker, BlockerKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant};
 use tokio::time::Instant;
@@ -17,6 +18,9 @@ const PRESSED: Duration = Duration::from_millis(5);
 /// A session that rests for less is in the middle of its work.
 const REST_MIN: Duration = Duration::from_millis(10);
 
+/// Every so many rounds a session that could not be parked is asked again.
+const AGAIN: u64 = 20;
+
 /// Rest times of a cluster's sessions.
 #[derive(Debug, Clone, Copy)]
 pub struct Rests {
@@ -29,6 +33,10 @@ pub struct Rests {
 /// Runs until it is dropped.
 pub async fn run(cluster: Arc<Cluster>, rests: Rests, limits: Limits) {
     let mut next_round = Instant::now();
+    let mut rounds = 0_u64;
+    // What is known before the first sessions come is what they are compared with.
+    let first = Arc::clone(&cluster);
+    tokio::spawn(async move { first.read_access().await });
     loop {
         let pause = if cluster.gate.waiting() > 0 {
             PRESSED
@@ -43,8 +51,10 @@ pub async fn run(cluster: Arc<Cluster>, rests: Rests, limits: Limits) {
         make_room(&cluster, now.into_std());
         if now >= next_round {
             next_round = now + ROUND;
+            rounds += 1;
             for handle in cluster.registry.all() {
-                look(&handle, &rests, &limits, now.into_std());
+                let again = rounds % AGAIN == handle.identity.id % AGAIN;
+                look(&handle, &rests, &limits, now.into_std(), again);
             }
         }
     }
@@ -65,7 +75,13 @@ fn make_room(cluster: &Cluster, now: StdInstant) {
     }
 }
 
-fn look(handle: &Handle, rests: &Rests, limits: &Limits, now: StdInstant) {
+/// A session that can't be restored stays where it is; `again`: what was in the way may have been put right.
+fn may_park(report: &Report, again: bool) -> bool {
+    let refused = |b: &Blocker| b.kind == BlockerKind::NotRestorable;
+    report.movable != Some(false) || (again && report.blockers.iter().all(refused))
+}
+
+fn look(handle: &Handle, rests: &Rests, limits: &Limits, now: StdInstant, again: bool) {
     if let Some(limit) = handle.identity.age_limit {
         let age = now.saturating_duration_since(handle.identity.connected_at);
         if age >= limit + limits.max_connection_age_grace {
@@ -87,7 +103,7 @@ fn look(handle: &Handle, rests: &Rests, limits: &Limits, now: StdInstant) {
             handle.ask(Ask::Probe);
         }
         if rests.park_after.is_some_and(|after| rest >= after)
-            && handle.with_report(|r| r.movable != Some(false))
+            && handle.with_report(|r| may_park(r, again))
         {
             handle.ask(Ask::Park);
         }

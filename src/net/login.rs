@@ -6,7 +6,7 @@ use super::handshake::{Accepted, Arrival, HandshakeConfig, accept};
 use super::relay::Leg;
 use super::session::Session;
 use super::shared::{KeyGuard, Place, Shared};
-use super::state::{self, OpenError, Opened, Profile};
+use super::state::{self, OpenError, Opened, Profile, Seen};
 use crate::auth::{Credential, Secret};
 use crate::backend::cluster::Cluster;
 use crate::backend::exec::ExecError;
@@ -355,7 +355,7 @@ async fn log_in(
             () = tokio::time::sleep_until(deadline) => return Err(Refusal::Because(Box::new(last))),
             () = gone(client) => return Err(Refusal::ClientGone),
         };
-        match state::open(profile, lease, None, None, deadline).await {
+        match state::open(profile, lease, None, Seen::default(), deadline).await {
             Ok(opened) => return Ok(opened),
             Err(error) if !error.may_pass() => return Err(Refusal::Because(Box::new(error))),
             // Of two reasons the server's own words are the better ones.

@@ -2,6 +2,7 @@
 
 pub mod authentication;
 mod blame;
+mod carry;
 mod end;
 pub mod handshake;
 pub mod janitor;

@@ -390,7 +390,7 @@ impl Relay {
                     break;
                 }
             };
-            let head_len = HEADER_LEN + Machine::server_head(header);
+            let head_len = HEADER_LEN + self.machine.server_head(header);
             let Some(head) = rest.get(HEADER_LEN..head_len) else {
                 break;
             };

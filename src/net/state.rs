@@ -1,6 +1,7 @@
 //! Asking servers for a session's state, and putting it onto new server connections: the IO around
 //! `session::pg::{probe, restore}`.
 
+use super::carry::restore;
 use super::relay::{Leg, ProcessNames};
 use super::shared::Shared;
 use crate::auth::Credential;
@@ -13,13 +14,12 @@ use crate::backend::link::Link;
 use crate::backend::registry::Handle;
 use crate::observe::ClusterMetrics;
 use crate::session::pg::probe::{Probe, ProbeSpec, ProbeStep, put_check, put_probe};
-use crate::session::pg::restore::{RestoreStep, put_restore, verify};
 use crate::session::pg::snapshot::Snapshot;
+use crate::session::pg::told::Told;
 use crate::transport::stream::Stream;
-use crate::wire::pg::frame::{Reader, put};
+use crate::wire::pg::frame::put;
 use crate::wire::pg::startup::StartupParams;
 use bytes::{BufMut, Bytes, BytesMut};
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -66,7 +66,7 @@ impl Profile {
         handle.with_report(|report| report.idle_session_timeout = timeout);
     }
 
-    fn version(&self) -> u32 {
+    pub(super) fn version(&self) -> u32 {
         self.server_version_num.load(Ordering::Relaxed)
     }
 
@@ -101,6 +101,15 @@ pub(super) enum ProbeFailure {
     Refused(String),
     /// The connection can't be used any more.
     Broken(io::Error),
+}
+
+/// What of a session only the wire has shown, and a new server connection needs as well.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// The unnamed statement's Parse.
+    pub(super) unnamed: Option<Vec<u8>>,
+    /// Rows that named statements were said to have.
+    pub(super) told: Told,
 }
 
 /// A new server connection that carries the session.
@@ -192,7 +201,7 @@ pub(super) async fn probe(
     done
 }
 
-async fn run_probe(
+pub(super) async fn run_probe(
     frames: &mut Frames<'_>,
     profile: &Profile,
     previous: Option<&Snapshot>,
@@ -205,7 +214,7 @@ async fn run_probe(
 }
 
 /// What a fresh login holds of what a snapshot could have; see [`Snapshot::is_checkable`].
-async fn check(
+pub(super) async fn check(
     frames: &mut Frames<'_>,
     profile: &Profile,
     snapshot: &Snapshot,
@@ -217,7 +226,7 @@ async fn check(
     read_probe(frames, &mut reader).await
 }
 
-fn spec<'a>(
+pub(super) fn spec<'a>(
     profile: &'a Profile,
     names: &'a [String],
     previous: Option<&'a Snapshot>,
@@ -230,7 +239,7 @@ fn spec<'a>(
     }
 }
 
-async fn read_probe(
+pub(super) async fn read_probe(
     frames: &mut Frames<'_>,
     reader: &mut crate::session::pg::probe::ProbeReader,
 ) -> Result<Probed, ProbeFailure> {
@@ -291,12 +300,12 @@ pub(super) async fn open(
     profile: &Profile,
     lease: Lease,
     snapshot: Option<&Snapshot>,
-    unnamed: Option<Vec<u8>>,
+    seen: Seen,
     deadline: Instant,
 ) -> Result<Opened, OpenError> {
     let ready = log_in(profile, lease, deadline).await?;
     match snapshot {
-        Some(snapshot) => carry(ready, profile, snapshot, unnamed, deadline).await,
+        Some(snapshot) => carry(ready, profile, snapshot, seen, deadline).await,
         None => Ok(Opened {
             link: ready.link,
             params: ready.params,
@@ -320,7 +329,7 @@ pub(super) async fn carry(
     ready: Ready,
     profile: &Profile,
     snapshot: &Snapshot,
-    unnamed: Option<Vec<u8>>,
+    seen: Seen,
     deadline: Instant,
 ) -> Result<Opened, OpenError> {
     let Ready {
@@ -334,7 +343,7 @@ pub(super) async fn carry(
         .unwrap_or_default();
     let stream = link.stream().ok_or(OpenError::Timeout)?;
     let mut frames = Frames::new(stream);
-    let work = restore(&mut frames, profile, snapshot, unnamed, &mut params);
+    let work = restore(&mut frames, profile, snapshot, seen, &mut params);
     let probed = tokio::time::timeout_at(deadline, work)
         .await
         .map_err(|_| OpenError::Timeout)??;
@@ -349,76 +358,10 @@ pub(super) async fn carry(
     })
 }
 
-async fn restore(
-    frames: &mut Frames<'_>,
-    profile: &Profile,
-    snapshot: &Snapshot,
-    unnamed: Option<Vec<u8>>,
-    params: &mut Vec<(Bytes, Bytes)>,
-) -> Result<Probed, OpenError> {
-    let none = BTreeSet::new();
-    if snapshot.is_checkable() {
-        match check(frames, profile, snapshot).await {
-            Ok(probed) if *probed.probe.snapshot.state() == *snapshot.state() => {
-                restore_unnamed(frames, unnamed).await?;
-                return Ok(probed);
-            }
-            // A role's or database's setting was changed: the session keeps its value.
-            Ok(_) | Err(ProbeFailure::Refused(_)) => {}
-            Err(ProbeFailure::Broken(error)) => return Err(OpenError::Io(error)),
-        }
-    }
-    let mut out = BytesMut::new();
-    let mut reader = put_restore(&mut out, snapshot, &none, profile.version());
-    let names = profile.cluster.names(&profile.database);
-    let mut probe_reader = put_probe(&mut out, &spec(profile, &names, Some(snapshot)));
-    frames.send(&out).await?;
-    loop {
-        let message = frames.next().await?;
-        match reader
-            .on_frame(message.tag, &message.body)
-            .map_err(|error| OpenError::State(error.to_string()))?
-        {
-            RestoreStep::More => {}
-            RestoreStep::ParameterStatus => note_parameter(params, &message.body),
-            RestoreStep::Done(_) => break,
-        }
-    }
-    let probed = read_probe(frames, &mut probe_reader)
-        .await
-        .map_err(open_error)?;
-    verify(snapshot, &probed.probe, &none).map_err(|error| OpenError::State(error.to_string()))?;
-    restore_unnamed(frames, unnamed).await?;
-    Ok(probed)
-}
-
-fn open_error(failure: ProbeFailure) -> OpenError {
+pub(super) fn open_error(failure: ProbeFailure) -> OpenError {
     match failure {
         ProbeFailure::Refused(reason) => OpenError::State(reason),
         ProbeFailure::Broken(error) => OpenError::Io(error),
-    }
-}
-
-/// Sends the unnamed statement's Parse again. That it fails now is what its next Bind would say as well.
-async fn restore_unnamed(frames: &mut Frames<'_>, unnamed: Option<Vec<u8>>) -> io::Result<()> {
-    let Some(body) = unnamed else { return Ok(()) };
-    let mut out = BytesMut::new();
-    put(&mut out, b'P', |out| out.put_slice(&body));
-    put(&mut out, b'S', |_| {});
-    frames.send(&out).await?;
-    while frames.next().await?.tag != b'Z' {}
-    Ok(())
-}
-
-fn note_parameter(params: &mut Vec<(Bytes, Bytes)>, body: &Bytes) {
-    let mut reader = Reader::new(body);
-    let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) else {
-        return;
-    };
-    let value = body.slice_ref(value);
-    match params.iter_mut().find(|(n, _)| **n == *name) {
-        Some(known) => known.1 = value,
-        None => params.push((body.slice_ref(name), value)),
     }
 }
 
@@ -453,16 +396,37 @@ fn version_num(text: &[u8]) -> Option<u32> {
 pub(super) async fn rehearse(
     profile: Arc<Profile>,
     snapshot: Arc<Snapshot>,
-    unnamed: Option<Vec<u8>>,
+    seen: Seen,
 ) -> Result<(), String> {
+    let key = fingerprint(&profile, &snapshot);
+    let outcome = try_out(profile, snapshot, seen, key).await;
+    outcome.unwrap_or_else(|| Err("no server connection was free for a rehearsal".to_owned()))
+}
+
+/// The same for all snapshots with one outline, as long as nothing about log-ins changes: on a server that took
+/// such values it takes others. `None`: there was no server connection to try it on.
+pub(super) async fn rehearse_outline(
+    profile: Arc<Profile>,
+    snapshot: Arc<Snapshot>,
+    seen: Seen,
+) -> Option<Result<(), String>> {
+    let key = fingerprint(&profile, &snapshot.outline());
+    try_out(profile, snapshot, seen, key).await
+}
+
+async fn try_out(
+    profile: Arc<Profile>,
+    snapshot: Arc<Snapshot>,
+    seen: Seen,
+    fingerprint: [u8; 32],
+) -> Option<Result<(), String>> {
     if let Some(reason) = snapshot.not_restorable() {
-        return Err(reason);
+        return Some(Err(reason));
     }
-    let fingerprint = fingerprint(&profile, &snapshot);
     let turn = profile.cluster.rehearsal_turn(fingerprint);
     let _turn = turn.lock().await;
     if let Some(known) = profile.cluster.rehearsed(fingerprint) {
-        return known;
+        return Some(known);
     }
     let deadline = Instant::now() + REHEARSAL_MAX;
     let lease = loop {
@@ -470,19 +434,22 @@ pub(super) async fn rehearse(
             break lease;
         }
         if Instant::now() >= deadline {
-            return Err("no server connection was free for a rehearsal".to_owned());
+            return None;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     };
-    let outcome = match open(&profile, lease, Some(&snapshot), unnamed, deadline).await {
+    let began = Instant::now();
+    let outcome = match open(&profile, lease, Some(&snapshot), seen, deadline).await {
         Ok(opened) => {
             opened.link.end().await;
             Ok(())
         }
         Err(error) => Err(error.to_string()),
     };
-    profile.cluster.note_rehearsal(fingerprint, outcome.clone());
-    outcome
+    profile
+        .cluster
+        .note_rehearsal(fingerprint, outcome.clone(), began);
+    Some(outcome)
 }
 
 /// What the rehearsal of this state came to, if there was one lately.

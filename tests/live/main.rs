@@ -18,6 +18,7 @@
 )]
 
 mod edges;
+mod fault_parked;
 mod harness;
 mod logins;
 mod ms10_rest;

@@ -38,10 +38,11 @@ impl Session {
             };
             let profile = Arc::clone(&self.profile);
             let snapshot = self.snapshot.clone();
-            let unnamed = self.unnamed();
+            let seen = self.seen();
+            let began = Instant::now();
             let work = tokio::spawn(async move {
                 let deadline = Instant::now() + OPEN_MAX;
-                state::open(&profile, lease, snapshot.as_deref(), unnamed, deadline).await
+                state::open(&profile, lease, snapshot.as_deref(), seen, deadline).await
             });
             let opened = match self.held(work, since, last.as_ref()).await? {
                 Held::Done(Ok(opened)) => opened,
@@ -60,6 +61,7 @@ impl Session {
                     }
                     cluster.moved_process(self.told, 0, opened.link.process);
                     self.install(opened);
+                    self.logged_in = began;
                     self.profile
                         .metrics
                         .wait_seconds

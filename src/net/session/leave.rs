@@ -2,14 +2,16 @@
 
 use super::super::blame;
 use super::super::end::End;
-use super::super::state::{self, OpenError, Profile, Ready};
+use super::super::state::{self, OpenError, Profile, Ready, Seen};
 use super::{OPEN_MAX, Session};
 use crate::backend::gate::{Lease, Phase};
 use crate::backend::registry::{Ask, State};
 use crate::observe::MoveOutcome;
+use crate::session::pg::snapshot::Snapshot;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::time::Instant;
 
 /// How long the second end of a move waits, ready, for a safe point, while others want their turn.
@@ -17,6 +19,35 @@ const READY_MAX: Duration = Duration::from_secs(1);
 
 /// How long a probe may take before the state counts as unknown.
 const PROBE_MAX: Duration = Duration::from_secs(5);
+
+/// A snapshot on trial: whether the session could be restored from it now.
+#[derive(Debug)]
+pub(super) struct Trial {
+    snapshot: Arc<Snapshot>,
+    /// `None`: it could not be tried.
+    outcome: oneshot::Receiver<Option<Result<(), String>>>,
+}
+
+/// With too few connections for one to spare there is nothing to rehearse on.
+const REHEARSALS_FROM: usize = 3;
+
+/// Whether the session could be restored now. The server is asked whether anything about log-ins has changed
+/// since this session logged in; when nothing has, a state that a fresh login has by itself needs no rehearsal.
+async fn may_return(
+    profile: Arc<Profile>,
+    snapshot: Arc<Snapshot>,
+    seen: Seen,
+    logged_in: Instant,
+) -> Option<Result<(), String>> {
+    let cluster = &profile.cluster;
+    cluster.read_access().await;
+    let same = cluster.access_changed() < logged_in;
+    let rehearsable = cluster.gate.limit() >= REHEARSALS_FROM;
+    if same && (snapshot.is_plain() || !rehearsable) {
+        return Some(snapshot.not_restorable().map_or(Ok(()), Err));
+    }
+    state::rehearse_outline(profile, snapshot, seen).await
+}
 
 impl Session {
     /// A lease for the second end of a move was offered, or that end is ready.
@@ -40,6 +71,7 @@ impl Session {
         self.exempt = false;
         let profile = Arc::clone(&self.profile);
         let handle = Arc::clone(&self.registered.handle);
+        self.next_began = Instant::now();
         handle.set_moving(true);
         let (made, next) = oneshot::channel();
         self.next = Some(next);
@@ -144,11 +176,48 @@ impl Session {
         Ok(())
     }
 
+    /// Gives the server connection up, once it is proven that the session can have another one: its password
+    /// may have been changed since, or its right to connect. The proof is made beside the session's work.
     pub(super) async fn park(&mut self) -> Result<(), End> {
         self.probe().await?;
-        if self.found.is_empty() && self.relay.at_safe_point() {
-            self.detach();
+        if !self.found.is_empty() || !self.relay.at_safe_point() {
+            return Ok(());
         }
+        let Some(snapshot) = self.snapshot.clone() else {
+            return Ok(());
+        };
+        if let Some(trial) = &mut self.trial {
+            match trial.outcome.try_recv() {
+                Err(TryRecvError::Empty) => return Ok(()),
+                Ok(outcome) if Arc::ptr_eq(&trial.snapshot, &snapshot) => {
+                    self.trial = None;
+                    if let Some(outcome) = outcome {
+                        let may = outcome.is_ok();
+                        self.note_refusal(outcome);
+                        if may {
+                            self.detach();
+                        }
+                    }
+                    return Ok(());
+                }
+                // The session has worked meanwhile.
+                Ok(_) | Err(TryRecvError::Closed) => {}
+            }
+        }
+        let (tell, outcome) = oneshot::channel();
+        self.trial = Some(Trial {
+            snapshot: Arc::clone(&snapshot),
+            outcome,
+        });
+        let profile = Arc::clone(&self.profile);
+        let handle = Arc::clone(&self.registered.handle);
+        let (seen, logged_in) = (self.seen(), self.logged_in);
+        tokio::spawn(async move {
+            let proven = may_return(profile, snapshot, seen, logged_in).await;
+            // A session that has ended needs no answer.
+            drop(tell.send(proven));
+            handle.ask(Ask::Park);
+        });
         Ok(())
     }
 
@@ -176,7 +245,7 @@ impl Session {
         let Some(snapshot) = self.snapshot.clone() else {
             return Err("the session's state is not known".to_owned());
         };
-        state::rehearse(Arc::clone(&self.profile), snapshot, self.unnamed()).await
+        state::rehearse(Arc::clone(&self.profile), snapshot, self.seen()).await
     }
 
     /// The same, ahead of a hold and beside the session's own work: its outcome is there when the session is
@@ -192,7 +261,7 @@ impl Session {
             self.note_refusal(outcome);
         } else {
             let profile = Arc::clone(&self.profile);
-            tokio::spawn(state::rehearse(profile, snapshot, self.unnamed()));
+            tokio::spawn(state::rehearse(profile, snapshot, self.seen()));
         }
     }
 
@@ -209,8 +278,12 @@ impl Session {
         self.publish();
     }
 
-    pub(super) fn unnamed(&self) -> Option<Vec<u8>> {
-        self.relay.machine.unnamed.to_restore().map(<[u8]>::to_vec)
+    pub(super) fn seen(&self) -> Seen {
+        let machine = &self.relay.machine;
+        Seen {
+            unnamed: machine.unnamed.to_restore().map(<[u8]>::to_vec),
+            told: machine.told.clone(),
+        }
     }
 
     /// Moves to the instance that serves while the old server connection stays usable.
@@ -250,8 +323,8 @@ impl Session {
             return Ok(Ok(()));
         }
         let deadline = Instant::now() + OPEN_MAX;
-        let unnamed = self.unnamed();
-        match state::carry(ready, &self.profile, &snapshot, unnamed, deadline).await {
+        let seen = self.seen();
+        match state::carry(ready, &self.profile, &snapshot, seen, deadline).await {
             Ok(opened) => {
                 let old = self.relay.detach().map(|leg| leg.into_parts().0);
                 if let (Some(mut link), Some(stream)) = (self.link.take(), old) {
@@ -260,6 +333,7 @@ impl Session {
                     cluster.moved_process(self.told, link.process, opened.link.process);
                 }
                 self.install(opened);
+                self.logged_in = self.next_began;
                 self.profile.metrics.session_move(MoveOutcome::Moved);
                 Ok(Ok(()))
             }

@@ -64,6 +64,12 @@ pub(super) struct Session {
     ready: Option<Result<Ready, OpenError>>,
     /// Since when it is.
     ready_since: Option<Instant>,
+    /// When the login of the present server connection began.
+    logged_in: Instant,
+    /// The same, of a move's second end.
+    next_began: Instant,
+    /// Whether the session may be parked is being found out.
+    trial: Option<leave::Trial>,
     told: i32,
 }
 
@@ -77,6 +83,7 @@ impl Session {
         told: i32,
     ) -> Self {
         let relay = Relay::new(client, Arc::clone(&profile.cluster) as _);
+        let registered_at = Instant::from_std(registered.handle.identity.connected_at);
         let mut session = Self {
             relay,
             profile,
@@ -95,6 +102,9 @@ impl Session {
             next: None,
             ready: None,
             ready_since: None,
+            logged_in: registered_at,
+            next_began: registered_at,
+            trial: None,
             told,
         };
         session.relay.adopt_parameters(&opened.params);
@@ -387,7 +397,7 @@ impl Session {
             Some(true)
         } else if !blockers.is_empty() {
             Some(false)
-        } else if machine.is_dirty() || self.probed_at.is_none() {
+        } else if machine.is_dirty() || self.probed_at.is_none() || self.relay.holds_request() {
             None
         } else {
             Some(true)

@@ -9,6 +9,7 @@
 
 use super::copy_error::ReadBefore;
 use super::recent::Recent;
+use super::told::Told;
 use super::unnamed::{MAX_KEPT, Unnamed};
 use super::watched::Watched;
 use crate::session::blocker::BlockerKind;
@@ -22,7 +23,7 @@ pub const HEAD_MAX: usize = 16 * 1024;
 
 /// The server ends the session (before 14: the COPY) when a COPY reads this; a COPY that has failed by
 /// then leaves it to be run.
-const INSIDE_COPY: &str = "a message inside COPY that is no part of it";
+pub(super) const INSIDE_COPY: &str = "a message inside COPY that is no part of it";
 
 /// Transaction status of the last ReadyForQuery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +39,7 @@ pub enum Status {
 /// One message whose reply is owed, or that matters for what follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-enum Owed {
+pub(super) enum Owed {
     Query,
     Parse,
     ParseUnnamed,
@@ -58,12 +59,12 @@ enum Owed {
 
 impl Owed {
     /// Outside COPY the server ignores it.
-    const fn is_copy(self) -> bool {
+    pub(super) const fn is_copy(self) -> bool {
         matches!(self, Self::CopyData | Self::CopyEnd)
     }
 
     /// The server closes an implicit transaction with it, or reports the one that stays open.
-    const fn ends_batch(self) -> bool {
+    pub(super) const fn ends_batch(self) -> bool {
         matches!(self, Self::Query | Self::Sync | Self::FunctionCall)
     }
 }
@@ -95,30 +96,32 @@ pub enum ServerFrame {
 /// The machine of one session on its present server connection.
 #[derive(Debug)]
 pub struct Machine {
-    owed: VecDeque<Owed>,
-    status: Status,
+    pub(super) owed: VecDeque<Owed>,
+    pub(super) status: Status,
     /// An extended message was sent since the last Sync or Query: an implicit transaction may be open.
-    batch_open: bool,
+    pub(super) batch_open: bool,
     /// The server discards everything up to a Sync that was not sent yet.
-    skipping: bool,
+    pub(super) skipping: bool,
     /// The server reads COPY data.
-    copy_in: bool,
+    pub(super) copy_in: bool,
     /// The server sends COPY data.
-    copy_out: bool,
+    pub(super) copy_out: bool,
     /// The running COPY IN was sent data.
-    copy_data: bool,
+    pub(super) copy_data: bool,
     /// Syncs that the running COPY IN swallows: sent before its first data, and behind that.
-    swallowed: (u32, u32),
+    pub(super) swallowed: (u32, u32),
     /// Syncs inside a COPY that failed: it has read them or, if it failed before, they are answered.
     /// At most so many ReadyForQuery may come; the first other reply tells that none does.
-    doubtful: u32,
+    pub(super) doubtful: u32,
     ambiguous: Option<&'static str>,
     /// Something was sent since the last clean probe.
-    dirty: bool,
+    pub(super) dirty: bool,
     /// When the present work, or transaction, began.
-    busy_since: Option<Instant>,
+    pub(super) busy_since: Option<Instant>,
     /// Kept to be sent again after a move.
     pub unnamed: Unnamed,
+    /// Rows that named statements were said to have.
+    pub told: Told,
     /// What blockers are blamed on.
     pub recent: Recent,
     /// What texts gave away.
@@ -141,6 +144,7 @@ impl Default for Machine {
             dirty: false,
             busy_since: None,
             unnamed: Unnamed::default(),
+            told: Told::default(),
             recent: Recent::default(),
             watched: Watched::default(),
         }
@@ -166,9 +170,12 @@ impl Machine {
     }
 
     /// Bytes of the body that [`Self::on_server`] and the relay want to see at once.
-    pub fn server_head(header: Header) -> usize {
+    pub fn server_head(&self, header: Header) -> usize {
         match header.tag {
             b'Z' | b'S' | b'A' | b'E' => header.body.min(HEAD_MAX),
+            b'T' if self.told.wants() && self.owed.front() == Some(&Owed::DescribeStatement) => {
+                header.body.min(HEAD_MAX)
+            }
             _ => 0,
         }
     }
@@ -227,6 +234,7 @@ impl Machine {
                         .sent((head.len() == header.body).then_some(head));
                     self.extended(Owed::ParseUnnamed);
                 } else {
+                    self.told.replaced(name);
                     self.extended(Owed::Parse);
                 }
             }
@@ -242,14 +250,27 @@ impl Machine {
                 }
                 self.extended(Owed::Bind);
             }
-            b'C' => self.extended(match head {
-                [b'S', 0, ..] => Owed::CloseUnnamed,
-                _ => Owed::Close,
-            }),
-            b'D' => self.extended(match head.first() {
-                Some(b'S') => Owed::DescribeStatement,
-                _ => Owed::DescribePortal,
-            }),
+            b'C' => {
+                let owed = match head {
+                    [b'S', 0, ..] => Owed::CloseUnnamed,
+                    [b'S', name @ ..] => {
+                        self.told.replaced(cstr(name));
+                        Owed::Close
+                    }
+                    _ => Owed::Close,
+                };
+                self.extended(owed);
+            }
+            b'D' => {
+                let owed = match head {
+                    [b'S', name @ ..] => {
+                        self.told.asked(cstr(name));
+                        Owed::DescribeStatement
+                    }
+                    _ => Owed::DescribePortal,
+                };
+                self.extended(owed);
+            }
             b'E' => self.extended(Owed::Execute),
             // Outside COPY the server ignores these.
             b'c' | b'f' | b'd' if self.owed.is_empty() => {}
@@ -290,7 +311,12 @@ impl Machine {
                 _ => self.ambiguous("CloseComplete without Close"),
             },
             b'T' | b'n' => match self.owed.front() {
-                Some(Owed::DescribeStatement | Owed::DescribePortal) => {
+                Some(Owed::DescribeStatement) => {
+                    self.owed.pop_front();
+                    self.told
+                        .answered((header.tag, head), head.len() == header.body);
+                }
+                Some(Owed::DescribePortal) => {
                     self.owed.pop_front();
                 }
                 Some(Owed::Query) => {}
@@ -425,56 +451,6 @@ impl Machine {
         self.owed.push_back(owed);
     }
 
-    /// A client's frame while the server reads COPY data; true when that is all it means.
-    fn in_copy(&mut self, tag: u8) -> bool {
-        match tag {
-            b'H' => {}
-            b'd' => self.copy_data = true,
-            b'S' => self.swallow_sync(),
-            b'c' | b'f' => self.copy_in = false,
-            _ => {
-                self.copy_in = false;
-                self.ambiguous(INSIDE_COPY);
-            }
-        }
-        true
-    }
-
-    fn swallow_sync(&mut self) {
-        let (before, behind) = &mut self.swallowed;
-        *(if self.copy_data { behind } else { before }) += 1;
-    }
-
-    /// CopyInResponse: what was already sent behind the COPY is read by the COPY.
-    fn copy_in_begins(&mut self) {
-        let Some(copy @ (Owed::Query | Owed::Execute)) = self.owed.pop_front() else {
-            return self.ambiguous("CopyInResponse without a statement");
-        };
-        self.copy_in = true;
-        self.copy_data = false;
-        self.swallowed = (0, 0);
-        while let Some(next) = self.owed.pop_front() {
-            match next {
-                Owed::Sync => self.swallow_sync(),
-                Owed::CopyData => self.copy_data = true,
-                Owed::CopyEnd => {
-                    self.copy_in = false;
-                    break;
-                }
-                _ => {
-                    self.copy_in = false;
-                    self.ambiguous(INSIDE_COPY);
-                    break;
-                }
-            }
-        }
-        // The Sync that was taken for the end of this batch may be one that the COPY swallows.
-        if copy == Owed::Execute && !self.owed.iter().any(|o| o.ends_batch()) {
-            self.batch_open = true;
-        }
-        self.owed.push_front(copy);
-    }
-
     fn complete(&mut self) {
         self.copy_in = false;
         self.copy_out = false;
@@ -559,6 +535,7 @@ impl Machine {
                 Owed::Sync => return,
                 Owed::ParseUnnamed if first => self.unnamed.failed(),
                 Owed::ParseUnnamed => self.unnamed.skipped(),
+                Owed::DescribeStatement => self.told.unanswered(),
                 _ => {}
             }
             if !first && !owed.is_copy() && self.doubtful > 0 {
@@ -570,20 +547,18 @@ impl Machine {
         self.skipping = true;
     }
 
-    /// Outside COPY its messages are ignored by the server.
-    fn drop_copy(&mut self) {
-        while self.owed.front().is_some_and(|o| o.is_copy()) {
-            self.owed.pop_front();
-        }
-    }
-
     fn settle(&mut self, expected: Owed) {
         if self.owed.pop_front() != Some(expected) {
             self.ambiguous("a reply out of order");
         }
     }
 
-    fn ambiguous(&mut self, why: &'static str) {
+    pub(super) fn ambiguous(&mut self, why: &'static str) {
         self.ambiguous.get_or_insert(why);
     }
+}
+
+/// A string up to its NUL.
+fn cstr(bytes: &[u8]) -> &[u8] {
+    bytes.split(|b| *b == 0).next().unwrap_or_default()
 }

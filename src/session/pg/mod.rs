@@ -1,16 +1,19 @@
 //! What a PostgreSQL session owes, holds and can be restored from.
 
 mod copy_error;
+mod copying;
 pub mod findings;
 pub mod hints;
 mod lexical;
 pub mod machine;
 pub mod mask;
+pub mod mend;
 pub mod probe;
 mod probe_sql;
 pub mod recent;
 pub mod restore;
 pub mod snapshot;
+pub mod told;
 pub mod unnamed;
 pub mod watched;
 

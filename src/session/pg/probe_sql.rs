@@ -108,7 +108,7 @@ const MAIN_SQL_18: &str = main_sql!(
 
 /// What a fresh login holds, as far as a snapshot has it: the same array with nothing behind the prepared
 /// statements. It reads no catalog but those that every query reads, which is what a login right after a
-/// server's start pays for.
+/// server's start pays for, and the one of role and database settings, which every log-in has just read.
 pub(super) const CHECK_SQL: &str = "SELECT pg_catalog.convert_to(pg_catalog.json_build_array(
 pg_catalog.pg_backend_pid(), current_user, session_user, pg_catalog.current_setting('role'),
 (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8,
@@ -118,7 +118,9 @@ pg_catalog.pg_is_in_recovery(),
  ANY ('{session,client,user,database,database user,global}'::pg_catalog.text[]))
  OR pg_catalog.strpos(s.name, '.') OPERATOR(pg_catalog.>) 0
  OR s.name OPERATOR(pg_catalog.=) 'idle_session_timeout'),
-NULL,
+(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(d.setdatabase, d.setrole, d.setconfig)) FROM pg_catalog.pg_db_role_setting d
+ WHERE d.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT b.oid FROM pg_catalog.pg_database b WHERE b.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())])
+ AND d.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, session_user::pg_catalog.regrole::pg_catalog.oid])),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(u.name, pg_catalog.current_setting(u.name, true))) FROM pg_catalog.unnest($1) u(name)),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.name, p.statement, p.parameter_types::pg_catalog.oid[], p.from_sql))
  FROM pg_catalog.pg_prepared_statement() p WHERE p.name OPERATOR(pg_catalog.<>) '_px4'),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 pub struct Snapshot(pub(crate) Arc<State>);
 
 /// The values of a [`Snapshot`].
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     /// Who logged in (`user` of the start-up packet).
     pub login_user: Box<str>,
@@ -165,6 +165,26 @@ impl Snapshot {
         let mut out = [0; 32];
         out.copy_from_slice(hash.finish().as_ref());
         out
+    }
+
+    /// The same snapshot without the values of settings and the texts of statements: what of it may need a
+    /// right that a login has or has not.
+    #[must_use]
+    pub fn outline(&self) -> Self {
+        let mut state = self.state().clone();
+        let own = |s: &Setting| s.source == Source::Session;
+        let settings = state.settings.iter().filter(|s| own(s));
+        state.settings = settings
+            .map(|s| Setting {
+                value: Box::default(),
+                ..s.clone()
+            })
+            .collect();
+        for custom in &mut state.custom {
+            custom.value = Box::default();
+        }
+        state.prepared = Box::default();
+        Self::new(state)
     }
 
     /// Why no connection can be made to continue this session, as far as that shows without trying.

@@ -346,7 +346,8 @@ fn deliver(machine: &mut Machine, (tag, body): (u8, &[u8])) {
         tag,
         body: body.len(),
     };
-    machine.on_server(header, &body[..Machine::server_head(header)]);
+    let seen = machine.server_head(header);
+    machine.on_server(header, &body[..seen]);
 }
 
 #[derive(Debug, Clone)]

@@ -54,7 +54,8 @@ fn server(machine: &mut Machine, word: &str) {
         tag: tag.as_bytes()[0],
         body: body.len(),
     };
-    let meaning = machine.on_server(header, &body[..Machine::server_head(header)]);
+    let seen = machine.server_head(header);
+    let meaning = machine.on_server(header, &body[..seen]);
     let expected = match tag {
         "Z" => ServerFrame::Ready,
         "E" => ServerFrame::Error,

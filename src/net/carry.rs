@@ -1,0 +1,191 @@
+//! Puts a session's state onto a server connection that was just logged in.
+
+use super::state::{
+    OpenError, ProbeFailure, Probed, Profile, Seen, check, open_error, read_probe, spec,
+};
+use crate::backend::frames::Frames;
+use crate::session::pg::mend::{self, CHANGED_ROWS};
+use crate::session::pg::probe::put_probe;
+use crate::session::pg::restore::{RestoreStep, put_restore, verify};
+use crate::session::pg::snapshot::Snapshot;
+use crate::wire::pg::frame::{Reader, put};
+use bytes::{BufMut, Bytes, BytesMut};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+/// Puts a session's state onto a fresh connection, and verifies it. What has changed on the server since is
+/// kept from the session: it keeps its settings, and statements that would answer otherwise are refused.
+pub(super) async fn restore(
+    frames: &mut Frames<'_>,
+    profile: &Profile,
+    snapshot: &Snapshot,
+    seen: Seen,
+    params: &mut Vec<(Bytes, Bytes)>,
+) -> Result<Probed, OpenError> {
+    let none = BTreeSet::new();
+    if snapshot.is_checkable() {
+        match check(frames, profile, snapshot).await {
+            Ok(probed)
+                if *probed.probe.snapshot.state() == *snapshot.state()
+                    && mend::late(snapshot, &probed.probe).is_empty() =>
+            {
+                restore_unnamed(frames, seen.unnamed).await?;
+                return Ok(probed);
+            }
+            // A role's or database's setting was changed: the session keeps its value.
+            Ok(_) | Err(ProbeFailure::Refused(_)) => {}
+            Err(ProbeFailure::Broken(error)) => return Err(OpenError::Io(error)),
+        }
+    }
+    let mut wanted = snapshot.clone();
+    let mut made = BTreeSet::new();
+    loop {
+        let probed = match put_on(frames, profile, &wanted, &made, params).await? {
+            PutOn::Done(probed, shapes) => {
+                let changed = seen.told.changed(&wanted, &shapes);
+                if !changed.is_empty() {
+                    for name in &changed {
+                        wanted = wanted.refusing(name, CHANGED_ROWS);
+                    }
+                    start_over(frames).await?;
+                    made.clear();
+                    continue;
+                }
+                probed
+            }
+            PutOn::Refused(name, code, message) => {
+                wanted = wanted.refusing(&name, (&code, &message));
+                start_over(frames).await?;
+                made.clear();
+                continue;
+            }
+        };
+        verify(&wanted, &probed.probe, &none)
+            .map_err(|error| OpenError::State(error.to_string()))?;
+        let late = mend::late(&wanted, &probed.probe);
+        if late.is_empty() {
+            restore_unnamed(frames, seen.unnamed).await?;
+            return Ok(probed);
+        }
+        wanted = wanted.keeping(&late, &server_values(profile, &late).await?);
+        let prepared = wanted.state().prepared.iter();
+        made = prepared.map(|p| p.name.clone()).collect();
+    }
+}
+
+/// How putting a session's state onto a connection ended.
+enum PutOn {
+    /// It is there, with the shapes of its statements' rows.
+    Done(Probed, BTreeMap<Box<str>, u64>),
+    /// This statement can't be made: code and message.
+    Refused(Box<str>, String, String),
+}
+
+/// `made`: statements that the connection has already.
+async fn put_on(
+    frames: &mut Frames<'_>,
+    profile: &Profile,
+    snapshot: &Snapshot,
+    made: &BTreeSet<Box<str>>,
+    params: &mut Vec<(Bytes, Bytes)>,
+) -> Result<PutOn, OpenError> {
+    let mut out = BytesMut::new();
+    let mut reader = put_restore(&mut out, snapshot, made, profile.version());
+    let names = profile.cluster.names(&profile.database);
+    let mut probe_reader = put_probe(&mut out, &spec(profile, &names, Some(snapshot)));
+    frames.send(&out).await?;
+    let shapes = loop {
+        let message = frames.next().await?;
+        match reader.on_frame(message.tag, &message.body) {
+            Ok(RestoreStep::More) => {}
+            Ok(RestoreStep::ParameterStatus) => note_parameter(params, &message.body),
+            Ok(RestoreStep::Done(restored)) => break restored.shapes,
+            Err(error) => match error.statement {
+                // Unless it was refused its refusal as well.
+                Some(name) if snapshot.is_original(&name) => {
+                    // The restore's end, then the probe's.
+                    for _ in 0..2 {
+                        while frames.next().await?.tag != b'Z' {}
+                    }
+                    return Ok(PutOn::Refused(name, error.sqlstate, error.message));
+                }
+                _ => return Err(OpenError::State(error.to_string())),
+            },
+        }
+    };
+    let probed = read_probe(frames, &mut probe_reader)
+        .await
+        .map_err(open_error)?;
+    Ok(PutOn::Done(probed, shapes))
+}
+
+/// Makes a fresh connection of one that a restore was tried on. Whatever it left open is rolled back.
+async fn start_over(frames: &mut Frames<'_>) -> io::Result<()> {
+    let mut out = BytesMut::new();
+    for sql in [&b"ROLLBACK\0"[..], b"DISCARD ALL\0"] {
+        put(&mut out, b'Q', |out| out.put_slice(sql));
+    }
+    frames.send(&out).await?;
+    let mut fine = true;
+    for _ in 0..2 {
+        loop {
+            let message = frames.next().await?;
+            fine &= message.tag != b'E';
+            if message.tag == b'Z' {
+                break;
+            }
+        }
+    }
+    if fine {
+        Ok(())
+    } else {
+        Err(io::Error::other("a connection could not be made fresh"))
+    }
+}
+
+/// What the server gives sessions that no role or database has a word for.
+async fn server_values(
+    profile: &Profile,
+    names: &[Box<str>],
+) -> Result<Vec<(String, String)>, OpenError> {
+    let cluster = &profile.cluster;
+    let list = mend::name_list(names);
+    let rows = cluster
+        .service
+        .query(&cluster.gate, mend::SERVER_VALUES, &[&list])
+        .await;
+    let rows = rows.map_err(|error| match error {
+        error if error.may_pass() => OpenError::Timeout,
+        error => OpenError::State(format!(
+            "settings that a role was given can't be told from the session's: {error}"
+        )),
+    })?;
+    let pair = |row: Vec<Option<String>>| {
+        let mut row = row.into_iter().flatten();
+        Some((row.next()?, row.next()?))
+    };
+    Ok(rows.into_iter().filter_map(pair).collect())
+}
+
+/// Sends the unnamed statement's Parse again. That it fails now is what its next Bind would say as well.
+async fn restore_unnamed(frames: &mut Frames<'_>, unnamed: Option<Vec<u8>>) -> io::Result<()> {
+    let Some(body) = unnamed else { return Ok(()) };
+    let mut out = BytesMut::new();
+    put(&mut out, b'P', |out| out.put_slice(&body));
+    put(&mut out, b'S', |_| {});
+    frames.send(&out).await?;
+    while frames.next().await?.tag != b'Z' {}
+    Ok(())
+}
+
+fn note_parameter(params: &mut Vec<(Bytes, Bytes)>, body: &Bytes) {
+    let mut reader = Reader::new(body);
+    let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) else {
+        return;
+    };
+    let value = body.slice_ref(value);
+    match params.iter_mut().find(|(n, _)| **n == *name) {
+        Some(known) => known.1 = value,
+        None => params.push((body.slice_ref(name), value)),
+    }
+}
