@@ -58,12 +58,25 @@ pub struct Cluster {
     blocked: AtomicUsize,
     names: Mutex<HashMap<String, BTreeSet<String>>>,
     rehearsals: Mutex<Rehearsals>,
+    /// Whether a server that ended sessions still takes log-ins, as last asked.
+    pub alive: tokio::sync::Mutex<Option<Alive>>,
     access: tokio::sync::Mutex<Access>,
     /// When what decides about log-ins was last seen to have changed.
     access_changed: Mutex<Instant>,
     processes: Mutex<Processes>,
     role_settings: Mutex<(String, Instant)>,
     trouble: tokio::sync::Notify,
+}
+
+/// What was found of a server that ended a session.
+#[derive(Debug)]
+pub struct Alive {
+    /// When it was asked.
+    pub asked: Instant,
+    /// Which start of it was meant.
+    pub started_at: Arc<str>,
+    /// That one still takes log-ins.
+    pub serves: bool,
 }
 
 /// What decides about log-ins, as last read.
@@ -115,6 +128,7 @@ impl Cluster {
             blocked: AtomicUsize::new(0),
             names: Mutex::default(),
             rehearsals: Mutex::default(),
+            alive: tokio::sync::Mutex::default(),
             access: tokio::sync::Mutex::default(),
             access_changed: Mutex::new(Instant::now()),
             processes: Mutex::new(Processes {

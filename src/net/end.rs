@@ -16,6 +16,8 @@ pub(super) enum End {
     ClientGone,
     /// The client's bytes are no protocol.
     ClientGarbage(FrameError),
+    /// The client sent a message of a type that there is not.
+    ClientUnknown(u8),
     /// The server's bytes are no protocol.
     ServerGarbage(FrameError),
     /// The server ended it in its own words.
@@ -49,6 +51,7 @@ impl End {
     pub(super) fn from_client(stop: &Stop) -> Self {
         match stop {
             Stop::ClientGarbage(error) => Self::ClientGarbage(*error),
+            Stop::ClientUnknown(tag) => Self::ClientUnknown(*tag),
             _ => Self::ClientGone,
         }
     }
@@ -81,7 +84,7 @@ impl End {
     /// Whose fault.
     pub(super) fn side(&self) -> ErrorKind {
         match self {
-            Self::ClientGone | Self::ClientGarbage(_) => ErrorKind::Client,
+            Self::ClientGone | Self::ClientGarbage(_) | Self::ClientUnknown(_) => ErrorKind::Client,
             Self::ServerGarbage(_)
             | Self::ServerSaid(_)
             | Self::OutcomeUnknown
@@ -99,7 +102,7 @@ impl End {
     pub(super) fn kind(&self) -> Option<&'static str> {
         Some(match self {
             Self::ClientGone => return None,
-            Self::ClientGarbage(_) => "protocol_violation",
+            Self::ClientGarbage(_) | Self::ClientUnknown(_) => "protocol_violation",
             Self::ServerGarbage(_) => "server_protocol_violation",
             Self::ServerSaid(_) => "server_fatal",
             Self::OutcomeUnknown => "outcome_unknown",
@@ -121,6 +124,7 @@ impl End {
         match self {
             Self::ClientGone => ErrorMessage::fatal("08006", "the client left"),
             Self::ClientGarbage(_) => ErrorMessage::fatal("08P01", "invalid message length"),
+            Self::ClientUnknown(_) => ErrorMessage::fatal("08P01", "invalid frontend message type"),
             Self::ServerGarbage(_) => ErrorMessage::fatal(
                 "08P01",
                 "the server sent bytes that are not the PostgreSQL protocol",
@@ -194,6 +198,9 @@ impl End {
             }
             Self::ClientGarbage(error) | Self::ServerGarbage(error) => {
                 tracing::warn!(session, reason = self.kind(), %error, "session ended");
+            }
+            Self::ClientUnknown(tag) => {
+                tracing::warn!(session, reason = self.kind(), tag, "session ended");
             }
             Self::NotRestored(error) => {
                 tracing::error!(session, %error, "a session could not be restored");

@@ -8,6 +8,7 @@ pub mod handshake;
 pub mod janitor;
 mod leg;
 pub mod login;
+mod lost;
 mod refuse;
 pub mod relay;
 #[cfg(test)]

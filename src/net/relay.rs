@@ -48,6 +48,8 @@ pub enum Stop {
     ClientGone,
     /// The client's bytes are no protocol.
     ClientGarbage(FrameError),
+    /// The client sent a message of a type that there is not.
+    ClientUnknown(u8),
     /// The server closed, without a FATAL or after it.
     ServerGone,
     /// The server's bytes are no protocol.

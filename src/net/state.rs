@@ -5,11 +5,11 @@ use super::carry::restore;
 use super::relay::{Leg, ProcessNames};
 use super::shared::Shared;
 use crate::auth::Credential;
-use crate::backend::cluster::Cluster;
+use crate::backend::cluster::{Alive, Cluster};
 use crate::backend::connect::{ConnectError, Connected, Login, connect};
 use crate::backend::exec::{ExecError, connect_and_query};
 use crate::backend::frames::Frames;
-use crate::backend::gate::Lease;
+use crate::backend::gate::{Lease, Serving};
 use crate::backend::link::Link;
 use crate::backend::registry::Handle;
 use crate::observe::ClusterMetrics;
@@ -473,10 +473,29 @@ fn fingerprint(profile: &Profile, snapshot: &Snapshot) -> [u8; 32] {
 }
 
 /// The server process that a session was attached to still takes log-ins: it was not shut down.
-pub(super) async fn still_serves(profile: &Profile, link: Option<&Link>) -> bool {
+/// Asked once for all sessions that hear of its end at `heard`, or before the question is put.
+pub(super) async fn still_serves(profile: &Profile, link: Option<&Link>, heard: Instant) -> bool {
     let Some(serving) = link.and_then(Link::serving) else {
         return false;
     };
+    let mut known = profile.cluster.alive.lock().await;
+    if let Some(alive) = &*known
+        && alive.asked >= heard
+        && alive.started_at == serving.started_at
+    {
+        return alive.serves;
+    }
+    let asked = Instant::now();
+    let serves = takes_logins(profile, serving).await;
+    *known = Some(Alive {
+        asked,
+        started_at: Arc::clone(&serving.started_at),
+        serves,
+    });
+    serves
+}
+
+async fn takes_logins(profile: &Profile, serving: &Serving) -> bool {
     let login = Login {
         endpoint: &serving.endpoint,
         socket: &profile.cluster.socket,
@@ -488,6 +507,8 @@ pub(super) async fn still_serves(profile: &Profile, link: Option<&Link>) -> bool
         Ok(rows) => {
             rows.into_iter().flatten().flatten().next().as_deref() == Some(&*serving.started_at)
         }
+        // Full, or closed to this user: it runs.
+        Err(ExecError::Connect(ConnectError::Server { fields, .. })) => fields.code != "57P03",
         Err(ExecError::Connect(error)) => !error.may_pass(),
         Err(_) => false,
     }

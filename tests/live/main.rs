@@ -19,6 +19,7 @@
 
 mod edges;
 mod fault_parked;
+mod fault_rules;
 mod harness;
 mod logins;
 mod ms10_rest;

@@ -17,8 +17,9 @@ use tokio::time::Instant;
 /// How long the second end of a move waits, ready, for a safe point, while others want their turn.
 const READY_MAX: Duration = Duration::from_secs(1);
 
-/// How long a probe may take before the state counts as unknown.
-const PROBE_MAX: Duration = Duration::from_secs(5);
+/// How long a probe may take before the server counts as lost. A server that only hangs for a while, as a
+/// machine does that is moved, keeps its sessions: a client's request would wait for it as well.
+const PROBE_MAX: Duration = Duration::from_secs(30);
 
 /// A snapshot on trial: whether the session could be restored from it now.
 #[derive(Debug)]
@@ -129,6 +130,9 @@ impl Session {
         {
             return Ok(());
         }
+        // Only asked again because others changed something: what is known of it stays true.
+        let proven = self.is_proven();
+        let machine = &mut self.relay.machine;
         let (cluster, database) = (&self.profile.cluster, &self.profile.database);
         cluster.learn_names(database, machine.watched.new_names());
         let deadline = Instant::now() + PROBE_MAX;
@@ -136,7 +140,6 @@ impl Session {
             return Ok(());
         };
         let outcome = state::probe(stream, &self.profile, self.snapshot.as_deref(), deadline).await;
-        self.probed_at = Some(Instant::now());
         let machine = &mut self.relay.machine;
         match outcome {
             Ok(probed) => {
@@ -146,15 +149,18 @@ impl Session {
                 } else {
                     machine.probed_blocked();
                 }
+                self.probed_at = Some(Instant::now());
                 self.snapshot = Some(Arc::new(probed.probe.snapshot));
                 Profile::note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
                 self.relay
                     .tell(|out| out.extend_from_slice(&probed.for_client));
             }
             Err(state::ProbeFailure::Refused(reason)) => {
+                self.probed_at = Some(Instant::now());
                 self.found = vec![blame::unknown(machine, reason)];
                 self.snapshot = None;
             }
+            Err(state::ProbeFailure::Broken(_)) if proven => return self.server_gone(),
             Err(state::ProbeFailure::Broken(error)) => return Err(End::ServerLost(error)),
         }
         self.publish();

@@ -7,17 +7,18 @@
 
 mod attach;
 mod leave;
+mod lost;
 
 use super::blame;
 use super::end::End;
-use super::relay::{Fatal, Leg, Mode, Relay, Stop};
+use super::relay::{Leg, Mode, Relay, Stop};
 use super::state::{self, OpenError, Opened, Profile, Ready};
 use crate::backend::gate::Phase;
 use crate::backend::link::Link;
 use crate::backend::registry::{Ask, Handle, Registered};
 use crate::observe::MoveOutcome;
 use crate::session::blocker::Blocker;
-use crate::session::pg::machine::Status;
+use crate::session::pg::aborted::Aborted;
 use crate::session::pg::snapshot::Snapshot;
 use crate::wire::pg::backend::ErrorMessage;
 use std::future::poll_fn;
@@ -70,6 +71,8 @@ pub(super) struct Session {
     next_began: Instant,
     /// Whether the session may be parked is being found out.
     trial: Option<leave::Trial>,
+    /// The session's transaction was lost with its server; the client has not ended it yet.
+    aborted: Option<Box<Aborted>>,
     told: i32,
 }
 
@@ -105,6 +108,7 @@ impl Session {
             logged_in: registered_at,
             next_began: registered_at,
             trial: None,
+            aborted: None,
             told,
         };
         session.relay.adopt_parameters(&opened.params);
@@ -135,10 +139,11 @@ impl Session {
         self.count();
         match stop {
             Stop::Asked => Ok(()),
+            Stop::NeedServer if self.aborted.is_some() => self.answer_lost(),
             Stop::NeedServer => Box::pin(self.attach()).await,
             Stop::SafePoint | Stop::Rested => Box::pin(self.safe_point()).await,
             Stop::ClientGone => Err(End::ClientGone),
-            Stop::ClientGarbage(error) => Err(End::ClientGarbage(error)),
+            Stop::ClientGarbage(_) | Stop::ClientUnknown(_) => Err(End::from_client(&stop)),
             Stop::ServerGarbage(error) => Err(End::ServerGarbage(error)),
             Stop::ServerFatal(fatal) => Box::pin(self.server_fatal(*fatal)).await,
             Stop::ServerGone => self.server_gone(),
@@ -271,7 +276,7 @@ impl Session {
 
     fn cancel(&mut self) -> Result<(), End> {
         if !self.relay.is_attached() {
-            if self.relay.holds_request() {
+            if self.relay.holds_request() && self.aborted.is_none() {
                 let error = ErrorMessage::error("57014", CANCELLED);
                 self.relay
                     .refuse_held(&error)
@@ -328,51 +333,6 @@ impl Session {
         if let Some(cancelling) = self.cancelling.take() {
             let _ended = cancelling.await;
         }
-    }
-
-    // ---- a server that is lost --------------------------------------------------------------
-
-    /// The state is proven fresh: nothing was sent since a probe that found nothing in the way.
-    fn is_proven(&self) -> bool {
-        self.relay.at_safe_point()
-            && !self.relay.machine.is_dirty()
-            && self.found.is_empty()
-            && self.snapshot.is_some()
-    }
-
-    fn server_gone(&mut self) -> Result<(), End> {
-        if self.relay.leaving && self.relay.machine.is_quiet() {
-            // It has run what was sent, and has read the good-bye.
-            return Err(End::ClientGone);
-        }
-        if self.is_proven() {
-            tracing::info!("the server was lost at rest; the session goes on from its snapshot");
-            self.detach();
-            return Ok(());
-        }
-        Err(self.lost())
-    }
-
-    fn lost(&self) -> End {
-        let machine = &self.relay.machine;
-        if machine.is_in_flight() || !machine.is_quiet() {
-            End::OutcomeUnknown
-        } else if machine.status() == Status::Idle {
-            End::StateLost
-        } else {
-            End::TransactionLost
-        }
-    }
-
-    async fn server_fatal(&mut self, fatal: Fatal) -> Result<(), End> {
-        let shutdown = matches!(fatal.fields.code.as_str(), "57P01" | "57P02");
-        if shutdown && self.is_proven() {
-            let crashed = fatal.fields.code == "57P02";
-            if crashed || !state::still_serves(&self.profile, self.link.as_ref()).await {
-                return self.server_gone();
-            }
-        }
-        Err(End::ServerSaid(Box::new(fatal)))
     }
 
     // ---- for people -------------------------------------------------------------------------

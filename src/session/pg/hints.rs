@@ -24,6 +24,11 @@ pub struct Hints {
     pub watches: Watches,
     /// Which blockers the statement may have to do with.
     pub words: KindWords,
+    /// A word that may end a transaction, so that what follows is no part of it: COMMIT, END, PREPARE, ROLLBACK.
+    pub may_end: bool,
+    /// A word whose work may outlast a transaction that is rolled back: locks of the session, prepared
+    /// statements, connections to elsewhere; or code that is not in the text.
+    pub lasting: bool,
     /// The text was longer than [`SCAN_LIMIT`].
     pub cut: bool,
 }
@@ -119,7 +124,7 @@ const BYTES: [u8; 256] = {
         #[expect(clippy::cast_possible_truncation, reason = "i is below 256")]
         let b = i as u8;
         table[i] = match b.to_ascii_lowercase() {
-            b'c' | b'd' | b'h' | b'l' | b'p' | b'r' | b's' | b't' => WORD | INITIAL,
+            b'a' | b'c' | b'd' | b'e' | b'h' | b'l' | b'p' | b'r' | b's' | b't' => WORD | INITIAL,
             _ if is_word(b) => WORD,
             _ => 0,
         };
@@ -151,15 +156,23 @@ pub fn scan(text: &[u8]) -> Hints {
         let word = word_at(text, start);
         // Nearly every word of nearly every statement ends here.
         let known = match word.len() {
-            3 => is(word, b"set"),
-            4 => is(word, b"temp") || is(word, b"hold") || is(word, b"load"),
-            5 => is(word, b"reset"),
-            6 => is(word, b"listen"),
-            7 => is(word, b"declare") || is(word, b"pg_temp"),
+            2 => is(word, b"do"),
+            3 => is(word, b"set") || is(word, b"end"),
+            4 => is(word, b"temp") || is(word, b"hold") || is(word, b"load") || is(word, b"call"),
+            5 => is(word, b"reset") || is(word, b"abort"),
+            6 => is(word, b"listen") || is(word, b"commit") || is_dblink(word),
+            7 => {
+                is(word, b"declare")
+                    || is(word, b"pg_temp")
+                    || is(word, b"prepare")
+                    || is(word, b"execute")
+                    || is(word, b"discard")
+            }
+            8 => is(word, b"rollback") || is_dblink(word),
             9 => is(word, b"temporary"),
-            10 => is(word, b"set_config"),
-            15 => is(word, b"current_setting") || starts_pg(word),
-            14 | 16.. => starts_pg(word),
+            10 => is(word, b"set_config") || is(word, b"deallocate"),
+            15 => is(word, b"current_setting") || starts_pg(word) || is_dblink(word),
+            14 | 16.. => starts_pg(word) || is_dblink(word),
             _ => false,
         };
         if known {
@@ -167,6 +180,10 @@ pub fn scan(text: &[u8]) -> Hints {
         }
     }
     hints
+}
+
+fn is_dblink(word: &[u8]) -> bool {
+    word.get(..6).is_some_and(|head| is(head, b"dblink"))
 }
 
 fn starts_pg(word: &[u8]) -> bool {
@@ -210,8 +227,14 @@ fn on_word(hints: &mut Hints, lexer: &mut Lexer<'_>, text: &[u8], start: usize, 
         hints.words.add(KindWords::HOLD);
     } else if contains(word, b"advisory") {
         hints.words.add(KindWords::ADVISORY);
+        hints.lasting |= !contains(word, b"xact");
     } else if contains(word, b"slot") {
         hints.words.add(KindWords::SLOT);
+        hints.lasting = true;
+    } else if is_transaction_word(word) || is_dblink(word) {
+        if lexer.context(start) == Context::Code {
+            on_lasting(hints, text, after, word);
+        }
     } else {
         let watch = if lower(b"pg_backup_start") || lower(b"pg_start_backup") {
             Watch::BackupStart
@@ -228,6 +251,42 @@ fn on_word(hints: &mut Hints, lexer: &mut Lexer<'_>, text: &[u8], start: usize, 
             hints.watches.add(watch);
         }
     }
+}
+
+fn is_transaction_word(word: &[u8]) -> bool {
+    const WORDS: [&[u8]; 10] = [
+        b"commit",
+        b"end",
+        b"rollback",
+        b"abort",
+        b"prepare",
+        b"execute",
+        b"deallocate",
+        b"discard",
+        b"call",
+        b"do",
+    ];
+    WORDS.iter().any(|known| is(word, known))
+}
+
+fn on_lasting(hints: &mut Hints, text: &[u8], after: usize, word: &[u8]) {
+    if [&b"commit"[..], b"end", b"rollback", b"abort"]
+        .iter()
+        .any(|w| is(word, w))
+    {
+        hints.may_end = true;
+        return;
+    }
+    if is(word, b"do") {
+        // ON CONFLICT DO, and what rules do.
+        let next = word_at(text, skip_space(text, after));
+        let known: [&[u8]; 4] = [b"nothing", b"update", b"instead", b"also"];
+        if known.iter().any(|known| is(next, known)) {
+            return;
+        }
+    }
+    hints.may_end |= is(word, b"prepare");
+    hints.lasting = true;
 }
 
 fn on_set_config(

@@ -9,6 +9,7 @@
 
 use super::copy_error::ReadBefore;
 use super::recent::Recent;
+use super::since::Since;
 use super::told::Told;
 use super::unnamed::{MAX_KEPT, Unnamed};
 use super::watched::Watched;
@@ -120,6 +121,8 @@ pub struct Machine {
     pub(super) busy_since: Option<Instant>,
     /// Kept to be sent again after a move.
     pub unnamed: Unnamed,
+    /// What has passed since the last clean probe.
+    pub since: Since,
     /// Rows that named statements were said to have.
     pub told: Told,
     /// What blockers are blamed on.
@@ -144,6 +147,7 @@ impl Default for Machine {
             dirty: false,
             busy_since: None,
             unnamed: Unnamed::default(),
+            since: Since::default(),
             told: Told::default(),
             recent: Recent::default(),
             watched: Watched::default(),
@@ -173,6 +177,7 @@ impl Machine {
     pub fn server_head(&self, header: Header) -> usize {
         match header.tag {
             b'Z' | b'S' | b'A' | b'E' => header.body.min(HEAD_MAX),
+            b'C' if self.since.wants_tags() => header.body.min(HEAD_MAX),
             b'T' if self.told.wants() && self.owed.front() == Some(&Owed::DescribeStatement) => {
                 header.body.min(HEAD_MAX)
             }
@@ -211,11 +216,13 @@ impl Machine {
             b'Q' => {
                 let text = Reader::new(head).cstr().unwrap_or(head);
                 self.recent.note(now, text, false);
-                self.watched.on_text(None, text);
+                let hints = self.watched.on_text(None, text);
+                self.since.text(&hints, head.len() == header.body, false);
                 self.batch_open = false;
                 self.owed.push_back(Owed::Query);
             }
             b'F' => {
+                self.since.spoil();
                 self.batch_open = false;
                 self.owed.push_back(Owed::FunctionCall);
             }
@@ -228,12 +235,16 @@ impl Machine {
                 let name = reader.cstr().unwrap_or_default();
                 let text = reader.cstr().unwrap_or_else(|_| reader.rest());
                 self.recent.note(now, text, false);
-                self.watched.on_text(Some(name), text);
+                let hints = self.watched.on_text(Some(name), text);
+                self.since
+                    .text(&hints, head.len() == header.body, !name.is_empty());
                 if name.is_empty() {
+                    self.since.unnamed_parsed();
                     self.unnamed
                         .sent((head.len() == header.body).then_some(head));
                     self.extended(Owed::ParseUnnamed);
                 } else {
+                    self.since.spoil();
                     self.told.replaced(name);
                     self.extended(Owed::Parse);
                 }
@@ -247,6 +258,7 @@ impl Machine {
                         self.recent.note(now, name, true);
                     }
                     self.watched.on_bind(name, head);
+                    self.since.bound(name);
                 }
                 self.extended(Owed::Bind);
             }
@@ -254,6 +266,7 @@ impl Machine {
                 let owed = match head {
                     [b'S', 0, ..] => Owed::CloseUnnamed,
                     [b'S', name @ ..] => {
+                        self.since.spoil();
                         self.told.replaced(cstr(name));
                         Owed::Close
                     }
@@ -298,7 +311,12 @@ impl Machine {
         }
         match header.tag {
             b'Z' => return self.ready(head),
-            b'C' => self.complete(),
+            b'C' => {
+                if self.since.wants_tags() {
+                    self.since.completed(head);
+                }
+                self.complete();
+            }
             b'1' => match self.owed.pop_front() {
                 Some(Owed::Parse) => {}
                 Some(Owed::ParseUnnamed) => self.unnamed.confirmed(),
@@ -329,6 +347,9 @@ impl Machine {
             }
             b'I' | b's' => match self.owed.front() {
                 Some(Owed::Execute) => {
+                    if header.tag == b's' {
+                        self.since.disturbed();
+                    }
                     self.owed.pop_front();
                 }
                 Some(Owed::Query) => {}
@@ -404,6 +425,11 @@ impl Machine {
             .then_some("COPY failed with a Sync inside it; the next request will tell"))
     }
 
+    /// The same, if it is for good.
+    pub(super) fn ambiguous_for_good(&self) -> Option<&'static str> {
+        self.ambiguous
+    }
+
     /// Something was sent since [`Self::probed_clean`].
     pub fn is_dirty(&self) -> bool {
         self.dirty
@@ -412,12 +438,14 @@ impl Machine {
     /// The server was asked and everything that it holds is in the snapshot.
     pub fn probed_clean(&mut self) {
         self.dirty = false;
+        self.since.clean();
         self.recent.clear();
     }
 
     /// The server was asked and holds a blocker; the recent statements stay, to be blamed.
     pub fn probed_blocked(&mut self) {
         self.dirty = false;
+        self.since.spoil();
     }
 
     /// When the present request, or the transaction around it, began.
@@ -492,7 +520,9 @@ impl Machine {
                 self.status
             }
         };
-        if self.status == Status::Idle && self.is_quiet() {
+        let (idle, quiet) = (self.status == Status::Idle, self.is_quiet());
+        self.since.ready(idle, quiet);
+        if idle && quiet {
             self.busy_since = None;
             if self.owed.capacity() > 1024 {
                 self.owed = VecDeque::new();
@@ -502,6 +532,9 @@ impl Machine {
     }
 
     fn error(&mut self, head: &[u8]) {
+        if self.since.wants_tags() && !ErrorFields::parse(head).is_fatal() {
+            self.since.disturbed();
+        }
         if self.doubtful > 0 && self.owed.front().is_some_and(|o| *o != Owed::Sync) {
             self.doubtful = 0;
         }

@@ -1,7 +1,9 @@
 //! What a PostgreSQL session owes, holds and can be restored from.
 
+pub mod aborted;
 mod copy_error;
 mod copying;
+mod exit;
 pub mod findings;
 pub mod hints;
 mod lexical;
@@ -12,6 +14,7 @@ pub mod probe;
 mod probe_sql;
 pub mod recent;
 pub mod restore;
+pub mod since;
 pub mod snapshot;
 pub mod told;
 pub mod unnamed;

@@ -187,6 +187,26 @@ impl Snapshot {
         Self::new(state)
     }
 
+    /// The same with one more prepared statement.
+    #[must_use]
+    pub fn with_statement(&self, prepared: Prepared) -> Self {
+        let mut state = self.state().clone();
+        let mut all = state.prepared.into_vec();
+        all.push(prepared);
+        state.prepared = all.into();
+        Self::new(state)
+    }
+
+    /// The same without this prepared statement.
+    #[must_use]
+    pub fn without_statement(&self, name: &[u8]) -> Self {
+        let mut state = self.state().clone();
+        let mut all = state.prepared.into_vec();
+        all.retain(|p| p.name.as_bytes() != name);
+        state.prepared = all.into();
+        Self::new(state)
+    }
+
     /// Why no connection can be made to continue this session, as far as that shows without trying.
     pub fn not_restorable(&self) -> Option<String> {
         self.state().prepared.iter().find_map(|p| {

@@ -74,6 +74,14 @@ impl Unnamed {
         }
     }
 
+    /// The server is gone: what was not answered may have been read or not.
+    pub fn lost(&mut self) {
+        if !self.pending.is_empty() {
+            self.pending.clear();
+            self.dropped();
+        }
+    }
+
     /// The Parse body to send again on a new connection.
     pub fn to_restore(&self) -> Option<&[u8]> {
         match &self.current {

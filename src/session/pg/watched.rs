@@ -1,7 +1,7 @@
 //! What statement texts gave away and no probe shows: names of custom settings, and state that dies with
 //! its session (a running base backup, a replication origin, a loaded library).
 
-use super::hints::{self, Watch};
+use super::hints::{self, Hints, Watch};
 use crate::session::blocker::BlockerKind;
 use std::collections::HashMap;
 
@@ -23,20 +23,17 @@ pub struct Watched {
 
 impl Watched {
     /// A text passed: of a Query (`statement` is none) or of the Parse of a statement.
-    pub fn on_text(&mut self, statement: Option<&[u8]>, text: &[u8]) {
-        let hints = hints::scan(text);
+    pub fn on_text(&mut self, statement: Option<&[u8]>, text: &[u8]) -> Hints {
+        let mut hints = hints::scan(text);
         if let Some(statement) = statement
             && !(self.from_params.is_empty() && hints.names_from_params.is_empty())
         {
-            self.note_params(statement, hints.names_from_params);
+            self.note_params(statement, std::mem::take(&mut hints.names_from_params));
         } else if !hints.names_from_params.is_empty() {
             self.unreadable = true;
         }
         self.unreadable |= hints.unreadable_set_config;
-        self.note_names(hints.custom_names);
-        if hints.watches.is_empty() {
-            return;
-        }
+        self.note_names(std::mem::take(&mut hints.custom_names));
         for watch in hints.watches.iter() {
             match watch {
                 Watch::BackupStart => self.backup = true,
@@ -46,6 +43,7 @@ impl Watched {
                 Watch::Load => self.load = true,
             }
         }
+        hints
     }
 
     /// A Bind of `statement` passed; `body` may be cut.

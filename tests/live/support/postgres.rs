@@ -204,6 +204,14 @@ impl Postgres {
         }
     }
 
+    /// Kills the server and all its processes at once (SIGKILL), and waits until they are gone.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            kill_tree(child.id().cast_signed());
+            child.wait().unwrap();
+        }
+    }
+
     /// Gives the server a certificate and its key, for the next [`Self::boot`].
     pub(crate) fn turn_on_tls(&mut self, certificate: &Path, key: &Path) {
         use std::os::unix::fs::PermissionsExt;
@@ -286,16 +294,42 @@ impl Drop for Postgres {
     }
 }
 
+/// Kills a postmaster and its processes, none of which gets to know of it.
+pub(crate) fn kill_tree(postmaster: i32) {
+    // Stopped, it can neither start nor end any.
+    let _ = kill(Pid::from_raw(postmaster), Signal::SIGSTOP);
+    let children = children(postmaster);
+    for pid in &children {
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    let _ = kill(Pid::from_raw(postmaster), Signal::SIGKILL);
+    for pid in children {
+        wait_for("a killed process ends", SOON, || {
+            (!Path::new(&format!("/proc/{pid}/stat")).exists() || is_zombie(pid)).then_some(())
+        });
+    }
+}
+
+fn children(parent: i32) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    let is_child = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        after_name.split(' ').nth(1) == Some(parent.to_string().as_str())
+    };
+    pids.filter(is_child).collect()
+}
+
+/// The postmaster's process number in a data directory's pid file.
+pub(crate) fn pid_in(data_dir: &Path) -> Option<i32> {
+    let text = fs::read_to_string(data_dir.join("postmaster.pid")).ok()?;
+    text.lines().next()?.trim().parse().ok()
+}
+
 /// Ends a server that something else started in `data_dir`, by its pid file.
 pub(crate) fn kill_by_pid_file(data_dir: &Path) {
-    let Ok(text) = fs::read_to_string(data_dir.join("postmaster.pid")) else {
-        return;
-    };
-    if let Some(pid) = text
-        .lines()
-        .next()
-        .and_then(|l| l.trim().parse::<i32>().ok())
-    {
+    if let Some(pid) = pid_in(data_dir) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGQUIT);
         wait_for("the server ends", SOON, || {
             (!Path::new(&format!("/proc/{pid}/stat")).exists() || is_zombie(pid)).then_some(())

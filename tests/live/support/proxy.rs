@@ -1,7 +1,9 @@
 //! Starts the program itself with a configuration made for the test.
 
 use super::admin::{Admin, CLUSTER};
-use super::postgres::{APP, Port, Postgres, SERVICE, copy_template, give_away, kill_by_pid_file};
+use super::postgres::{
+    APP, Port, Postgres, SERVICE, copy_template, give_away, kill_by_pid_file, kill_tree, pid_in,
+};
 use super::wire::{Client, Target};
 use super::{SOON, wait_for, wait_until};
 use nix::sys::signal::{Signal, kill};
@@ -189,6 +191,12 @@ impl Proxy {
     /// Waits for its end; how it ended.
     pub(crate) fn ended(&mut self) -> std::process::ExitStatus {
         wait_for("the proxy ends", SOON, || self.child.try_wait().unwrap())
+    }
+
+    /// Kills (SIGKILL) the server that it runs itself, with all its processes.
+    pub(crate) fn kill_server(&self) {
+        let data = self.local_data.as_ref().expect("a proxy of the kind local");
+        kill_tree(pid_in(&data.join("pgdata")).expect("its server runs"));
     }
 
     /// What it logged so far.
