@@ -22,6 +22,8 @@ if [[ $what != server ]]; then
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     need node nodejs
     need npm npm
+    # The tests of cut networks need it, and root; without either they are skipped.
+    PATH=$PATH:/usr/sbin:/sbin need ip iproute2
 fi
 if [[ $what == bench ]]; then
     PATH=$PATH:/usr/sbin need pgbouncer pgbouncer

@@ -18,7 +18,10 @@
 )]
 
 mod edges;
+mod fault_kills;
+mod fault_network;
 mod fault_parked;
+mod fault_poolers;
 mod fault_rules;
 mod harness;
 mod logins;

@@ -123,6 +123,8 @@ pub(crate) struct Postgres {
     port: Port,
     settings: Vec<String>,
     child: Option<Child>,
+    /// Its directory is a file system of its own.
+    mounted: bool,
 }
 
 impl Postgres {
@@ -132,6 +134,36 @@ impl Postgres {
             .prefix("slackwater-pg-")
             .tempdir()
             .unwrap();
+        Self::in_dir(dir, settings, false)
+    }
+
+    /// The same on a file system of this size, such as `100m`. `None`: this account can't mount one.
+    pub(crate) fn on_small_disk(size: &str, settings: &[&str]) -> Option<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("slackwater-pg-")
+            .tempdir()
+            .unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o"])
+            .arg(format!("size={size}"))
+            .arg("tmpfs")
+            .arg(dir.path())
+            .status()
+            .is_ok_and(|status| status.success());
+        mounted.then(|| Self::in_dir(dir, settings, true))
+    }
+
+    /// Makes the file system of [`Self::on_small_disk`] larger.
+    pub(crate) fn grow_disk(&self, size: &str) {
+        let status = Command::new("mount")
+            .args(["-o", &format!("remount,size={size}")])
+            .arg(self.dir.path())
+            .status()
+            .unwrap();
+        assert!(status.success(), "remount");
+    }
+
+    fn in_dir(dir: tempfile::TempDir, settings: &[&str], mounted: bool) -> Self {
         give_away(dir.path());
         copy_template(&dir.path().join("data"));
         let mut server = Self {
@@ -139,9 +171,15 @@ impl Postgres {
             port: Port::take(),
             settings: settings.iter().map(|&s| s.to_owned()).collect(),
             child: None,
+            mounted,
         };
         server.boot();
         server
+    }
+
+    /// One more setting, from its next start on.
+    pub(crate) fn set(&mut self, setting: &str) {
+        self.settings.push(setting.to_owned());
     }
 
     /// Starts the server's process again after [`Self::stop`], and waits until it takes queries.
@@ -246,6 +284,29 @@ impl Postgres {
         });
     }
 
+    /// Lets clients in from other addresses, too (with `listen_addresses=*`).
+    pub(crate) fn allow_network(&self) {
+        let path = self.data_dir().join("pg_hba.conf");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text + "host all all 10.0.0.0/8 scram-sha-256\n").unwrap();
+        self.run(&["select pg_reload_conf()"]);
+    }
+
+    /// Stops all its processes where they are, or lets them go on.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        let signal = if frozen {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        };
+        if let Some(child) = &self.child {
+            let postmaster = child.id().cast_signed();
+            for pid in std::iter::once(postmaster).chain(children(postmaster)) {
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
+        }
+    }
+
     /// Its data directory.
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
@@ -290,6 +351,12 @@ impl Drop for Postgres {
         self.signal(Signal::SIGQUIT);
         if let Some(mut child) = self.child.take() {
             let _ = child.wait();
+        }
+        if self.mounted {
+            let _ = Command::new("umount")
+                .arg("-l")
+                .arg(self.dir.path())
+                .status();
         }
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) auth: String,
     /// Whole sections, such as `[tls]`.
     pub(crate) sections: String,
+    /// Listens on every address.
+    pub(crate) everywhere: bool,
     /// Listens on a Unix socket in this directory, too.
     pub(crate) socket_dir: Option<PathBuf>,
 }
@@ -104,15 +106,7 @@ impl Proxy {
             configuration(dir.path(), &port, &admin_port, provider, options),
         )
         .unwrap();
-        let log = File::create(dir.path().join("log")).unwrap();
-        let child = Command::new(program())
-            .args(["serve", "--config"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("the proxy starts");
+        let child = serve(dir.path());
         Self {
             dir,
             port,
@@ -122,7 +116,21 @@ impl Proxy {
         }
     }
 
-    fn wait_ready(&self) {
+    /// Kills it (SIGKILL) and starts it again with the same configuration; returns when it is ready.
+    pub(crate) fn kill_and_restart(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.child.wait().unwrap();
+        self.child = serve(self.dir.path());
+        self.wait_ready();
+    }
+
+    /// The data directory of the server that it runs itself.
+    pub(crate) fn local_data(&self) -> PathBuf {
+        let data = self.local_data.as_ref();
+        data.expect("a proxy of the kind local").join("pgdata")
+    }
+
+    pub(crate) fn wait_ready(&self) {
         let admin = self.admin();
         let pid = self.child.id();
         wait_for(
@@ -183,6 +191,18 @@ impl Proxy {
         self.dir.path().join("state/tls/ca.crt")
     }
 
+    /// A second process with the same configuration.
+    pub(crate) fn second(&self) -> Child {
+        Command::new(program())
+            .args(["serve", "--config"])
+            .arg(self.dir.path().join("proxy.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the proxy starts")
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("the proxy runs");
@@ -195,8 +215,9 @@ impl Proxy {
 
     /// Kills (SIGKILL) the server that it runs itself, with all its processes.
     pub(crate) fn kill_server(&self) {
-        let data = self.local_data.as_ref().expect("a proxy of the kind local");
-        kill_tree(pid_in(&data.join("pgdata")).expect("its server runs"));
+        if let Some(pid) = pid_in(&self.local_data()) {
+            kill_tree(pid);
+        }
     }
 
     /// What it logged so far.
@@ -248,6 +269,23 @@ impl Drop for Proxy {
     }
 }
 
+/// Starts the program with the configuration in `dir`.
+fn serve(dir: &Path) -> Child {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("log"))
+        .unwrap();
+    Command::new(program())
+        .args(["serve", "--config"])
+        .arg(dir.join("proxy.toml"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .expect("the proxy starts")
+}
+
 /// The last 60 lines.
 pub(crate) fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
@@ -275,7 +313,7 @@ fn configuration(
     write!(
         text,
         "state_dir = \"{state}\"\n\
-         [listen.postgres]\naddress = [\"127.0.0.1:{port}\"{socket}]\ntls = \"prefer\"\n\
+         [listen.postgres]\naddress = [\"{host}:{port}\"{socket}]\ntls = \"prefer\"\n\
          {sections}\n\
          [admin]\naddress = \"127.0.0.1:{admin}\"\n\
          [limits]\n{limits}\n\
@@ -287,6 +325,11 @@ fn configuration(
          [clusters.{CLUSTER}.sessions]\n{sessions}\n\
          [clusters.{CLUSTER}.provider]\n{provider}\n",
         state = dir.join("state").display(),
+        host = if options.everywhere {
+            "0.0.0.0"
+        } else {
+            "127.0.0.1"
+        },
         port = port.number,
         admin = admin.number,
         socket = socket.map(|s| format!(", \"{s}\"")).unwrap_or_default(),

@@ -5,13 +5,15 @@ use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// Whom to connect to, and as whom.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
-    /// TCP port on 127.0.0.1.
+    /// Its address.
+    pub(crate) host: Ipv4Addr,
+    /// TCP port there.
     pub(crate) port: u16,
     /// User name.
     pub(crate) user: String,
@@ -27,12 +29,19 @@ impl Target {
     /// A target on 127.0.0.1.
     pub(crate) fn new(port: u16, (user, password): (&str, &str), database: &str) -> Self {
         Self {
+            host: Ipv4Addr::LOCALHOST,
             port,
             user: user.to_owned(),
             password: password.to_owned(),
             database: database.to_owned(),
             parameters: Vec::new(),
         }
+    }
+
+    /// The same at another address.
+    pub(crate) fn at(mut self, host: Ipv4Addr) -> Self {
+        self.host = host;
+        self
     }
 
     /// The same with one more start-up parameter.
@@ -173,7 +182,7 @@ pub(crate) struct Client {
 impl Client {
     /// Connects and logs in.
     pub(crate) fn connect(target: &Target) -> Result<Self, Failure> {
-        let address = SocketAddr::from(([127, 0, 0, 1], target.port));
+        let address = SocketAddr::from((target.host, target.port));
         let stream = TcpStream::connect_timeout(&address, SOON)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(90)))?;
@@ -405,7 +414,7 @@ impl Client {
         packet.extend(80_877_102_i32.to_be_bytes());
         packet.extend(self.process.to_be_bytes());
         packet.extend(&self.secret);
-        let mut stream = TcpStream::connect(("127.0.0.1", self.target.port)).unwrap();
+        let mut stream = TcpStream::connect((self.target.host, self.target.port)).unwrap();
         stream.write_all(&packet).unwrap();
         // The other side closes once it has taken it.
         let _ = stream.read(&mut [0; 1]);

@@ -1,0 +1,270 @@
+//! Servers and proxies that are killed at every moment, with the ledger beside: what was acknowledged is there
+//! once, what was not at most once, and the cluster comes back by itself. And servers that do not answer.
+
+use crate::support::ledger::Ledger;
+use crate::support::postgres::{ADMIN, APP, Postgres};
+use crate::support::proxy::{Options, Proxy};
+use crate::support::wire::{Client, Target};
+use crate::support::{EVENT, SOON, full, sized, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use std::fs;
+
+const WRITERS: u32 = 6;
+
+fn rounds() -> u32 {
+    sized(3, 20)
+}
+
+/// Lets the ledger go on for a number of rows that differs from round to round.
+fn some_more(ledger: &Ledger, round: u32) {
+    let written = ledger.written();
+    let wanted = u64::from(round * 37 % 101) + 20;
+    wait_until("rows are written", SOON * 3, || {
+        ledger.written() > written + wanted
+    });
+}
+
+fn check(ledger: Ledger, admin: &Target, kills: u32) {
+    let told = ledger.stop();
+    let faults = told.faults(admin);
+    assert!(faults.is_empty(), "{faults:#?}");
+    let of_sessions = told.errors.iter().filter(|e| !e.starts_with("log-in"));
+    let count = of_sessions.count() as u32;
+    assert!(
+        count <= kills * WRITERS,
+        "{count} errors of {kills} kills: {:#?}",
+        told.errors
+    );
+}
+
+#[test]
+fn fault_kills_of_the_server_at_random() {
+    let mut server = Postgres::start(&[]);
+    let options = Options {
+        sessions: "snapshot_after = \"100ms\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    let ledger = Ledger::start(&server.admin(), &proxy.app(), WRITERS);
+    for round in 0..rounds() {
+        some_more(&ledger, round);
+        server.kill();
+        server.boot();
+    }
+    some_more(&ledger, 0);
+    check(ledger, &server.admin(), rounds());
+}
+
+/// Starts an event and waits for one of its steps; false when it was over before.
+fn reach(proxy: &Proxy, step: &str) -> bool {
+    let admin = proxy.admin();
+    let id = admin.start_event(&json!({ "restart": true }));
+    loop {
+        if admin.outcome(id).is_some() {
+            return false;
+        }
+        if admin.event(id)["state"] == step {
+            return true;
+        }
+    }
+}
+
+fn settled(proxy: &Proxy) {
+    wait_until("no event is left", EVENT, || {
+        proxy.admin().cluster()["event"].is_null()
+    });
+}
+
+#[test]
+fn fault_kills_of_the_local_server_in_each_step_of_an_event() {
+    let proxy = Proxy::local(&Options::default());
+    let admin = Target::new(proxy.port(), ADMIN, "app");
+    let ledger = Ledger::start(&admin, &proxy.app(), WRITERS);
+    let mut kills = 0;
+    for step in ["prepare", "probe", "settle", "cut_over"] {
+        for round in 0..sized(1, 20) {
+            some_more(&ledger, round);
+            let reached = reach(&proxy, step);
+            proxy.kill_server();
+            kills += 1;
+            settled(&proxy);
+            if !full() {
+                println!("{step}: reached {reached}");
+            }
+        }
+    }
+    // And while it is held by hand.
+    proxy.admin().act("hold");
+    proxy.kill_server();
+    kills += 1;
+    proxy.admin().act("release");
+    some_more(&ledger, 1);
+    settled(&proxy);
+    proxy.admin().swap();
+    check(ledger, &admin, kills);
+}
+
+/// Server processes that have this data directory.
+fn postmasters(data: &std::path::Path) -> usize {
+    let data = fs::canonicalize(data).unwrap();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let here = processes.filter(|e| {
+        let is_server = fs::read(e.path().join("cmdline"))
+            .is_ok_and(|line| line.windows(3).any(|w| w == b"-D\0"));
+        is_server && fs::read_link(e.path().join("cwd")).is_ok_and(|cwd| cwd == data)
+    });
+    here.count()
+}
+
+#[test]
+fn fault_kills_of_the_proxy_in_each_step_of_an_event() {
+    let mut proxy = Proxy::local(&Options::default());
+    let admin = Target::new(proxy.port(), ADMIN, "app");
+    let ledger = Ledger::start(&admin, &proxy.app(), WRITERS);
+    let mut kills = 0;
+    for step in ["prepare", "probe", "settle", "cut_over", "none"] {
+        for round in 0..sized(1, 20) {
+            some_more(&ledger, round);
+            if step != "none" {
+                reach(&proxy, step);
+            }
+            proxy.kill_and_restart();
+            kills += 1;
+            assert_eq!(postmasters(&proxy.local_data()), 1, "{step}");
+        }
+    }
+    some_more(&ledger, 1);
+    settled(&proxy);
+    proxy.admin().swap();
+    assert_eq!(postmasters(&proxy.local_data()), 1);
+    check(ledger, &admin, kills);
+}
+
+#[test]
+fn fault_a_server_that_hangs_is_waited_for_up_to_the_login_deadline() {
+    let server = Postgres::start(&[]);
+    let options = Options {
+        limits: "login_timeout = \"2s\"".to_owned(),
+        sessions: "snapshot_after = \"200ms\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    let mut client = proxy.client("stays");
+    client.run("set app.tenant = 'mine'");
+    server.freeze(true);
+    let error = Client::connect(&proxy.app()).unwrap_err().server();
+    assert_eq!(
+        (error.severity.as_str(), error.code.as_str()),
+        ("FATAL", "57P03")
+    );
+    client.start("show app.tenant").unwrap();
+    server.freeze(false);
+    let rows = client.finish().expect("served when it goes on");
+    assert_eq!(rows[0][0].as_deref(), Some("mine"));
+    wait_until("new clients come in again", SOON, || {
+        Client::connect(&proxy.app()).is_ok()
+    });
+}
+
+#[test]
+fn fault_a_server_that_refuses_or_starts_up_is_waited_for_up_to_the_login_deadline() {
+    let mut server = Postgres::start(&[]);
+    let options = Options {
+        limits: "login_timeout = \"2s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    let refused = || {
+        let error = Client::connect(&proxy.app()).unwrap_err().server();
+        assert_eq!(
+            (error.severity.as_str(), error.code.as_str()),
+            ("FATAL", "57P03")
+        );
+    };
+    server.stop();
+    refused();
+    // A standby that lets nobody in says 57P03 for as long as it likes.
+    let signal = server.data_dir().join("standby.signal");
+    fs::write(&signal, "").unwrap();
+    server.set("hot_standby=off");
+    server.spawn();
+    refused();
+    server.signal(Signal::SIGQUIT);
+    server.wait();
+    fs::remove_file(&signal).unwrap();
+    server.boot();
+    wait_until("clients come in again", SOON, || {
+        Client::connect(&proxy.app()).is_ok()
+    });
+}
+
+#[test]
+fn fault_a_full_server_says_so_itself_at_the_login_deadline() {
+    let server = Postgres::start(&["max_connections=12", "superuser_reserved_connections=3"]);
+    let options = Options {
+        limits: "login_timeout = \"2s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    let mut others = Vec::new();
+    while let Ok(client) = Client::connect(&server.app()) {
+        others.push(client);
+    }
+    let direct = Client::connect(&server.app()).unwrap_err().server();
+    assert_eq!(direct.code, "53300");
+    let told = Client::connect(&proxy.app()).unwrap_err().server();
+    assert_eq!(told, direct, "in the server's own words");
+    others.truncate(2);
+    wait_until("clients come in again", SOON, || {
+        Client::connect(&proxy.app()).is_ok()
+    });
+}
+
+#[test]
+fn fault_a_full_disk_is_told_word_for_word_and_nothing_is_lost() {
+    let Some(mut server) =
+        Postgres::on_small_disk("150m", &["max_wal_size=32MB", "wal_keep_size=0"])
+    else {
+        eprintln!("skipped: a small file system can be mounted by root only");
+        return;
+    };
+    let options = Options {
+        sessions: "snapshot_after = \"100ms\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    let ledger = Ledger::start(&server.admin(), &proxy.app(), WRITERS);
+    some_more(&ledger, 1);
+    let mut client = proxy.client("fills");
+    client.run("create unlogged table big (a text)");
+    let fill = "insert into big select repeat('x', 7000) from generate_series(1, 30000)";
+    let error = client.query(fill).unwrap_err().server();
+    // The log of writes may have met the end of the disk first: then the server itself has gone.
+    if error.code == "53100" {
+        assert_eq!(error.severity, "ERROR");
+        client.run("drop table big");
+        client.run("select 1");
+    } else {
+        server.grow_disk("600m");
+        server.kill();
+        server.boot();
+    }
+    some_more(&ledger, 1);
+    let told = ledger.stop();
+    let faults = told.faults(&server.admin());
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+#[test]
+fn safety_25_two_proxies_never_share_a_server() {
+    let proxy = Proxy::local(&Options::default());
+    let second = proxy.second();
+    let output = second.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("in use by another slackwater"), "{said}");
+    let mut client = Client::connect(&Target::new(proxy.port(), APP, "app")).unwrap();
+    client.run("select 1");
+    assert_eq!(postmasters(&proxy.local_data()), 1);
+}
