@@ -7,10 +7,10 @@ use crate::auth::{Secret, Verifier};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 
-/// What is asked of the server; NULL where there is no such role, or it may not log in.
+/// What is asked of the server. (That a role may not log in is the server's to say, after its password.)
 const FROM_AUTHID: &str = "SELECT rolpassword, \
     (rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.now())::text \
-    FROM pg_catalog.pg_authid WHERE rolname = $1::name AND rolcanlogin";
+    FROM pg_catalog.pg_authid WHERE rolname = $1::name";
 
 /// Most verifiers that are kept for the time when the server is away.
 const CACHE_MAX: usize = 10_000;

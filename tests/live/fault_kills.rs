@@ -238,6 +238,7 @@ fn fault_a_full_disk_is_told_word_for_word_and_nothing_is_lost() {
     some_more(&ledger, 1);
     let mut client = proxy.client("fills");
     client.run("create unlogged table big (a text)");
+    client.run("alter table big alter a set storage external");
     let fill = "insert into big select repeat('x', 7000) from generate_series(1, 30000)";
     let error = client.query(fill).unwrap_err().server();
     // The log of writes may have met the end of the disk first: then the server itself has gone.

@@ -226,7 +226,6 @@ fn fault_network_to_the_server_is_cut_for_long_and_everybody_is_told_the_truth()
             (error.severity.as_str(), error.code.as_str()),
             ("FATAL", "08007")
         );
-        open.start("insert into t values (2)").unwrap();
         let error = open.finish().unwrap_err().server();
         assert_eq!(
             (error.severity.as_str(), error.code.as_str()),

@@ -34,7 +34,7 @@ fn poolers_start_up_options_reach_the_server_and_stay() {
         .named("options")
         .with(
             "options",
-            "-c search_path=a\\ b,\"$user\" --geqo=off -c app.tenant=x+y -cwork_mem=5MB",
+            "-c search_path=\"a\\ b\",\"$user\" --geqo=off -c app.tenant=x+y -cwork_mem=5MB",
         )
         .with("extra_float_digits", "3")
         .with("DateStyle", "SQL, DMY");
@@ -42,7 +42,7 @@ fn poolers_start_up_options_reach_the_server_and_stay() {
     for round in 0..3 {
         assert_eq!(
             client.value("show search_path"),
-            "a b,\"$user\"",
+            "\"a b\",\"$user\"",
             "round {round}"
         );
         assert_eq!(client.value("show geqo"), "off");

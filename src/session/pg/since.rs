@@ -11,6 +11,8 @@ pub struct Since {
     spoiled: bool,
     /// BEGIN was the first that was completed, and its transaction is still open.
     inside: bool,
+    /// ROLLBACK was completed: of all of it, or to a savepoint. The next ReadyForQuery tells.
+    maybe_over: bool,
     /// What is in flight may end the transaction, or has.
     may_end: bool,
     /// A Parse of the unnamed statement was sent, so that its text was seen.
@@ -26,6 +28,7 @@ impl Default for Since {
         Self {
             spoiled: true,
             inside: false,
+            maybe_over: false,
             may_end: false,
             unnamed_seen: false,
             named_bound: false,
@@ -79,19 +82,22 @@ impl Since {
         if !self.inside {
             self.inside = matches!(tag, b"BEGIN" | b"START TRANSACTION");
             self.spoiled |= !self.inside;
-        } else if matches!(tag, b"COMMIT" | b"PREPARE TRANSACTION") {
+        } else if self.maybe_over || matches!(tag, b"COMMIT" | b"PREPARE TRANSACTION") {
             self.spoiled = true;
+        } else if tag == b"ROLLBACK" {
+            self.maybe_over = true;
         }
     }
 
     /// Something other than a completed command came of a request.
     pub(super) fn disturbed(&mut self) {
-        self.spoiled |= !self.inside;
+        self.spoiled |= !self.inside || self.maybe_over;
     }
 
     /// ReadyForQuery; `quiet`: nothing else is in flight.
     pub(super) fn ready(&mut self, idle: bool, quiet: bool) {
         self.inside &= !idle;
+        self.maybe_over = false;
         self.may_end &= !quiet;
     }
 
@@ -115,5 +121,90 @@ impl Since {
     /// Named statements were used.
     pub(super) fn used_named(&self) -> bool {
         self.named_bound
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::pg::hints::scan;
+
+    /// Replays tags; `I`, `T` and `E` stand for ReadyForQuery, `!` for an error. Whether a server that is lost
+    /// then takes nothing but a transaction with it.
+    fn one_transaction(tags: &[&str]) -> bool {
+        let mut since = Since::default();
+        since.clean();
+        for tag in tags {
+            match *tag {
+                "I" => since.ready(true, true),
+                "T" | "E" => since.ready(false, true),
+                "!" => since.disturbed(),
+                tag => since.completed(&[tag.as_bytes(), b"\0"].concat()),
+            }
+        }
+        since.is_one_transaction()
+    }
+
+    #[test]
+    fn only_what_is_all_one_transaction_is_one() {
+        for tags in [
+            &["BEGIN", "T"][..],
+            &["START TRANSACTION", "INSERT 0 1", "T", "!", "E"],
+            &[
+                "BEGIN",
+                "T",
+                "SAVEPOINT",
+                "T",
+                "ROLLBACK",
+                "T",
+                "SELECT 1",
+                "T",
+            ],
+            &["BEGIN", "T", "SET", "T", "ROLLBACK", "I", "BEGIN", "T"],
+        ] {
+            assert!(one_transaction(tags), "{tags:?}");
+        }
+        for tags in [
+            &[][..],
+            &["SET", "BEGIN", "T"],
+            &["!", "I", "BEGIN", "T"],
+            &["SELECT 1", "I", "BEGIN", "T"],
+            &["BEGIN", "T", "COMMIT", "T"],
+            &["BEGIN", "PREPARE TRANSACTION", "I", "BEGIN", "T"],
+            // Behind a ROLLBACK in one message nobody knows what belongs to what.
+            &["BEGIN", "ROLLBACK", "SET", "I", "BEGIN", "T"],
+            &["BEGIN", "T", "ROLLBACK", "!", "I", "BEGIN", "T"],
+            &["BEGIN", "T", "ROLLBACK", "I"],
+        ] {
+            assert!(!one_transaction(tags), "{tags:?}");
+        }
+    }
+
+    #[test]
+    fn texts_that_outlast_a_transaction_or_may_end_it() {
+        for (text, lasting, may_end) in [
+            ("insert into t values ('commit; end')", false, false),
+            (
+                "insert into t values (1) on conflict do nothing",
+                false,
+                false,
+            ),
+            ("select pg_advisory_xact_lock(1)", false, false),
+            ("select pg_try_advisory_lock(1)", true, false),
+            ("DO $$ begin perform 1; end $$", true, true),
+            ("call p()", true, false),
+            ("prepare p as select 1", true, true),
+            ("execute p", true, false),
+            ("deallocate all", true, false),
+            ("select dblink_connect('a', 'b')", true, false),
+            ("commit", false, true),
+            ("/* x */ END", false, true),
+            ("select case when a then 1 end from t", false, true),
+            ("rollback to a", false, true),
+            ("abort", false, true),
+        ] {
+            let hints = scan(text.as_bytes());
+            assert_eq!((hints.lasting, hints.may_end), (lasting, may_end), "{text}");
+        }
     }
 }
