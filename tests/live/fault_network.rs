@@ -5,7 +5,7 @@ use crate::support::ledger::Ledger;
 use crate::support::postgres::Postgres;
 use crate::support::proxy::{Options, Proxy};
 use crate::support::wire::{Client, Target};
-use crate::support::{SOON, sized, wait_until};
+use crate::support::{SOON, sized, skipped, wait_until};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -54,7 +54,7 @@ impl Net {
         let number = std::process::id() % 60_000;
         let name = format!("swt{number}");
         if !ip(&format!("netns add {name}")) {
-            eprintln!("skipped: network namespaces need root and iproute2");
+            skipped("network namespaces need root and iproute2");
             return None;
         }
         let cable = |letter: char, at: u8| {

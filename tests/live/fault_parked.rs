@@ -3,7 +3,7 @@
 
 use crate::support::postgres::{APP, Postgres};
 use crate::support::proxy::{Options, Proxy};
-use crate::support::wire::{Client, Target, bind, execute, message, parse, sync};
+use crate::support::wire::{Client, Message, Target, bind, execute, message, parse, sync};
 use crate::support::{SOON, wait_until};
 
 fn parking(server: &Postgres) -> Proxy {
@@ -133,7 +133,7 @@ fn prepare(client: &mut Client, name: &str, sql: &str) -> Vec<String> {
 
 fn labels(client: &mut Client) -> Vec<String> {
     let answer = client.until_ready().unwrap();
-    answer.iter().map(|m| m.label()).collect()
+    answer.iter().map(Message::label).collect()
 }
 
 fn execute_named(client: &mut Client, name: &str) -> Vec<String> {

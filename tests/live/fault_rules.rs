@@ -3,7 +3,7 @@
 use crate::support::postgres::{ADMIN, Postgres};
 use crate::support::proxy::{Options, Proxy};
 use crate::support::script::{self, Direct};
-use crate::support::wire::{Client, Target, bind, execute, message, parse, sync};
+use crate::support::wire::{Client, Message, Target, bind, execute, message, parse, sync};
 use crate::support::{SOON, sized, wait_until};
 use nix::sys::signal::Signal;
 
@@ -165,7 +165,7 @@ fn safety_15_only_the_transaction_is_lost() {
     ] {
         client.start(sql).unwrap();
         let answer = client.until_ready().unwrap();
-        let labels: Vec<_> = answer.iter().map(|m| m.label()).collect();
+        let labels: Vec<_> = answer.iter().map(Message::label).collect();
         assert_eq!(labels, [format!("E({wanted})"), "Z(E)".to_owned()], "{sql}");
     }
     script::run(
@@ -209,7 +209,7 @@ fn safety_15_a_commit_is_never_answered_as_if_nothing_was_wrong() {
     .concat();
     client.send(&commit).unwrap();
     let answer = client.until_ready().unwrap();
-    let labels: Vec<_> = answer.iter().map(|m| m.label()).collect();
+    let labels: Vec<_> = answer.iter().map(Message::label).collect();
     assert_eq!(labels, ["1", "2", "E(57P02)", "Z(I)"]);
     assert_eq!(client.value("show app.tenant"), "mine");
 }
@@ -228,7 +228,7 @@ fn safety_15_the_extended_protocol_in_a_lost_transaction() {
     let labels = |client: &mut Client, bytes: &[Vec<u8>]| -> Vec<String> {
         client.send(&bytes.concat()).unwrap();
         let answer = client.until_ready().unwrap();
-        answer.iter().map(|m| m.label()).collect()
+        answer.iter().map(Message::label).collect()
     };
     let insert = [
         parse("", "insert into t values ($1)"),
@@ -288,7 +288,7 @@ fn safety_15_what_was_in_flight_is_answered_to_its_end() {
     server.kill();
     for wanted in [["E(57P02)", "Z(E)"], ["E(25P02)", "Z(E)"]] {
         let answer = client.until_ready().unwrap();
-        let labels: Vec<_> = answer.iter().map(|m| m.label()).collect();
+        let labels: Vec<_> = answer.iter().map(Message::label).collect();
         // What was read before it was lost (ParseComplete, BindComplete) came before.
         assert!(labels.ends_with(&wanted.map(str::to_owned)), "{labels:?}");
     }

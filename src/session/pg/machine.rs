@@ -230,60 +230,10 @@ impl Machine {
                 self.batch_open = false;
                 self.owed.push_back(Owed::Sync);
             }
-            b'P' => {
-                let mut reader = Reader::new(head);
-                let name = reader.cstr().unwrap_or_default();
-                let text = reader.cstr().unwrap_or_else(|_| reader.rest());
-                self.recent.note(now, text, false);
-                let hints = self.watched.on_text(Some(name), text);
-                self.since
-                    .text(&hints, head.len() == header.body, !name.is_empty());
-                if name.is_empty() {
-                    self.since.unnamed_parsed();
-                    self.unnamed
-                        .sent((head.len() == header.body).then_some(head));
-                    self.extended(Owed::ParseUnnamed);
-                } else {
-                    self.since.spoil();
-                    self.told.replaced(name);
-                    self.extended(Owed::Parse);
-                }
-            }
-            b'B' => {
-                let mut reader = Reader::new(head);
-                if reader.cstr().is_ok()
-                    && let Ok(name) = reader.cstr()
-                {
-                    if !name.is_empty() {
-                        self.recent.note(now, name, true);
-                    }
-                    self.watched.on_bind(name, head);
-                    self.since.bound(name);
-                }
-                self.extended(Owed::Bind);
-            }
-            b'C' => {
-                let owed = match head {
-                    [b'S', 0, ..] => Owed::CloseUnnamed,
-                    [b'S', name @ ..] => {
-                        self.since.spoil();
-                        self.told.replaced(cstr(name));
-                        Owed::Close
-                    }
-                    _ => Owed::Close,
-                };
-                self.extended(owed);
-            }
-            b'D' => {
-                let owed = match head {
-                    [b'S', name @ ..] => {
-                        self.told.asked(cstr(name));
-                        Owed::DescribeStatement
-                    }
-                    _ => Owed::DescribePortal,
-                };
-                self.extended(owed);
-            }
+            b'P' => self.parse_sent(header, head, now),
+            b'B' => self.bind_sent(head, now),
+            b'C' => self.close_sent(head),
+            b'D' => self.describe_sent(head),
             b'E' => self.extended(Owed::Execute),
             // Outside COPY the server ignores these.
             b'c' | b'f' | b'd' if self.owed.is_empty() => {}
@@ -474,7 +424,7 @@ impl Machine {
         }
     }
 
-    fn extended(&mut self, owed: Owed) {
+    pub(super) fn extended(&mut self, owed: Owed) {
         self.batch_open = true;
         self.owed.push_back(owed);
     }
@@ -589,9 +539,4 @@ impl Machine {
     pub(super) fn ambiguous(&mut self, why: &'static str) {
         self.ambiguous.get_or_insert(why);
     }
-}
-
-/// A string up to its NUL.
-fn cstr(bytes: &[u8]) -> &[u8] {
-    bytes.split(|b| *b == 0).next().unwrap_or_default()
 }

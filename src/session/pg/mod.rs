@@ -4,6 +4,7 @@ pub mod aborted;
 mod copy_error;
 mod copying;
 mod exit;
+mod extended;
 pub mod findings;
 pub mod hints;
 mod lexical;

@@ -38,6 +38,12 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut ready: impl FnMut() ->
     wait_for(what, limit, || ready().then_some(()));
 }
 
+/// Says that a test can't be run here, and why.
+pub(crate) fn skipped(why: &str) {
+    let text = format!("skipped: {why}\n");
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+}
+
 /// Long enough for anything that should take a moment, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
