@@ -4,16 +4,21 @@ use super::Endpoint;
 use super::frames::Frames;
 use crate::auth::Credential;
 use crate::auth::md5;
-use crate::auth::scram::{ClientExchange, ClientSigned, NONCE_BYTES};
+use crate::auth::scram::{Binding, ClientExchange, ClientSigned, NONCE_BYTES};
 use crate::transport::stream::Stream;
 use crate::transport::{Address, ServerTls, SocketConfig, socket, tls};
 use crate::wire::pg::backend::ErrorFields;
 use crate::wire::pg::frame::{Reader, put, put_cstr};
-use crate::wire::pg::startup::{StartupParams, put_cancel_request, put_ssl_request, put_startup};
+use crate::wire::pg::startup::{
+    MAX_CANCEL_SECRET, NEWEST_MINOR, PROTOCOL_3_0, StartupParams, put_cancel_request,
+    put_ssl_request, put_startup,
+};
 use bytes::{BufMut, Bytes, BytesMut};
+use std::fmt;
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
+use zeroize::Zeroize;
 
 /// A login that is wanted.
 #[derive(Debug, Clone)]
@@ -31,7 +36,6 @@ pub struct Login<'a> {
 }
 
 /// A server connection, logged in and idle.
-#[derive(Debug)]
 pub struct Connected {
     /// The socket.
     pub stream: Stream,
@@ -41,6 +45,12 @@ pub struct Connected {
     pub process: i32,
     /// Its cancel key; empty when the server told none.
     pub secret: Bytes,
+}
+
+impl fmt::Debug for Connected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connected to server process {}", self.process)
+    }
 }
 
 /// Why a login failed.
@@ -219,10 +229,12 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     let io = |source| io_error(login.endpoint, source);
     let mut stream = open(login.endpoint, login.socket, login.deadline).await?;
     let mut out = BytesMut::new();
-    put_startup(&mut out, login.params);
+    put_startup(&mut out, NEWEST_MINOR, login.params);
+    let end_point = tls::server_end_point(&stream);
     let mut frames = Frames::new(&mut stream);
     frames.send(&out).await.map_err(io)?;
     let mut exchange = Sasl::None;
+    let mut negotiated = false;
     let mut params = Vec::new();
     let mut process = 0;
     let mut secret = Bytes::new();
@@ -230,8 +242,13 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
         let message = frames.next().await.map_err(io)?;
         match message.tag {
             b'R' => {
-                if let Some(answer) = authenticate(login, &message.body, &mut exchange)? {
-                    frames.send(&answer).await.map_err(io)?;
+                let end_point = end_point.as_deref();
+                let answer = authenticate(login, end_point, &message.body, &mut exchange)?;
+                if let Some(mut answer) = answer {
+                    let sent = frames.send(&answer).await;
+                    // It may be a password.
+                    answer.as_mut().zeroize();
+                    sent.map_err(io)?;
                 }
             }
             b'E' => {
@@ -250,12 +267,21 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
             b'K' => {
                 let mut reader = Reader::new(&message.body);
                 process = reader.i32().unwrap_or(0);
+                let told = reader.rest();
+                if told.len() > MAX_CANCEL_SECRET {
+                    let text = "the server told a cancel key that is longer than 256 bytes";
+                    return Err(ConnectError::Auth(text.into()));
+                }
                 // A copy: a slice would keep the whole read buffer for as long as the session lasts.
-                secret = Bytes::copy_from_slice(reader.rest());
+                secret = Bytes::copy_from_slice(told);
+            }
+            b'v' => {
+                negotiate(&message.body, negotiated).map_err(ConnectError::Auth)?;
+                negotiated = true;
             }
             b'Z' => break,
-            // Notices, and a negotiation down to the version that was asked for anyway.
-            b'N' | b'v' => {}
+            // Notices.
+            b'N' => {}
             tag => {
                 let text = format!("the server sent message '{}' during login", char::from(tag));
                 return Err(ConnectError::Auth(text));
@@ -275,6 +301,22 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     })
 }
 
+/// Takes a server's NegotiateProtocolVersion: an older one than 3.2 is as good, since only the length of
+/// cancel keys differs.
+fn negotiate(body: &[u8], again: bool) -> Result<(), String> {
+    let mut reader = Reader::new(body);
+    let (Ok(version), Ok(options)) = (reader.i32(), reader.i32()) else {
+        return Err("the server's NegotiateProtocolVersion is cut".into());
+    };
+    let newest = PROTOCOL_3_0 | i32::from(NEWEST_MINOR);
+    // PostgreSQL before 18 tells the minor version alone.
+    let known = (PROTOCOL_3_0..=newest).contains(&version) || (0..=2).contains(&version);
+    if again || !known || options != 0 {
+        return Err("the server negotiates for what was not asked of it".into());
+    }
+    Ok(())
+}
+
 /// Where a SCRAM exchange with the server stands.
 enum Sasl {
     None,
@@ -285,6 +327,7 @@ enum Sasl {
 /// Answers one Authentication message.
 fn authenticate(
     login: &Login<'_>,
+    end_point: Option<&[u8]>,
     body: &[u8],
     exchange: &mut Sasl,
 ) -> Result<Option<BytesMut>, ConnectError> {
@@ -296,6 +339,12 @@ fn authenticate(
     let user = login.params.get("user").unwrap_or_default();
     let mut out = BytesMut::new();
     match kind {
+        // In the middle of an exchange the server has proven nothing yet.
+        0 if !matches!(exchange, Sasl::None) => {
+            return Err(fail(
+                "the server let Slackwater in before it had proven that it holds the user's verifier",
+            ));
+        }
         0 => return Ok(None),
         3 => match login.credential {
             Some(Credential::Password(password)) => {
@@ -333,12 +382,17 @@ fn authenticate(
             })?;
             let mut nonce = [0; NONCE_BYTES];
             aws_lc_rs::rand::fill(&mut nonce).map_err(|_| fail("no randomness"))?;
+            let binding = Binding::choose(reader.rest(), end_point).ok_or_else(|| {
+                fail("the server offers no SASL mechanism that is spoken here: SCRAM-SHA-256 is")
+            })?;
             let started =
                 ClientExchange::new(credential, &nonce).map_err(|e| fail(&e.to_string()))?;
+            let started = started.binding(binding);
             let first = started.first();
+            let mechanism = started.mechanism();
             *exchange = Sasl::Started(Box::new(started));
             put(&mut out, b'p', |out| {
-                put_cstr(out, b"SCRAM-SHA-256");
+                put_cstr(out, mechanism.as_bytes());
                 out.put_i32(i32::try_from(first.len()).unwrap_or(i32::MAX));
                 out.put_slice(&first);
             });

@@ -1,7 +1,9 @@
 //! From an accepted socket to a session: hand-shake, cluster, verifier, proof, first server connection.
 //! One deadline covers all of it.
 
-use super::authentication::{Challenge, Method, authenticate};
+use super::authentication::{
+    Challenge, ClientCertificate, Method, authenticate, check_certificate,
+};
 use super::handshake::{Accepted, Arrival, HandshakeConfig, accept};
 use super::relay::Leg;
 use super::session::Session;
@@ -26,9 +28,16 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
+use zeroize::Zeroizing;
 
 /// How long the client of a CancelRequest is kept waiting for its close.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);
+
+/// Bytes of a cancel key's secret since protocol 3.2; as many as PostgreSQL's own.
+const CANCEL_SECRET: usize = 32;
+
+/// Bytes of it before.
+const CANCEL_SECRET_3_0: usize = 4;
 
 /// Wait between attempts to log in to a server that is away or full.
 const RETRY: Duration = Duration::from_millis(50);
@@ -46,6 +55,8 @@ pub struct Entry {
     pub method: Method,
     /// What their proof is checked against.
     pub verifiers: Verifiers,
+    /// What their certificates must be.
+    pub client_certificate: ClientCertificate,
 }
 
 /// What the logins of the process share.
@@ -189,6 +200,17 @@ async fn admit(
             return None;
         }
     };
+    // Before anything is asked of a server: who has no certificate costs nothing.
+    let checked = check_certificate(&mut arrival, entry.client_certificate);
+    match tokio::time::timeout_at(deadline, checked).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::info!(%error, "a client was not let in");
+            shared.count_error(ErrorKind::Client);
+            return None;
+        }
+        Err(_) => return None,
+    }
     let secret = match find_secret(&arrival, entry, deadline).await {
         Ok(secret) => secret,
         Err(Refusal::ClientGone) => return None,
@@ -275,9 +297,14 @@ async fn first_server(
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let now = Instant::now().into_std();
     let limits = shared.limits;
-    let mut random = [0; 8];
-    aws_lc_rs::rand::fill(&mut random).ok()?;
-    let [a, b, c, d, spread @ ..] = random;
+    let mut secret = Zeroizing::new([0; CANCEL_SECRET]);
+    let mut spread = [0; 4];
+    aws_lc_rs::rand::fill(&mut *secret).ok()?;
+    aws_lc_rs::rand::fill(&mut spread).ok()?;
+    let secret = match arrival.minor {
+        ..2 => secret.get(..CANCEL_SECRET_3_0)?,
+        2.. => secret.as_slice(),
+    };
     let identity = Identity {
         id: shared.next_session(),
         user: text(arrival.user()),
@@ -319,13 +346,12 @@ async fn first_server(
     };
     let told = cluster.tell_process(opened.link.process);
     registered.handle.process.store(told, Ordering::Relaxed);
-    let secret = [a, b, c, d];
     let key = shared.add_key(told, secret, &registered.handle);
     let mut out = BytesMut::new();
     for (name, value) in &opened.params {
         put_parameter_status(&mut out, name, value);
     }
-    put_backend_key_data(&mut out, told, &secret);
+    put_backend_key_data(&mut out, told, secret);
     put_ready(&mut out, b'I');
     if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
         cluster.forget_process(told, opened.link.process);

@@ -3,6 +3,9 @@
 pub mod authentication;
 mod blame;
 mod end;
+#[cfg(test)]
+#[path = "tests/front.rs"]
+mod front;
 pub mod handshake;
 pub mod janitor;
 mod leg;
