@@ -8,6 +8,7 @@ use crate::api::{Control, ControlError, ErrorCode};
 use crate::backend::registry::Ask;
 use crate::backend::verifiers::Verifiers;
 use crate::config::{AuthSource, Config};
+use crate::net::admission::{Admission, AdmissionLimits};
 use crate::net::handshake::HandshakeConfig;
 use crate::net::janitor::{self, Rests};
 use crate::net::login::{self, Entrance};
@@ -95,7 +96,14 @@ impl App {
                 mock_secret,
             }),
             certificates,
-            entrance: Arc::new(Entrance { shared, entries }),
+            entrance: Arc::new(Entrance {
+                shared,
+                entries,
+                admission: Arc::new(Admission::new(
+                    admission_limits(&config.limits),
+                    metrics.logins.clone(),
+                )),
+            }),
             config: Mutex::new(config),
             path,
             metrics,
@@ -303,6 +311,18 @@ fn socket_config(config: &Config) -> SocketConfig {
     SocketConfig {
         keepalive: config.limits.keepalive,
         tcp_user_timeout: config.limits.tcp_user_timeout,
+    }
+}
+
+fn admission_limits(limits: &crate::config::Limits) -> AdmissionLimits {
+    let number = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+    AdmissionLimits {
+        max_logins: number(limits.max_logins),
+        max_logins_per_address: number(limits.max_logins_per_address),
+        // As many as could be let in.
+        max_waiting: number(limits.max_clients),
+        max_failures_per_address: limits.max_login_failures_per_address,
+        failure_window: limits.login_failure_window,
     }
 }
 

@@ -380,14 +380,7 @@ fn authenticate(
             let credential = login.credential.ok_or_else(|| {
                 fail("the server asks for a password, and none is configured for this account")
             })?;
-            let mut nonce = [0; NONCE_BYTES];
-            aws_lc_rs::rand::fill(&mut nonce).map_err(|_| fail("no randomness"))?;
-            let binding = Binding::choose(reader.rest(), end_point).ok_or_else(|| {
-                fail("the server offers no SASL mechanism that is spoken here: SCRAM-SHA-256 is")
-            })?;
-            let started =
-                ClientExchange::new(credential, &nonce).map_err(|e| fail(&e.to_string()))?;
-            let started = started.binding(binding);
+            let started = start_scram(credential, reader.rest(), end_point)?;
             let first = started.first();
             let mechanism = started.mechanism();
             *exchange = Sasl::Started(Box::new(started));
@@ -424,6 +417,22 @@ fn authenticate(
         }
     }
     Ok(Some(out))
+}
+
+/// Takes the best of the server's offer of SASL mechanisms.
+fn start_scram(
+    credential: &Credential,
+    offer: &[u8],
+    end_point: Option<&[u8]>,
+) -> Result<ClientExchange, ConnectError> {
+    let fail = |text: &str| ConnectError::Auth(text.to_owned());
+    let binding = Binding::choose(offer, end_point).ok_or_else(|| {
+        fail("the server offers no SASL mechanism that is spoken here: SCRAM-SHA-256 is")
+    })?;
+    let mut nonce = [0; NONCE_BYTES];
+    aws_lc_rs::rand::fill(&mut nonce).map_err(|_| fail("no randomness"))?;
+    let exchange = ClientExchange::new(credential, &nonce).map_err(|e| fail(&e.to_string()))?;
+    Ok(exchange.binding(binding))
 }
 
 fn io_error(endpoint: &Endpoint, source: io::Error) -> ConnectError {

@@ -69,6 +69,10 @@ impl Link {
 
     /// Cancels what runs on it.
     pub async fn cancel(serving: Serving, socket: SocketConfig, process: i32, secret: Bytes) {
+        if secret.is_empty() {
+            tracing::warn!("the server told no cancel key, so what runs can't be cancelled");
+            return;
+        }
         let deadline = Instant::now() + CANCEL_MAX;
         if let Err(error) = cancel(&serving.endpoint, &socket, process, &secret, deadline).await {
             tracing::warn!(%error, "a cancel request could not be delivered");

@@ -85,8 +85,16 @@ pub struct Admin {
 /// Limits of the whole proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Client connections at a time.
+    /// Clients at a time that have proven who they are.
     pub max_clients: u32,
+    /// Connections at a time that may go on to prove who they are; more wait for their turn.
+    pub max_logins: u32,
+    /// Of them, from one address.
+    pub max_logins_per_address: u32,
+    /// Failed logins of an address within `login_failure_window`, after which it is refused; 0: no limit.
+    pub max_login_failures_per_address: u32,
+    /// See `max_login_failures_per_address`.
+    pub login_failure_window: Duration,
     /// Threads that serve clients; 0: half as many as there are processors, at least one.
     pub threads: usize,
     /// From the accepted connection to the first ReadyForQuery.

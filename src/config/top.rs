@@ -223,6 +223,19 @@ fn read_limits(mut section: Section<'_, '_>) -> Limits {
     let age = section.duration("max_connection_age", DAY, SECOND..=365 * DAY, Some("never"));
     let limits = Limits {
         max_clients,
+        max_logins: section.integer("max_logins", 500, 1..=100_000),
+        max_logins_per_address: section.integer("max_logins_per_address", 200, 1..=100_000),
+        max_login_failures_per_address: section.integer(
+            "max_login_failures_per_address",
+            100,
+            0..=1_000_000,
+        ),
+        login_failure_window: section.duration(
+            "login_failure_window",
+            60 * SECOND,
+            SECOND..=DAY,
+            None,
+        ),
         threads: usize::try_from(threads).unwrap_or(0),
         login_timeout,
         max_connection_age: (!age.is_zero()).then_some(age),

@@ -1,5 +1,6 @@
 //! The client side: listeners, logins, and one relay task per session.
 
+pub mod admission;
 pub mod authentication;
 mod blame;
 mod end;

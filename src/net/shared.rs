@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 /// Limits of the client side.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Most client connections.
+    /// Most clients that have proven who they are.
     pub max_clients: usize,
     /// From the first byte to ReadyForQuery.
     pub login_timeout: Duration,
@@ -79,7 +79,7 @@ impl Shared {
         self.next_session.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Client connections, those that are logging in counted.
+    /// Clients that have proven who they are.
     pub fn clients(&self) -> usize {
         self.clients.load(Ordering::Relaxed)
     }

@@ -70,7 +70,7 @@ impl One {
         let chain = read_certificates(certificate)?;
         let key = PrivateKeyDer::from_pem_file(private_key)
             .map_err(|error| TlsError::new(private_key, &error))?;
-        let leaf = chain.first().map(|der| der.as_ref()).unwrap_or_default();
+        let leaf = chain.first().map(AsRef::as_ref).unwrap_or_default();
         let (names, end_point) = (names(certificate, leaf)?, end_point(leaf));
         let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| {
             let key = private_key.display();

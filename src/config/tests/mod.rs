@@ -68,6 +68,10 @@ fn defaults_are_the_documented_ones() {
         config.limits,
         Limits {
             max_clients: 10_000,
+            max_logins: 500,
+            max_logins_per_address: 200,
+            max_login_failures_per_address: 100,
+            login_failure_window: Duration::from_mins(1),
             threads: 0,
             login_timeout: Duration::from_secs(30),
             max_connection_age: Some(Duration::from_hours(24)),
