@@ -441,3 +441,141 @@ fn io_error(endpoint: &Endpoint, source: io::Error) -> ConnectError {
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::pg::backend::{ErrorMessage, put_backend_key_data, put_error, put_ready};
+    use std::time::Duration;
+    use tokio::net::TcpListener;
+    use zeroize::Zeroizing;
+
+    /// What comes of a login to a server that answers the start-up packet with `answer`, and the packet.
+    async fn against(answer: &[u8]) -> (Result<Connected, ConnectError>, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let endpoint = Endpoint {
+            address: Address::Tcp {
+                host: address.ip().to_string(),
+                port: address.port(),
+            },
+            tls: ServerTls::Disable,
+            tls_ca: None,
+        };
+        let socket = SocketConfig {
+            keepalive: Duration::ZERO,
+            tcp_user_timeout: Duration::ZERO,
+        };
+        let params = StartupParams(vec![(b"user".as_slice().into(), b"app".as_slice().into())]);
+        let credential = Credential::Password(Zeroizing::new("pencil".to_owned()));
+        let login = Login {
+            endpoint: &endpoint,
+            socket: &socket,
+            params: &params,
+            credential: Some(&credential),
+            deadline: Instant::now() + Duration::from_secs(20),
+        };
+        let server = async {
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            let mut packet = vec![0; 4];
+            stream.read_exact(&mut packet).await.expect("a length");
+            let length = u32::from_be_bytes(packet[..4].try_into().expect("four bytes"));
+            packet.resize(length as usize, 0);
+            stream.read_exact(&mut packet[4..]).await.expect("a packet");
+            stream.write_all(answer).await.expect("written");
+            (packet, stream)
+        };
+        let (result, (packet, _stream)) = tokio::join!(connect(&login), server);
+        (result, packet)
+    }
+
+    fn raw(tag: u8, body: &[u8]) -> BytesMut {
+        let mut out = BytesMut::new();
+        put(&mut out, tag, |out| out.put_slice(body));
+        out
+    }
+
+    fn welcome(key: Option<&[u8]>) -> BytesMut {
+        let mut out = raw(b'R', &[0; 4]);
+        if let Some(key) = key {
+            put_backend_key_data(&mut out, 7, key);
+        }
+        put_ready(&mut out, b'I');
+        out
+    }
+
+    #[tokio::test]
+    async fn case_08_keys_of_every_length_are_kept_and_longer_ones_refused() {
+        for length in [4, 5, 32, 256] {
+            let key = vec![9; length];
+            let (result, packet) = against(&welcome(Some(&key))).await;
+            let connected = result.expect("logged in");
+            assert_eq!((connected.process, &connected.secret[..]), (7, &key[..]));
+            assert_eq!(packet[4..8], [0, 3, 0, 2], "protocol 3.2 is asked for");
+        }
+        let (result, _) = against(&welcome(Some(&[9; 257]))).await;
+        let text = result.expect_err("too long").to_string();
+        assert!(text.contains("256"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn case_09_a_server_without_a_cancel_key_is_taken() {
+        let (result, _) = against(&welcome(None)).await;
+        let connected = result.expect("logged in");
+        assert_eq!((connected.process, connected.secret.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn an_older_server_negotiates_down_and_nothing_else_is_negotiated() {
+        let whole = |version: [u8; 4], options: u8| {
+            let mut body = version.to_vec();
+            body.extend_from_slice(&[0, 0, 0, options]);
+            raw(b'v', &body)
+        };
+        // PostgreSQL 18, and the minor version alone of the ones before.
+        for version in [[0, 3, 0, 0], [0, 3, 0, 2], [0, 0, 0, 0]] {
+            let answer = [&whole(version, 0)[..], &welcome(Some(&[1; 4]))].concat();
+            assert!(against(&answer).await.0.is_ok(), "{version:?}");
+        }
+        let twice = [whole([0, 3, 0, 0], 0), whole([0, 3, 0, 0], 0)].concat();
+        for answer in [
+            twice,
+            whole([0, 3, 0, 3], 0).to_vec(),
+            whole([0, 4, 0, 0], 0).to_vec(),
+            whole([0, 3, 0, 0], 1).to_vec(),
+            raw(b'v', b"cut").to_vec(),
+        ] {
+            let answer = [&answer[..], &welcome(None)].concat();
+            let (result, _) = against(&answer).await;
+            assert!(matches!(result, Err(ConnectError::Auth(_))), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_proves_nothing_is_not_believed() {
+        let challenge = raw(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
+        let early = [&challenge[..], &welcome(Some(&[1; 4]))].concat();
+        let (result, _) = against(&early).await;
+        let text = result.expect_err("no proof").to_string();
+        assert!(text.contains("before it had proven"), "{text}");
+        let (result, _) = against(&raw(b'R', b"\0\0\0\x0aOAUTHBEARER\0\0")).await;
+        let text = result.expect_err("not spoken here").to_string();
+        assert!(text.contains("SCRAM-SHA-256 is"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn cve_2026_6666_an_error_without_sqlstate_is_an_error_like_any() {
+        for body in [&b"SFATAL\0Mno code\0\0"[..], b"Mno end", b"\0", b""] {
+            let (result, _) = against(&raw(b'E', body)).await;
+            let error = result.expect_err("refused");
+            assert!(!error.may_pass(), "{body:?}");
+            let ConnectError::Server { fields, body: told } = error else {
+                panic!("{error}");
+            };
+            assert_eq!((&*fields.code, &told[..]), ("", body));
+        }
+        let mut full = BytesMut::new();
+        put_error(&mut full, &ErrorMessage::fatal("53300", "full"));
+        assert!(against(&full).await.0.is_err_and(|e| e.may_pass()));
+    }
+}

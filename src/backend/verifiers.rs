@@ -6,11 +6,17 @@ use crate::auth::users::Users;
 use crate::auth::{Secret, Verifier};
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use zeroize::Zeroizing;
 
 /// What is asked of the server; NULL where there is no such role, or it may not log in.
-const FROM_AUTHID: &str = "SELECT rolpassword, \
+const FROM_AUTHID: &str = "SELECT rolname, rolpassword, \
     (rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.now())::text \
     FROM pg_catalog.pg_authid WHERE rolname = $1::name AND rolcanlogin";
+
+/// Whether a role may log in now; every account may ask that. An `auth_query` tells a verifier and rarely
+/// until when it is good.
+const MAY_LOG_IN: &str = "SELECT (rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.now())::text \
+    FROM pg_catalog.pg_roles WHERE rolname = $1::name AND rolcanlogin";
 
 /// Most verifiers that are kept for the time when the server is away.
 const CACHE_MAX: usize = 10_000;
@@ -22,8 +28,8 @@ pub enum Verifiers {
     File(arc_swap::ArcSwap<Users>),
     /// The server, by `auth_query` or from `pg_authid`.
     Server {
-        /// `auth_query`: one parameter, the user name; its first column is the verifier, and a second
-        /// one that is false says that it has expired. None: `pg_authid`, for a superuser.
+        /// `auth_query`: one parameter, the user name; a row of name and verifier. A third column that is false
+        /// says that it has expired. None: `pg_authid`, for a superuser.
         query: Option<String>,
         /// The last verifiers, used only while the server is away.
         cache: Mutex<HashMap<String, Option<Secret>>>,
@@ -44,9 +50,8 @@ impl Verifiers {
         match self {
             Self::File(users) => Ok(users.load().get(user.as_bytes()).cloned()),
             Self::Server { query, cache } => {
-                let sql = query.as_deref().unwrap_or(FROM_AUTHID);
-                let rows = match cluster.service.query(&cluster.gate, sql, &[user]).await {
-                    Ok(rows) => rows,
+                let secret = match ask(cluster, query.as_deref(), user).await {
+                    Ok(secret) => secret,
                     Err(error) => {
                         return match (&error, cache.lock().get(user)) {
                             (ExecError::Server(fields), _) if !fields.is_fatal() => Err(error),
@@ -55,18 +60,6 @@ impl Verifiers {
                         };
                     }
                 };
-                let secret = rows.into_iter().next().and_then(|row| {
-                    let mut columns = row.into_iter();
-                    let text = columns.next().flatten()?;
-                    let valid = columns
-                        .next()
-                        .flatten()
-                        .unwrap_or_else(|| "true".to_owned());
-                    if !matches!(valid.as_str(), "true" | "t") {
-                        return None;
-                    }
-                    Verifier::parse(&text).ok().map(Secret::Verifier)
-                });
                 let mut cache = cache.lock();
                 if cache.len() < CACHE_MAX || cache.contains_key(user) {
                     cache.insert(user.to_owned(), secret.clone());
@@ -74,5 +67,68 @@ impl Verifiers {
                 Ok(secret)
             }
         }
+    }
+}
+
+/// Asks the server. A verifier of somebody else, or of a role that may not log in now, is none.
+async fn ask(
+    cluster: &Cluster,
+    query: Option<&str>,
+    user: &str,
+) -> Result<Option<Secret>, ExecError> {
+    let ask = async |sql| cluster.service.query(&cluster.gate, sql, &[user]).await;
+    let rows = ask(query.unwrap_or(FROM_AUTHID)).await?;
+    let Some(verifier) = rows.into_iter().next().and_then(|row| verifier(row, user)) else {
+        return Ok(None);
+    };
+    if query.is_some() {
+        let rows = ask(MAY_LOG_IN).await?;
+        let answer = rows
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next());
+        if !answer.flatten().is_some_and(|valid| is_true(&valid)) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Secret::Verifier(verifier)))
+}
+
+/// Reads a row of name, verifier, and perhaps whether it is valid.
+fn verifier(row: Vec<Option<String>>, user: &str) -> Option<Verifier> {
+    let mut columns = row.into_iter();
+    let name = columns.next().flatten()?;
+    let text = Zeroizing::new(columns.next().flatten()?);
+    let valid = columns.next().flatten();
+    if name != user || valid.is_some_and(|valid| !is_true(&valid)) {
+        return None;
+    }
+    Verifier::parse(&text).ok()
+}
+
+fn is_true(text: &str) -> bool {
+    matches!(text, "true" | "t")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_row_means() {
+        let md5 = "md5d41d8cd98f00b204e9800998ecf8427e";
+        let read = |columns: &[Option<&str>]| {
+            let row = columns.iter().map(|c| c.map(str::to_owned)).collect();
+            verifier(row, "app").is_some()
+        };
+        assert!(read(&[Some("app"), Some(md5)]));
+        assert!(read(&[Some("app"), Some(md5), Some("t")]));
+        assert!(read(&[Some("app"), Some(md5), None]));
+        assert!(!read(&[Some("app"), Some(md5), Some("f")]), "expired");
+        assert!(!read(&[Some("other"), Some(md5)]), "somebody else's");
+        assert!(!read(&[Some("app"), None]), "no password");
+        assert!(!read(&[Some("app"), Some("plain")]), "no verifier");
+        assert!(!read(&[Some(md5)]), "no name");
+        assert!(!read(&[]));
     }
 }

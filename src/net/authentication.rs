@@ -716,6 +716,75 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn cve_2026_6664_lengths_inside_sasl_messages_are_never_believed() {
+        for length in [-2, i32::MIN, i32::MAX, 0, 9, 11, 1 << 30] {
+            let mut body = b"SCRAM-SHA-256\0".to_vec();
+            body.extend_from_slice(&length.to_be_bytes());
+            body.extend_from_slice(b"n,,n=,r=ab");
+            let (error, told) = abuse(Method::ScramSha256, &p(&body)).await;
+            assert!(matches!(error, AuthError::Refused { .. }), "{length}");
+            assert_eq!(told.code, "08P01", "{length}: {told:?}");
+        }
+        for length in [i32::MIN, -1, 0, 3, i32::MAX] {
+            let mut message = b"p".to_vec();
+            message.extend_from_slice(&length.to_be_bytes());
+            let (error, told) = abuse(Method::ScramSha256, &message).await;
+            assert!(matches!(error, AuthError::Refused { .. }), "{length}");
+            assert_eq!(told.code, "08P01", "{length}: {told:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn cve_2026_6665_long_names_and_nonces_overflow_nothing() {
+        let room = MAX_SASL_MESSAGE - 40;
+        let first = format!("n,,n={},r=a", "u".repeat(room));
+        let (error, told) = abuse(
+            Method::ScramSha256,
+            &[
+                initial("SCRAM-SHA-256", first.as_bytes()).to_vec(),
+                p(b"c=biws,r=b,p=AAAA").to_vec(),
+            ]
+            .concat(),
+        )
+        .await;
+        assert!(matches!(error, AuthError::Refused { .. }));
+        assert!(
+            told.message.contains("nonce"),
+            "taken, and answered: {told:?}"
+        );
+        let long = format!("n,,n=,r={}", "a".repeat(60_000));
+        let (_, told) = abuse(
+            Method::ScramSha256,
+            &initial("SCRAM-SHA-256", long.as_bytes()),
+        )
+        .await;
+        assert!(told.message.contains("too long"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_may_choose_its_mechanism_before_it_begins() {
+        let (mut arrival, mut far) = arrived(false).await;
+        let challenge = Challenge {
+            method: Method::ScramSha256,
+            secret: Some(scram_only("pencil")),
+        };
+        let client = async {
+            frame(&mut far).await;
+            put_all(&mut far, &p(b"SCRAM-SHA-256\0\xff\xff\xff\xff")).await;
+            let (_, asked) = frame(&mut far).await;
+            assert_eq!(asked, [0, 0, 0, 11], "an empty challenge");
+            let secret = Credential::Password(Zeroizing::new("pencil".to_owned()));
+            let exchange = ClientExchange::new(&secret, &[9; 18]).expect("a password");
+            put_all(&mut far, &p(&exchange.first())).await;
+            let (_, answer) = frame(&mut far).await;
+            let (_, proof) = exchange.server_first(&answer[4..]).expect("a challenge");
+            put_all(&mut far, &p(&proof)).await;
+        };
+        let work = async { tokio::join!(authenticate(&mut arrival, challenge), client) };
+        assert!(in_time(work).await.0.is_ok());
+    }
+
+    #[tokio::test]
     async fn hanging_up_is_no_wrong_password() {
         for goodbye in [&b"X\0\0\0\x04"[..], b""] {
             let (mut arrival, mut far) = arrived(false).await;

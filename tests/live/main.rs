@@ -18,6 +18,7 @@
 )]
 
 mod edges;
+mod front;
 mod harness;
 mod logins;
 mod ms10_rest;

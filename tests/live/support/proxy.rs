@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) auth: String,
     /// Whole sections, such as `[tls]`.
     pub(crate) sections: String,
+    /// More environment of the program.
+    pub(crate) environment: Vec<(String, String)>,
     /// Listens on a Unix socket in this directory, too.
     pub(crate) socket_dir: Option<PathBuf>,
 }
@@ -106,6 +108,7 @@ impl Proxy {
         let child = Command::new(program())
             .args(["serve", "--config"])
             .arg(&config)
+            .envs(options.environment.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
