@@ -123,17 +123,9 @@ pub(super) fn users(
     users: &[(String, crate::config::Secret)],
     mock_secret: &[u8; 32],
 ) -> Result<Users, AppError> {
-    use std::fmt::Write as _;
-    let mut text = String::new();
-    for (name, secret) in users {
-        let quote = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        // A String takes everything.
-        let _ = writeln!(text, "{} = {}", quote(name), quote(secret.reveal()));
-    }
-    Users::parse(&Zeroizing::new(text), |name| {
-        mock_salt(mock_secret, name.as_bytes())
-    })
-    .map_err(|e| fail(format!("users_file: {e}")))
+    let pairs = users.iter().map(|(name, s)| (name.as_str(), s.reveal()));
+    Users::of(pairs, |name| mock_salt(mock_secret, name.as_bytes()))
+        .map_err(|e| fail(format!("users_file: {e}")))
 }
 
 /// Builds one cluster and starts, or finds, its server.

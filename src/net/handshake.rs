@@ -13,6 +13,7 @@ use crate::wire::pg::startup::{
 };
 use bytes::{BufMut, BytesMut};
 use futures_util::FutureExt;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,7 +36,6 @@ pub use super::authentication::{
 };
 
 /// What a listener's logins share.
-#[derive(Debug)]
 pub struct HandshakeConfig {
     /// Whether TLS is there and whether it must be used. A Unix socket needs none.
     pub tls: ListenTls,
@@ -46,8 +46,13 @@ pub struct HandshakeConfig {
     pub mock_secret: [u8; 32],
 }
 
+impl fmt::Debug for HandshakeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HandshakeConfig with tls {:?}", self.tls)
+    }
+}
+
 /// What a connection turned out to be.
-#[derive(Debug)]
 pub enum Accepted {
     /// A client that wants a session; nothing is known of it yet but its words.
     Session(Box<Arrival>),
@@ -64,8 +69,17 @@ pub enum Accepted {
     Closed,
 }
 
+impl fmt::Debug for Accepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Session(arrival) => arrival.fmt(f),
+            Self::Cancel { process, .. } => write!(f, "Cancel of process {process}"),
+            Self::Closed => f.write_str("Closed"),
+        }
+    }
+}
+
 /// A client after its start-up packet.
-#[derive(Debug)]
 pub struct Arrival {
     /// Its connection, encrypted if it asked for that.
     pub stream: Stream,
@@ -80,6 +94,17 @@ pub struct Arrival {
     /// Bytes received behind the last message that was read: the start of what a pipelining client wants.
     pub buffered: BytesMut,
     pub(super) mock_secret: Zeroizing<[u8; 32]>,
+}
+
+impl fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What is buffered may be a password.
+        f.debug_struct("Arrival")
+            .field("peer", &self.stream.peer())
+            .field("params", &self.params)
+            .field("minor", &self.minor)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Arrival {
@@ -590,6 +615,33 @@ mod tests {
         let told = refusal(ListenTls::Require, &start(b"user\0u\0\0")).await;
         assert_eq!(told.code, "28000");
         assert!(told.message.contains("requires TLS"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn nothing_that_is_printed_tells_a_secret() {
+        let mut config = config(ListenTls::Off);
+        config.mock_secret = [173; 32];
+        let (near, mut far) = pipe();
+        let mut bytes = startup_packet(PROTOCOL_3_0, b"user\0app\0\0");
+        bytes.extend_from_slice(b"p\0\0\0\x0bsecret\0");
+        put_all(&mut far, &bytes).await;
+        let accepted = in_time(accept(near, &config)).await;
+        let (near, mut far) = pipe();
+        let mut cancel = BytesMut::new();
+        put_cancel_request(&mut cancel, 42, &[173; 32]);
+        put_all(&mut far, &cancel).await;
+        let cancelled = in_time(accept(near, &config)).await;
+        let packet = startup::parse(&cancel);
+        let printed = format!("{config:?} {accepted:?} {cancelled:?} {packet:?}");
+        assert!(
+            printed.contains("duplex") && printed.contains("42"),
+            "{printed}"
+        );
+        assert!(
+            !printed.contains("173") && !printed.contains("secret"),
+            "{printed}"
+        );
+        assert!(!printed.contains("\\xad"), "{printed}");
     }
 
     #[tokio::test]

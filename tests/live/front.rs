@@ -100,7 +100,9 @@ fn channel_binding_is_there_when_it_is_demanded_and_the_session_moves_with_its_k
     let ca = Ca::new();
     ca.sign("server", "server", &["localhost"]);
     let mut server = Postgres::start(&[]);
+    server.stop();
     server.turn_on_tls(&ca.file("server.crt"), &ca.file("server.key"));
+    server.boot();
     for (sections, root) in [
         (String::new(), None),
         // The hash of the signature is SHA-384 here.
@@ -616,7 +618,7 @@ fn no_secret_is_in_the_log_whatever_is_logged() {
     ] {
         let options = Options {
             auth,
-            environment: vec![("RUST_LOG".to_owned(), "trace".to_owned())],
+            environment: vec![("SLACKWATER_LOG".to_owned(), "trace".to_owned())],
             ..Options::default()
         };
         let proxy = Proxy::with(&server, &options);

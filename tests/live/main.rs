@@ -33,4 +33,5 @@ mod ms7_idle;
 mod ms8_drivers;
 mod operation;
 mod rehearsal;
+mod strangers;
 mod support;

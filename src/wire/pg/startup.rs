@@ -5,6 +5,7 @@
 use super::frame::{Reader, put_cstr, put_sized};
 use super::options;
 use bytes::{BufMut, BytesMut};
+use std::fmt;
 
 /// Longest start-up packet that is read, in bytes (`MAX_STARTUP_PACKET_LENGTH` in PostgreSQL).
 /// The length field is counted in.
@@ -70,7 +71,7 @@ impl StartupParams {
 }
 
 /// What a client may send first.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum FirstPacket {
     /// It wants TLS.
     Ssl,
@@ -85,6 +86,17 @@ pub enum FirstPacket {
     },
     /// It wants a session.
     Startup(Startup),
+}
+
+impl fmt::Debug for FirstPacket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ssl => f.write_str("Ssl"),
+            Self::GssEnc => f.write_str("GssEnc"),
+            Self::Cancel { process, .. } => write!(f, "Cancel of process {process}"),
+            Self::Startup(startup) => startup.fmt(f),
+        }
+    }
 }
 
 /// A StartupMessage.
