@@ -101,7 +101,6 @@ fn flood(limits: &str) {
         before.longest_login,
     );
     assert!(added <= MEMORY_MAX, "{} MiB were added", added >> 20);
-    assert!(during.logins > 0, "good clients still log in");
 }
 
 fn resident(proxy: &Proxy) -> u64 {
@@ -137,23 +136,24 @@ impl Seen {
 
 /// Good clients at work: some that stay, and one that logs in again and again. A query that fails fails the test.
 fn measure(proxy: &Proxy, length: Duration) -> Seen {
-    let end = Instant::now() + length;
-    let workers: Vec<JoinHandle<Vec<Duration>>> = (0..GOOD_CLIENTS)
-        .map(|n| {
-            let mut client = proxy.client(&format!("good{n}"));
-            std::thread::spawn(move || {
-                let mut times = Vec::new();
-                while Instant::now() < end {
-                    let began = Instant::now();
-                    client.run("select 1");
-                    times.push(began.elapsed());
-                }
-                times
-            })
-        })
+    let clients: Vec<Client> = (0..GOOD_CLIENTS)
+        .map(|n| proxy.client(&format!("good{n}")))
         .collect();
+    let end = Instant::now() + length;
+    let work = |mut client: Client| {
+        std::thread::spawn(move || {
+            let mut times = Vec::new();
+            while times.is_empty() || Instant::now() < end {
+                let began = Instant::now();
+                client.run("select 1");
+                times.push(began.elapsed());
+            }
+            times
+        })
+    };
+    let workers: Vec<JoinHandle<Vec<Duration>>> = clients.into_iter().map(work).collect();
     let (mut logins, mut longest_login) = (0, Duration::ZERO);
-    while Instant::now() < end {
+    while logins == 0 || Instant::now() < end {
         let began = Instant::now();
         let client = Client::connect(&proxy.named("newcomer")).expect("good clients log in");
         longest_login = longest_login.max(began.elapsed());
