@@ -2,6 +2,7 @@
 
 use super::cluster::Cluster;
 use super::exec::ExecError;
+use super::lookups::Lookups;
 use crate::auth::users::Users;
 use crate::auth::{Secret, Verifier};
 use parking_lot::Mutex;
@@ -21,6 +22,9 @@ const MAY_LOG_IN: &str = "SELECT (rolvaliduntil IS NULL OR rolvaliduntil > pg_ca
 /// Most verifiers that are kept for the time when the server is away.
 const CACHE_MAX: usize = 10_000;
 
+/// Longest name of a role, in bytes (`NAMEDATALEN` less one).
+const ROLE_NAME_MAX: usize = 63;
+
 /// A source of verifiers.
 #[derive(Debug)]
 pub enum Verifiers {
@@ -33,6 +37,8 @@ pub enum Verifiers {
         query: Option<String>,
         /// The last verifiers, used only while the server is away.
         cache: Mutex<HashMap<String, Option<Secret>>>,
+        /// Clients of one user that come together are one question to the server.
+        lookups: Lookups<Option<Secret>>,
     },
 }
 
@@ -42,6 +48,7 @@ impl Verifiers {
         Self::Server {
             query,
             cache: Mutex::default(),
+            lookups: Lookups::default(),
         }
     }
 
@@ -49,24 +56,44 @@ impl Verifiers {
     pub async fn find(&self, cluster: &Cluster, user: &str) -> Result<Option<Secret>, ExecError> {
         match self {
             Self::File(users) => Ok(users.load().get(user.as_bytes()).cloned()),
-            Self::Server { query, cache } => {
-                let secret = match ask(cluster, query.as_deref(), user).await {
-                    Ok(secret) => secret,
-                    Err(error) => {
-                        return match (&error, cache.lock().get(user)) {
-                            (ExecError::Server(fields), _) if !fields.is_fatal() => Err(error),
-                            (_, Some(known)) => Ok(known.clone()),
-                            _ => Err(error),
-                        };
+            Self::Server {
+                query,
+                cache,
+                lookups,
+            } => {
+                let user = as_role_name(user);
+                let work = async || match ask(cluster, query.as_deref(), user).await {
+                    Ok(secret) => {
+                        remember(&mut cache.lock(), user, secret.clone());
+                        Ok(secret)
                     }
+                    Err(error) => match (&error, cache.lock().get(user)) {
+                        (ExecError::Server(fields), _) if !fields.is_fatal() => Err(error),
+                        (_, Some(known)) => Ok(known.clone()),
+                        _ => Err(error),
+                    },
                 };
-                let mut cache = cache.lock();
-                if cache.len() < CACHE_MAX || cache.contains_key(user) {
-                    cache.insert(user.to_owned(), secret.clone());
-                }
-                Ok(secret)
+                lookups.ask(user, work).await
             }
         }
+    }
+}
+
+/// Names are cut to the length of a role's, as PostgreSQL does with the name in a start-up packet.
+fn as_role_name(user: &str) -> &str {
+    user.get(..user.floor_char_boundary(ROLE_NAME_MAX))
+        .unwrap_or(user)
+}
+
+/// Names that nobody has never crowd out those of users: anybody can ask for any name.
+fn remember(cache: &mut HashMap<String, Option<Secret>>, user: &str, secret: Option<Secret>) {
+    let room = if secret.is_some() {
+        CACHE_MAX
+    } else {
+        CACHE_MAX / 2
+    };
+    if cache.len() < room || cache.contains_key(user) {
+        cache.insert(user.to_owned(), secret);
     }
 }
 
@@ -113,6 +140,22 @@ fn is_true(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strangers_names_take_little_and_crowd_out_nobody() {
+        let mut cache = HashMap::new();
+        for number in 0..2 * CACHE_MAX {
+            let long = format!("{number} {}", "x".repeat(9_000));
+            remember(&mut cache, as_role_name(&long), None);
+        }
+        assert_eq!(cache.len(), CACHE_MAX / 2);
+        assert!(cache.keys().all(|name| name.len() <= 63));
+        let md5 = "md5d41d8cd98f00b204e9800998ecf8427e";
+        let secret = Verifier::parse(md5).ok().map(Secret::Verifier);
+        remember(&mut cache, "app", secret);
+        assert!(cache.contains_key("app"));
+        assert_eq!(as_role_name("ä".repeat(40).as_str()).len(), 62);
+    }
 
     #[test]
     fn what_a_row_means() {
