@@ -62,16 +62,18 @@ impl Verifiers {
                 lookups,
             } => {
                 let user = as_role_name(user);
-                let work = async || match ask(cluster, query.as_deref(), user).await {
-                    Ok(secret) => {
-                        remember(&mut cache.lock(), user, secret.clone());
-                        Ok(secret)
+                let work = async {
+                    match ask(cluster, query.as_deref(), user).await {
+                        Ok(secret) => {
+                            remember(&mut cache.lock(), user, secret.clone());
+                            Ok(secret)
+                        }
+                        Err(error) => match (&error, cache.lock().get(user)) {
+                            (ExecError::Server(fields), _) if !fields.is_fatal() => Err(error),
+                            (_, Some(known)) => Ok(known.clone()),
+                            _ => Err(error),
+                        },
                     }
-                    Err(error) => match (&error, cache.lock().get(user)) {
-                        (ExecError::Server(fields), _) if !fields.is_fatal() => Err(error),
-                        (_, Some(known)) => Ok(known.clone()),
-                        _ => Err(error),
-                    },
                 };
                 lookups.ask(user, work).await
             }

@@ -19,6 +19,7 @@
 
 mod edges;
 mod front;
+mod front_abuse;
 mod harness;
 mod logins;
 mod ms10_rest;
