@@ -8,6 +8,7 @@ use crate::api::{Control, ControlError, ErrorCode};
 use crate::backend::registry::Ask;
 use crate::backend::verifiers::Verifiers;
 use crate::config::{AuthSource, Config};
+use crate::net::admission::{Admission, AdmissionLimits};
 use crate::net::handshake::HandshakeConfig;
 use crate::net::janitor::{self, Rests};
 use crate::net::login::{self, Entrance};
@@ -15,7 +16,7 @@ use crate::net::shared::{Limits, Shared};
 use crate::net::workers::Workers;
 use crate::observe::Metrics;
 
-use crate::transport::tls::Certificates;
+use crate::transport::tls::{Certificates, Ready};
 use crate::transport::{Address, SocketConfig, socket};
 use parking_lot::Mutex;
 use std::path::PathBuf;
@@ -62,7 +63,10 @@ impl App {
         let workers = Workers::start(config.limits.threads)
             .map_err(|e| fail(format!("can't start the threads that serve clients: {e}")))?;
         let mock_secret = start::mock_secret(&config.state_dir)?;
-        let certificates = Arc::new(start::certificates(&config)?);
+        let certificates = Arc::new(
+            Certificates::read(&start::tls_source(&config))
+                .map_err(|e| fail(format!("TLS: {e}")))?,
+        );
         let metrics = Metrics::new();
         let limits = Limits {
             max_clients: usize::try_from(config.limits.max_clients).unwrap_or(usize::MAX),
@@ -92,7 +96,14 @@ impl App {
                 mock_secret,
             }),
             certificates,
-            entrance: Arc::new(Entrance { shared, entries }),
+            entrance: Arc::new(Entrance {
+                shared,
+                entries,
+                admission: Arc::new(Admission::new(
+                    admission_limits(&config.limits),
+                    metrics.logins.clone(),
+                )),
+            }),
             config: Mutex::new(config),
             path,
             metrics,
@@ -252,33 +263,39 @@ impl App {
     pub(super) fn reload(&self) -> Result<ReloadReport, ControlError> {
         let refuse = |text: String| ControlError::new(ErrorCode::InvalidConfig, text);
         let mut report = ReloadReport::default();
-        if let Some(path) = &self.path {
-            let new = Config::load(path).map_err(|e| refuse(e.to_string()))?;
-            let mut old = self.config.lock();
-            report.warnings.clone_from(&new.warnings);
-            for (keys, entry) in new.clusters.iter().zip(&self.entrance.entries) {
-                if keys.name == *entry.cluster.name
-                    && let (AuthSource::Users { users, .. }, Verifiers::File(known)) =
-                        (&keys.auth.source, &entry.verifiers)
-                {
-                    let read = start::users(users, &self.mock_secret)
-                        .map_err(|e| refuse(e.to_string()))?;
-                    known.store(Arc::new(read));
-                    report
-                        .changed
-                        .push(format!("clusters.{}.auth.users_file", keys.name));
-                }
+        let mut old = self.config.lock();
+        // Everything is read before anything is changed: a mistake anywhere leaves all as it was.
+        let new = match &self.path {
+            Some(path) => Config::load(path).map_err(|e| refuse(e.to_string()))?,
+            None => old.clone(),
+        };
+        let tls = Ready::read(&start::tls_source(&Config {
+            state_dir: old.state_dir.clone(),
+            ..new.clone()
+        }))
+        .map_err(|e| refuse(format!("TLS: {e}")))?;
+        let mut users = Vec::new();
+        for (keys, entry) in new.clusters.iter().zip(&self.entrance.entries) {
+            if keys.name == *entry.cluster.name
+                && let (AuthSource::Users { users: list, .. }, Verifiers::File(known)) =
+                    (&keys.auth.source, &entry.verifiers)
+            {
+                let read = start::users(list, &self.mock_secret);
+                users.push((known, read.map_err(|e| refuse(e.to_string()))?));
+                let key = format!("clusters.{}.auth.users_file", keys.name);
+                report.changed.push(key);
             }
-            report.needs_restart = differences(&old, &new);
-            *old = Config {
-                clusters: old.clusters.clone(),
-                ..old.clone()
-            };
         }
-        self.certificates
-            .reload()
-            .map_err(|e| refuse(format!("TLS: {e}")))?;
+        for (known, read) in users {
+            known.store(Arc::new(read));
+        }
+        self.certificates.install(tls);
         report.certificates = true;
+        if self.path.is_some() {
+            report.warnings.clone_from(&new.warnings);
+            report.needs_restart = differences(&old, &new);
+            old.tls = new.tls;
+        }
         Ok(report)
     }
 
@@ -297,6 +314,18 @@ fn socket_config(config: &Config) -> SocketConfig {
     }
 }
 
+fn admission_limits(limits: &crate::config::Limits) -> AdmissionLimits {
+    let number = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+    AdmissionLimits {
+        max_logins: number(limits.max_logins),
+        max_logins_per_address: number(limits.max_logins_per_address),
+        // As many as could be let in.
+        max_waiting: number(limits.max_clients),
+        max_failures_per_address: limits.max_login_failures_per_address,
+        failure_window: limits.login_failure_window,
+    }
+}
+
 /// Keys that differ and that a reload does not apply.
 fn differences(old: &Config, new: &Config) -> Vec<String> {
     let mut keys = Vec::new();
@@ -307,7 +336,6 @@ fn differences(old: &Config, new: &Config) -> Vec<String> {
     };
     note(old.state_dir != new.state_dir, "state_dir");
     note(old.listen != new.listen, "listen");
-    note(old.tls != new.tls, "tls");
     note(old.admin != new.admin, "admin");
     note(old.limits != new.limits, "limits");
     let names = |c: &Config| {

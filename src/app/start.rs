@@ -13,7 +13,7 @@ use crate::backend::verifiers::Verifiers;
 use crate::backend::{Capacity, Endpoint};
 use crate::config::{
     AuthMethod, AuthSource, ClusterConfig, Config, LocalProvider as LocalKeys, ProviderConfig,
-    ServiceAccount, StaticProvider as StaticKeys, Tls,
+    ServiceAccount, StaticProvider as StaticKeys,
 };
 use crate::net::authentication::Method;
 use crate::net::login::Entry;
@@ -22,7 +22,7 @@ use crate::provider::local::DataDir;
 use crate::provider::{LocalConfig, LocalProvider, Provider, StaticEndpoint, StaticProvider};
 use crate::scale::coordinator::{Coordinator, Rules};
 use crate::transport::SocketConfig;
-use crate::transport::tls::Certificates;
+use crate::transport::tls::{Shown, Source};
 use crate::wire::pg::startup::StartupParams;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -98,20 +98,24 @@ pub(super) fn mock_secret(state_dir: &Path) -> Result<[u8; 32], AppError> {
     Ok(secret)
 }
 
-/// The certificate that clients are shown.
-pub(super) fn certificates(config: &Config) -> Result<Certificates, AppError> {
-    match &config.tls {
-        Tls::Files(files) => Certificates::load(&files.certificate, &files.private_key, None),
-        Tls::SelfMade => {
-            let names: Vec<String> = config
+/// What clients are shown in TLS.
+pub(super) fn tls_source(config: &Config) -> Source {
+    let shown = if config.tls.certificates.is_empty() {
+        Shown::SelfMade {
+            state_dir: config.state_dir.clone(),
+            dns_names: config
                 .clusters
                 .iter()
                 .flat_map(|c| c.hostnames.clone())
-                .collect();
-            Certificates::self_made(&config.state_dir, &names)
+                .collect(),
         }
+    } else {
+        Shown::Files(config.tls.certificates.clone())
+    };
+    Source {
+        shown,
+        client_ca: config.tls.client_ca.clone(),
     }
-    .map_err(|e| fail(format!("TLS: {e}")))
 }
 
 /// Users of a users file, with salts that a stranger can't tell from made-up ones.
@@ -119,17 +123,9 @@ pub(super) fn users(
     users: &[(String, crate::config::Secret)],
     mock_secret: &[u8; 32],
 ) -> Result<Users, AppError> {
-    use std::fmt::Write as _;
-    let mut text = String::new();
-    for (name, secret) in users {
-        let quote = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        // A String takes everything.
-        let _ = writeln!(text, "{} = {}", quote(name), quote(secret.reveal()));
-    }
-    Users::parse(&Zeroizing::new(text), |name| {
-        mock_salt(mock_secret, name.as_bytes())
-    })
-    .map_err(|e| fail(format!("users_file: {e}")))
+    let pairs = users.iter().map(|(name, s)| (name.as_str(), s.reveal()));
+    Users::of(pairs, |name| mock_salt(mock_secret, name.as_bytes()))
+        .map_err(|e| fail(format!("users_file: {e}")))
 }
 
 /// Builds one cluster and starts, or finds, its server.
@@ -173,7 +169,9 @@ pub(super) async fn cluster(
             AuthMethod::ScramSha256 => Method::ScramSha256,
             AuthMethod::Md5 => Method::Md5,
             AuthMethod::Password => Method::Password,
+            AuthMethod::Cert => Method::Certificate,
         },
+        client_certificate: keys.auth.client_certificate,
         verifiers: match &keys.auth.source {
             AuthSource::Server { query } => Verifiers::server(query.clone()),
             AuthSource::Users { users: list, .. } => {

@@ -21,6 +21,11 @@ pub fn verify(stored: &str, salt: [u8; 4], answer: &[u8]) -> bool {
     super::verifier::same(response(stored, salt).as_bytes(), answer)
 }
 
+/// Whether `password` is the one behind the stored form; compared in constant time.
+pub fn matches(stored: &str, user: &[u8], password: &[u8]) -> bool {
+    super::verifier::same(hash(user, password).as_bytes(), stored.as_bytes())
+}
+
 fn digest(first: &[u8], second: &[u8]) -> Zeroizing<String> {
     let digest = Md5::new()
         .chain_update(first)
@@ -48,5 +53,6 @@ mod tests {
         assert!(verify(&stored, [1, 2, 3, 4], answer.as_bytes()));
         assert!(!verify(&stored, [1, 2, 3, 5], answer.as_bytes()));
         assert!(!verify(&stored, [1, 2, 3, 4], b""));
+        assert!(matches(&stored, b"md5u", b"m") && !matches(&stored, b"md5u", b"n"));
     }
 }

@@ -1,4 +1,5 @@
-//! SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it, both sides, without channel binding.
+//! SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it, both sides, with and without channel binding
+//! (`tls-server-end-point`, RFC 5929).
 //!
 //! Each side is a chain of states that consume themselves: [`ServerExchange`] then [`ServerFinal`] towards a
 //! client, [`ClientExchange`], [`ClientSigned`] then done towards a server. The server side works with the
@@ -16,8 +17,14 @@ use zeroize::Zeroizing;
 /// The mechanism's name in SASL messages.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
 
-/// Longest message of an exchange that is looked at, in bytes.
-pub const MAX_MESSAGE: usize = 64 * 1024;
+/// Its name with channel binding.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+
+/// The header of the first message under channel binding.
+const GS2_BOUND: &str = "p=tls-server-end-point,,";
+
+/// Longest message of an exchange that is looked at, in bytes; PostgreSQL's own limit.
+pub const MAX_MESSAGE: usize = 1024;
 
 /// Random bytes of a nonce made here (18, as PostgreSQL: 24 characters in base64).
 pub const NONCE_BYTES: usize = 18;
@@ -37,11 +44,25 @@ pub enum ScramError {
     /// `m=`: an extension that must be understood.
     #[error("client requires an unsupported SCRAM extension")]
     Extension,
-    /// The client binds to a channel although no mechanism with channel binding was offered.
+    /// The client binds to a channel although it chose the mechanism without.
     #[error(
         "the client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes channel binding data"
     )]
     ChannelBinding,
+    /// The reverse.
+    #[error(
+        "the client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel binding data"
+    )]
+    NoChannelBinding,
+    /// The client could bind and believes that we can't: somebody took the offer out on its way.
+    #[error("SCRAM channel binding negotiation error")]
+    Downgrade,
+    /// The client binds to something else than the server's certificate.
+    #[error("unsupported SCRAM channel-binding type")]
+    BindingType,
+    /// The client is bound to another certificate than the one shown here: somebody is in between.
+    #[error("SCRAM channel binding check failed")]
+    BindingMismatch,
     /// The nonce is not this exchange's.
     #[error("invalid SCRAM response (nonce does not match)")]
     Nonce,
@@ -70,6 +91,7 @@ impl ScramError {
         match self {
             Self::AuthorizationIdentity | Self::Extension => "0A000",
             Self::Proof | Self::NoScramSecret => "28P01",
+            Self::Downgrade | Self::BindingMismatch => "28000",
             _ => "08P01",
         }
     }
@@ -98,14 +120,16 @@ pub struct ServerExchange {
     verifier: ScramVerifier,
     doomed: bool,
     nonce: String,
+    /// What a client can bind to; offered where it is there.
+    end_point: Option<Box<[u8]>>,
 }
 
 /// The server's side, waiting for the client's proof.
 pub struct ServerFinal {
     verifier: ScramVerifier,
     doomed: bool,
-    /// The header of the client's first message, which its last one must repeat in base64.
-    gs2: &'static str,
+    /// The header of the client's first message and what it binds to, which its last one must repeat in base64.
+    binding: Vec<u8>,
     nonce: String,
     client_first_bare: String,
     server_first: String,
@@ -126,6 +150,32 @@ impl ServerExchange {
             verifier,
             doomed: false,
             nonce: BASE64.encode(nonce),
+            end_point: None,
+        }
+    }
+
+    /// Offers channel binding to this certificate's hash, where there is one.
+    #[must_use]
+    pub fn bound_to(mut self, end_point: Option<&[u8]>) -> Self {
+        self.end_point = end_point.map(Into::into);
+        self
+    }
+
+    /// The mechanisms that are offered, as AuthenticationSASL lists them.
+    pub const fn mechanisms(&self) -> &'static [u8] {
+        if self.end_point.is_some() {
+            b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"
+        } else {
+            b"SCRAM-SHA-256\0\0"
+        }
+    }
+
+    /// Whether the client's choice of mechanism binds to the channel; `None`: it was not offered.
+    pub fn chosen(&self, mechanism: &[u8]) -> Option<bool> {
+        if mechanism == MECHANISM.as_bytes() {
+            Some(false)
+        } else {
+            (self.end_point.is_some() && mechanism == MECHANISM_PLUS.as_bytes()).then_some(true)
         }
     }
 
@@ -137,16 +187,27 @@ impl ServerExchange {
         }
     }
 
-    /// Takes the client's first message; returns the answer to send.
-    pub fn client_first(self, message: &[u8]) -> Result<(ServerFinal, Vec<u8>), ScramError> {
+    /// Takes the client's first message; returns the answer to send. `bound`: what [`Self::chosen`] said.
+    pub fn client_first(
+        self,
+        bound: bool,
+        message: &[u8],
+    ) -> Result<(ServerFinal, Vec<u8>), ScramError> {
         let message = text(message)?;
         let (flag, rest) = message
             .split_once(',')
             .ok_or(ScramError::Malformed("no channel-binding flag"))?;
-        // "y": the client could bind but believes that we can't; true, as no -PLUS mechanism was offered.
-        let gs2 = match flag {
-            "n" => "n,,",
-            "y" => "y,,",
+        let binding = match (flag, &self.end_point) {
+            ("n" | "y", _) if bound => return Err(ScramError::NoChannelBinding),
+            ("n", _) => b"n,,".to_vec(),
+            // The client could bind but believes that we can't; true only where it was not offered.
+            ("y", Some(_)) => return Err(ScramError::Downgrade),
+            ("y", None) => b"y,,".to_vec(),
+            (_, Some(end_point)) if bound => match flag.strip_prefix("p=") {
+                Some("tls-server-end-point") => [GS2_BOUND.as_bytes(), end_point].concat(),
+                Some(_) => return Err(ScramError::BindingType),
+                None => return Err(ScramError::Malformed("unexpected channel-binding flag")),
+            },
             _ if flag.starts_with("p=") => return Err(ScramError::ChannelBinding),
             _ => return Err(ScramError::Malformed("unexpected channel-binding flag")),
         };
@@ -173,7 +234,7 @@ impl ServerExchange {
         let next = ServerFinal {
             verifier: self.verifier,
             doomed: self.doomed,
-            gs2,
+            binding,
             nonce,
             client_first_bare: bare.to_owned(),
             server_first,
@@ -191,7 +252,10 @@ impl ServerFinal {
             .ok_or(ScramError::Malformed("no proof"))?;
         let mut fields = without_proof.split(',');
         let binding = attribute(fields.next(), "c=", "channel binding expected")?;
-        if binding != BASE64.encode(self.gs2) {
+        if !same(binding.as_bytes(), BASE64.encode(&self.binding).as_bytes()) {
+            if self.binding.starts_with(b"p=") {
+                return Err(ScramError::BindingMismatch);
+            }
             return Err(ScramError::Malformed(
                 "unexpected channel-binding attribute in client-final-message",
             ));
@@ -233,10 +297,51 @@ enum ClientSecret {
     Password(Zeroizing<String>),
 }
 
+/// What the client's side knows of channel binding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Binding {
+    /// There is nothing to bind to: no TLS, or a certificate that can't be bound to.
+    Impossible,
+    /// It would bind, and the server did not offer it.
+    NotOffered,
+    /// It binds to this hash of the server's certificate.
+    EndPoint(Box<[u8]>),
+}
+
+impl Binding {
+    /// What is to be done about a server's offer, a list of names that each end in NUL; `end_point` is what
+    /// there is to bind to. `None`: nothing that is spoken here was offered.
+    pub fn choose(offer: &[u8], end_point: Option<&[u8]>) -> Option<Self> {
+        let offers = |name: &str| offer.split(|b| *b == 0).any(|n| n == name.as_bytes());
+        match end_point {
+            Some(end_point) if offers(MECHANISM_PLUS) => Some(Self::EndPoint(end_point.into())),
+            Some(_) => offers(MECHANISM).then_some(Self::NotOffered),
+            None => offers(MECHANISM).then_some(Self::Impossible),
+        }
+    }
+
+    fn header(&self) -> &'static str {
+        match self {
+            Self::Impossible => "n,,",
+            Self::NotOffered => "y,,",
+            Self::EndPoint(_) => GS2_BOUND,
+        }
+    }
+
+    fn data(&self) -> Vec<u8> {
+        let end_point: &[u8] = match self {
+            Self::EndPoint(end_point) => end_point,
+            Self::Impossible | Self::NotOffered => &[],
+        };
+        [self.header().as_bytes(), end_point].concat()
+    }
+}
+
 /// The client's side towards a server: its first message is ready.
 pub struct ClientExchange {
     secret: ClientSecret,
     nonce: String,
+    binding: Binding,
 }
 
 /// The client's side after its proof: the server's signature is still to be checked.
@@ -261,12 +366,28 @@ impl ClientExchange {
         Ok(Self {
             secret,
             nonce: BASE64.encode(nonce),
+            binding: Binding::Impossible,
         })
     }
 
-    /// The first message, for SASLInitialResponse with [`MECHANISM`].
+    /// Binds to the channel, or says why not.
+    #[must_use]
+    pub fn binding(mut self, binding: Binding) -> Self {
+        self.binding = binding;
+        self
+    }
+
+    /// The mechanism to name in SASLInitialResponse.
+    pub const fn mechanism(&self) -> &'static str {
+        match self.binding {
+            Binding::EndPoint(_) => MECHANISM_PLUS,
+            Binding::Impossible | Binding::NotOffered => MECHANISM,
+        }
+    }
+
+    /// The first message, for SASLInitialResponse with [`Self::mechanism`].
     pub fn first(&self) -> Vec<u8> {
-        format!("n,,{}", self.first_bare()).into_bytes()
+        format!("{}{}", self.binding.header(), self.first_bare()).into_bytes()
     }
 
     /// The server's answer costs a key derivation (milliseconds of CPU): a password is all there is.
@@ -295,7 +416,7 @@ impl ClientExchange {
         let rounds = NonZeroU32::new(iterations)
             .filter(|n| n.get() <= MAX_ITERATIONS)
             .ok_or(ScramError::Iterations(iterations))?;
-        let without_proof = format!("c={},r={nonce}", BASE64.encode("n,,"));
+        let without_proof = format!("c={},r={nonce}", BASE64.encode(self.binding.data()));
         let auth_message = auth_message(&self.first_bare(), server_first, &without_proof);
         let (client_key, server_key) = match self.secret {
             ClientSecret::Keys {
@@ -391,7 +512,8 @@ mod tests {
     /// Runs both sides against each other.
     fn login(server: ServerExchange, credential: &Credential) -> Result<Credential, ScramError> {
         let client = ClientExchange::new(credential, &[9; NONCE_BYTES])?;
-        let (server, message) = server.client_first(&client.first())?;
+        let bound = server.chosen(client.mechanism().as_bytes());
+        let (server, message) = server.client_first(bound.expect("offered"), &client.first())?;
         let (client, message) = client.server_first(&message)?;
         let done = server.client_final(&message)?;
         client.server_final(&done.message)?;
@@ -427,7 +549,7 @@ mod tests {
         let mut server = ServerExchange::new(verifier, &NONCE);
         server.nonce = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".to_owned();
         let (server, first) = server
-            .client_first(b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO")
+            .client_first(false, b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO")
             .expect("a good first message");
         assert_eq!(
             first,
@@ -449,7 +571,7 @@ mod tests {
     fn first_messages() {
         let check = |message: &str| {
             ServerExchange::new(verifier(), &NONCE)
-                .client_first(message.as_bytes())
+                .client_first(false, message.as_bytes())
                 .map(|(_, answer)| String::from_utf8(answer).expect("text"))
         };
         assert!(check("y,,n=,r=abc").is_ok_and(|answer| answer.starts_with("r=abcBwcH")));
@@ -486,11 +608,96 @@ mod tests {
     }
 
     #[test]
+    fn channel_binding_is_checked_on_both_sides() {
+        let here = [1; 32];
+        let bind = |end_point: &[u8]| Binding::EndPoint(end_point.into());
+        let run = |offered: Option<&[u8]>, binding: Binding| {
+            let server = ServerExchange::new(verifier(), &NONCE).bound_to(offered);
+            let client = ClientExchange::new(&password("pencil"), &[9; NONCE_BYTES])?;
+            let client = client.binding(binding);
+            let bound = server.chosen(client.mechanism().as_bytes());
+            let bound = bound.ok_or(ScramError::ChannelBinding)?;
+            let (server, message) = server.client_first(bound, &client.first())?;
+            let (client, message) = client.server_first(&message)?;
+            let done = server.client_final(&message)?;
+            client.server_final(&done.message)?;
+            Ok(done.credential)
+        };
+        let keys = run(Some(&here), bind(&here)).expect("bound to the same certificate");
+        login(ServerExchange::new(verifier(), &NONCE), &keys).expect("the keys are the same ones");
+        assert_eq!(
+            run(Some(&here), bind(&[2; 32])).err(),
+            Some(ScramError::BindingMismatch),
+            "another certificate"
+        );
+        assert_eq!(
+            run(Some(&here), Binding::NotOffered).err(),
+            Some(ScramError::Downgrade),
+            "the offer was taken out on its way"
+        );
+        assert!(run(Some(&here), Binding::Impossible).is_ok());
+        assert!(run(None, Binding::NotOffered).is_ok());
+        assert_eq!(
+            run(None, bind(&here)).err(),
+            Some(ScramError::ChannelBinding),
+            "not offered"
+        );
+    }
+
+    #[test]
+    fn gs2_flags_as_postgresql_checks_them() {
+        let check = |bound: bool, message: &str| {
+            let server = ServerExchange::new(verifier(), &NONCE).bound_to(Some(&[1; 32]));
+            let first = server.client_first(bound, message.as_bytes());
+            first.map(|_| ())
+        };
+        let bound = "p=tls-server-end-point,,n=,r=abc";
+        assert_eq!(check(true, bound), Ok(()));
+        assert_eq!(check(false, "n,,n=,r=abc"), Ok(()));
+        for (choice, message, expected) in [
+            (false, bound, ScramError::ChannelBinding),
+            (true, "n,,n=,r=abc", ScramError::NoChannelBinding),
+            (true, "y,,n=,r=abc", ScramError::NoChannelBinding),
+            (false, "y,,n=,r=abc", ScramError::Downgrade),
+            (true, "p=tls-unique,,n=,r=abc", ScramError::BindingType),
+            (true, "p=tls-exporter,,n=,r=abc", ScramError::BindingType),
+            (
+                true,
+                "q,,n=,r=abc",
+                ScramError::Malformed("unexpected channel-binding flag"),
+            ),
+        ] {
+            assert_eq!(check(choice, message), Err(expected), "{choice} {message}");
+        }
+    }
+
+    #[test]
+    fn the_best_offer_is_chosen() {
+        let both = b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0".as_slice();
+        let plain = b"SCRAM-SHA-256\0\0".as_slice();
+        let here = [3; 32];
+        let end_point = Some(Binding::EndPoint(here.into()));
+        assert_eq!(Binding::choose(both, Some(&here)), end_point);
+        assert_eq!(Binding::choose(both, None), Some(Binding::Impossible));
+        assert_eq!(
+            Binding::choose(plain, Some(&here)),
+            Some(Binding::NotOffered)
+        );
+        assert_eq!(Binding::choose(plain, None), Some(Binding::Impossible));
+        assert_eq!(Binding::choose(b"OAUTHBEARER\0\0", Some(&here)), None);
+        assert_eq!(
+            Binding::choose(b"SCRAM-SHA-256-PLUS\0\0", None),
+            None,
+            "only what can't be had"
+        );
+    }
+
+    #[test]
     fn final_messages() {
         let check = |change: &dyn Fn(String) -> String| {
             let client = ClientExchange::new(&password("pencil"), &NONCE).expect("a password");
             let (server, first) = ServerExchange::new(verifier(), &[1; NONCE_BYTES])
-                .client_first(&client.first())
+                .client_first(false, &client.first())
                 .expect("a good first message");
             let (_, message) = client.server_first(&first).expect("a good answer");
             let message = change(String::from_utf8(message).expect("text"));
@@ -523,7 +730,7 @@ mod tests {
     fn an_unknown_user_looks_like_a_known_one() {
         let secret = [3; 32];
         let first = |server: ServerExchange| {
-            let (_, answer) = server.client_first(b"n,,n=,r=abc").expect("good");
+            let (_, answer) = server.client_first(false, b"n,,n=,r=abc").expect("good");
             String::from_utf8(answer).expect("text")
         };
         let known = first(ServerExchange::new(verifier(), &NONCE));
@@ -600,9 +807,11 @@ mod tests {
         #[test]
         fn no_bytes_panic(a in proptest::collection::vec(any::<u8>(), 0..80), b in "[a-z=,/+]{0,60}") {
             let server = || ServerExchange::new(mock_verifier(&[1; 32], b"u"), &NONCE);
-            let _ = server().client_first(&a);
-            let _ = server().client_first(format!("n,,n=,r={b}").as_bytes());
-            let (next, _) = server().client_first(b"n,,n=,r=abc").expect("good");
+            let _ = server().client_first(false, &a);
+            let bound = server().bound_to(Some(&a));
+            let _ = bound.client_first(true, &[GS2_BOUND.as_bytes(), &a].concat());
+            let _ = server().client_first(false, format!("n,,n=,r={b}").as_bytes());
+            let (next, _) = server().client_first(false, b"n,,n=,r=abc").expect("good");
             let _ = next.client_final(format!("c=biws,{b},p={b}").as_bytes());
             let keys = Credential::ScramKeys {
                 client_key: Zeroizing::new([1; 32]),

@@ -60,6 +60,24 @@ impl Users {
         Ok(Self(users))
     }
 
+    /// Takes names and secrets that were read already; see [`Self::parse`]. The error says whose secret is
+    /// wrong, and not what it is.
+    pub fn of<'a>(
+        users: impl IntoIterator<Item = (&'a str, &'a str)>,
+        mut salt: impl FnMut(&str) -> [u8; 16],
+    ) -> Result<Self, String> {
+        let read = |(name, secret): (&'a str, &str)| {
+            let parsed = Secret::parse(secret, &salt(name));
+            let parsed = parsed.map_err(|e| format!("the secret of user \"{name}\": {e}"))?;
+            Ok((name.as_bytes().into(), parsed))
+        };
+        users
+            .into_iter()
+            .map(read)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
     /// The secret of a user; names are compared byte by byte.
     pub fn get(&self, user: &[u8]) -> Option<&Secret> {
         self.0.get(user)
@@ -104,6 +122,19 @@ mod tests {
         assert!(users.get(b"App").is_none());
         assert!(parse("").expect("an empty file").is_empty());
         assert!(!format!("{users:?}").contains("pencil"));
+    }
+
+    #[test]
+    fn users_that_were_read_already() {
+        let salt = |_: &str| [7; 16];
+        let users = Users::of([("app", "pencil"), ("b", "md5sum")], salt).expect("good");
+        assert!(users.get(b"app") == parse("app = \"pencil\"").expect("good").get(b"app"));
+        assert_eq!(users.len(), 2);
+        let fault = Users::of([("app", "SCRAM-SHA-256$secret")], salt).expect_err("no verifier");
+        assert!(
+            fault.contains("\"app\"") && !fault.contains("secret\""),
+            "{fault}"
+        );
     }
 
     #[test]

@@ -4,16 +4,21 @@ use super::Endpoint;
 use super::frames::Frames;
 use crate::auth::Credential;
 use crate::auth::md5;
-use crate::auth::scram::{ClientExchange, ClientSigned, NONCE_BYTES};
+use crate::auth::scram::{Binding, ClientExchange, ClientSigned, NONCE_BYTES};
 use crate::transport::stream::Stream;
 use crate::transport::{Address, ServerTls, SocketConfig, socket, tls};
 use crate::wire::pg::backend::ErrorFields;
 use crate::wire::pg::frame::{Reader, put, put_cstr};
-use crate::wire::pg::startup::{StartupParams, put_cancel_request, put_ssl_request, put_startup};
+use crate::wire::pg::startup::{
+    MAX_CANCEL_SECRET, NEWEST_MINOR, PROTOCOL_3_0, StartupParams, put_cancel_request,
+    put_ssl_request, put_startup,
+};
 use bytes::{BufMut, Bytes, BytesMut};
+use std::fmt;
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
+use zeroize::Zeroize;
 
 /// A login that is wanted.
 #[derive(Debug, Clone)]
@@ -31,7 +36,6 @@ pub struct Login<'a> {
 }
 
 /// A server connection, logged in and idle.
-#[derive(Debug)]
 pub struct Connected {
     /// The socket.
     pub stream: Stream,
@@ -41,6 +45,12 @@ pub struct Connected {
     pub process: i32,
     /// Its cancel key; empty when the server told none.
     pub secret: Bytes,
+}
+
+impl fmt::Debug for Connected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connected to server process {}", self.process)
+    }
 }
 
 /// Why a login failed.
@@ -219,10 +229,12 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     let io = |source| io_error(login.endpoint, source);
     let mut stream = open(login.endpoint, login.socket, login.deadline).await?;
     let mut out = BytesMut::new();
-    put_startup(&mut out, login.params);
+    put_startup(&mut out, NEWEST_MINOR, login.params);
+    let end_point = tls::server_end_point(&stream);
     let mut frames = Frames::new(&mut stream);
     frames.send(&out).await.map_err(io)?;
     let mut exchange = Sasl::None;
+    let mut negotiated = false;
     let mut params = Vec::new();
     let mut process = 0;
     let mut secret = Bytes::new();
@@ -230,8 +242,13 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
         let message = frames.next().await.map_err(io)?;
         match message.tag {
             b'R' => {
-                if let Some(answer) = authenticate(login, &message.body, &mut exchange)? {
-                    frames.send(&answer).await.map_err(io)?;
+                let end_point = end_point.as_deref();
+                let answer = authenticate(login, end_point, &message.body, &mut exchange)?;
+                if let Some(mut answer) = answer {
+                    let sent = frames.send(&answer).await;
+                    // It may be a password.
+                    answer.as_mut().zeroize();
+                    sent.map_err(io)?;
                 }
             }
             b'E' => {
@@ -250,12 +267,21 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
             b'K' => {
                 let mut reader = Reader::new(&message.body);
                 process = reader.i32().unwrap_or(0);
+                let told = reader.rest();
+                if told.len() > MAX_CANCEL_SECRET {
+                    let text = "the server told a cancel key that is longer than 256 bytes";
+                    return Err(ConnectError::Auth(text.into()));
+                }
                 // A copy: a slice would keep the whole read buffer for as long as the session lasts.
-                secret = Bytes::copy_from_slice(reader.rest());
+                secret = Bytes::copy_from_slice(told);
+            }
+            b'v' => {
+                negotiate(&message.body, negotiated).map_err(ConnectError::Auth)?;
+                negotiated = true;
             }
             b'Z' => break,
-            // Notices, and a negotiation down to the version that was asked for anyway.
-            b'N' | b'v' => {}
+            // Notices.
+            b'N' => {}
             tag => {
                 let text = format!("the server sent message '{}' during login", char::from(tag));
                 return Err(ConnectError::Auth(text));
@@ -275,6 +301,22 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     })
 }
 
+/// Takes a server's NegotiateProtocolVersion: an older one than 3.2 is as good, since only the length of
+/// cancel keys differs.
+fn negotiate(body: &[u8], again: bool) -> Result<(), String> {
+    let mut reader = Reader::new(body);
+    let (Ok(version), Ok(options)) = (reader.i32(), reader.i32()) else {
+        return Err("the server's NegotiateProtocolVersion is cut".into());
+    };
+    let newest = PROTOCOL_3_0 | i32::from(NEWEST_MINOR);
+    // PostgreSQL before 18 tells the minor version alone.
+    let known = (PROTOCOL_3_0..=newest).contains(&version) || (0..=2).contains(&version);
+    if again || !known || options != 0 {
+        return Err("the server negotiates for what was not asked of it".into());
+    }
+    Ok(())
+}
+
 /// Where a SCRAM exchange with the server stands.
 enum Sasl {
     None,
@@ -285,6 +327,7 @@ enum Sasl {
 /// Answers one Authentication message.
 fn authenticate(
     login: &Login<'_>,
+    end_point: Option<&[u8]>,
     body: &[u8],
     exchange: &mut Sasl,
 ) -> Result<Option<BytesMut>, ConnectError> {
@@ -296,6 +339,12 @@ fn authenticate(
     let user = login.params.get("user").unwrap_or_default();
     let mut out = BytesMut::new();
     match kind {
+        // In the middle of an exchange the server has proven nothing yet.
+        0 if !matches!(exchange, Sasl::None) => {
+            return Err(fail(
+                "the server let Slackwater in before it had proven that it holds the user's verifier",
+            ));
+        }
         0 => return Ok(None),
         3 => match login.credential {
             Some(Credential::Password(password)) => {
@@ -331,14 +380,12 @@ fn authenticate(
             let credential = login.credential.ok_or_else(|| {
                 fail("the server asks for a password, and none is configured for this account")
             })?;
-            let mut nonce = [0; NONCE_BYTES];
-            aws_lc_rs::rand::fill(&mut nonce).map_err(|_| fail("no randomness"))?;
-            let started =
-                ClientExchange::new(credential, &nonce).map_err(|e| fail(&e.to_string()))?;
+            let started = start_scram(credential, reader.rest(), end_point)?;
             let first = started.first();
+            let mechanism = started.mechanism();
             *exchange = Sasl::Started(Box::new(started));
             put(&mut out, b'p', |out| {
-                put_cstr(out, b"SCRAM-SHA-256");
+                put_cstr(out, mechanism.as_bytes());
                 out.put_i32(i32::try_from(first.len()).unwrap_or(i32::MAX));
                 out.put_slice(&first);
             });
@@ -372,9 +419,163 @@ fn authenticate(
     Ok(Some(out))
 }
 
+/// Takes the best of the server's offer of SASL mechanisms.
+fn start_scram(
+    credential: &Credential,
+    offer: &[u8],
+    end_point: Option<&[u8]>,
+) -> Result<ClientExchange, ConnectError> {
+    let fail = |text: &str| ConnectError::Auth(text.to_owned());
+    let binding = Binding::choose(offer, end_point).ok_or_else(|| {
+        fail("the server offers no SASL mechanism that is spoken here: SCRAM-SHA-256 is")
+    })?;
+    let mut nonce = [0; NONCE_BYTES];
+    aws_lc_rs::rand::fill(&mut nonce).map_err(|_| fail("no randomness"))?;
+    let exchange = ClientExchange::new(credential, &nonce).map_err(|e| fail(&e.to_string()))?;
+    Ok(exchange.binding(binding))
+}
+
 fn io_error(endpoint: &Endpoint, source: io::Error) -> ConnectError {
     ConnectError::Io {
         address: endpoint.address.to_string(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::pg::backend::{ErrorMessage, put_backend_key_data, put_error, put_ready};
+    use std::time::Duration;
+    use tokio::net::TcpListener;
+    use zeroize::Zeroizing;
+
+    /// What comes of a login to a server that answers the start-up packet with `answer`, and the packet.
+    async fn against(answer: &[u8]) -> (Result<Connected, ConnectError>, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let endpoint = Endpoint {
+            address: Address::Tcp {
+                host: address.ip().to_string(),
+                port: address.port(),
+            },
+            tls: ServerTls::Disable,
+            tls_ca: None,
+        };
+        let socket = SocketConfig {
+            keepalive: Duration::ZERO,
+            tcp_user_timeout: Duration::ZERO,
+        };
+        let params = StartupParams(vec![(b"user".as_slice().into(), b"app".as_slice().into())]);
+        let credential = Credential::Password(Zeroizing::new("pencil".to_owned()));
+        let login = Login {
+            endpoint: &endpoint,
+            socket: &socket,
+            params: &params,
+            credential: Some(&credential),
+            deadline: Instant::now() + Duration::from_secs(20),
+        };
+        let server = async {
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            let mut packet = vec![0; 4];
+            stream.read_exact(&mut packet).await.expect("a length");
+            let length = u32::from_be_bytes(packet[..4].try_into().expect("four bytes"));
+            packet.resize(length as usize, 0);
+            stream.read_exact(&mut packet[4..]).await.expect("a packet");
+            stream.write_all(answer).await.expect("written");
+            (packet, stream)
+        };
+        let (result, (packet, _stream)) = tokio::join!(connect(&login), server);
+        (result, packet)
+    }
+
+    fn raw(tag: u8, body: &[u8]) -> BytesMut {
+        let mut out = BytesMut::new();
+        put(&mut out, tag, |out| out.put_slice(body));
+        out
+    }
+
+    fn welcome(key: Option<&[u8]>) -> BytesMut {
+        let mut out = raw(b'R', &[0; 4]);
+        if let Some(key) = key {
+            put_backend_key_data(&mut out, 7, key);
+        }
+        put_ready(&mut out, b'I');
+        out
+    }
+
+    #[tokio::test]
+    async fn case_08_keys_of_every_length_are_kept_and_longer_ones_refused() {
+        for length in [4, 5, 32, 256] {
+            let key = vec![9; length];
+            let (result, packet) = against(&welcome(Some(&key))).await;
+            let connected = result.expect("logged in");
+            assert_eq!((connected.process, &connected.secret[..]), (7, &key[..]));
+            assert_eq!(packet[4..8], [0, 3, 0, 2], "protocol 3.2 is asked for");
+        }
+        let (result, _) = against(&welcome(Some(&[9; 257]))).await;
+        let text = result.expect_err("too long").to_string();
+        assert!(text.contains("256"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn case_09_a_server_without_a_cancel_key_is_taken() {
+        let (result, _) = against(&welcome(None)).await;
+        let connected = result.expect("logged in");
+        assert_eq!((connected.process, connected.secret.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn an_older_server_negotiates_down_and_nothing_else_is_negotiated() {
+        let whole = |version: [u8; 4], options: u8| {
+            let mut body = version.to_vec();
+            body.extend_from_slice(&[0, 0, 0, options]);
+            raw(b'v', &body)
+        };
+        // PostgreSQL 18, and the minor version alone of the ones before.
+        for version in [[0, 3, 0, 0], [0, 3, 0, 2], [0, 0, 0, 0]] {
+            let answer = [&whole(version, 0)[..], &welcome(Some(&[1; 4]))].concat();
+            assert!(against(&answer).await.0.is_ok(), "{version:?}");
+        }
+        let twice = [whole([0, 3, 0, 0], 0), whole([0, 3, 0, 0], 0)].concat();
+        for answer in [
+            twice,
+            whole([0, 3, 0, 3], 0).to_vec(),
+            whole([0, 4, 0, 0], 0).to_vec(),
+            whole([0, 3, 0, 0], 1).to_vec(),
+            raw(b'v', b"cut").to_vec(),
+        ] {
+            let answer = [&answer[..], &welcome(None)].concat();
+            let (result, _) = against(&answer).await;
+            assert!(matches!(result, Err(ConnectError::Auth(_))), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_proves_nothing_is_not_believed() {
+        let challenge = raw(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
+        let early = [&challenge[..], &welcome(Some(&[1; 4]))].concat();
+        let (result, _) = against(&early).await;
+        let text = result.expect_err("no proof").to_string();
+        assert!(text.contains("before it had proven"), "{text}");
+        let (result, _) = against(&raw(b'R', b"\0\0\0\x0aOAUTHBEARER\0\0")).await;
+        let text = result.expect_err("not spoken here").to_string();
+        assert!(text.contains("SCRAM-SHA-256 is"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn cve_2026_6666_an_error_without_sqlstate_is_an_error_like_any() {
+        for body in [&b"SFATAL\0Mno code\0\0"[..], b"Mno end", b"\0", b""] {
+            let (result, _) = against(&raw(b'E', body)).await;
+            let error = result.expect_err("refused");
+            assert!(!error.may_pass(), "{body:?}");
+            let ConnectError::Server { fields, body: told } = error else {
+                panic!("{error}");
+            };
+            assert_eq!((&*fields.code, &told[..]), ("", body));
+        }
+        let mut full = BytesMut::new();
+        put_error(&mut full, &ErrorMessage::fatal("53300", "full"));
+        assert!(against(&full).await.0.is_err_and(|e| e.may_pass()));
     }
 }

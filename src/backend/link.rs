@@ -5,6 +5,7 @@ use super::gate::{Lease, Serving};
 use crate::transport::SocketConfig;
 use crate::transport::stream::Stream;
 use bytes::Bytes;
+use std::fmt;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -13,7 +14,6 @@ pub const CANCEL_MAX: Duration = Duration::from_secs(10);
 
 /// A server connection under its lease. However it is let go, the server is told, and the lease goes
 /// back only when the server has closed.
-#[derive(Debug)]
 pub struct Link {
     stream: Option<Stream>,
     lease: Option<Lease>,
@@ -21,6 +21,12 @@ pub struct Link {
     pub process: i32,
     /// Its cancel key.
     pub secret: Bytes,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Link to server process {}", self.process)
+    }
 }
 
 impl Link {
@@ -63,6 +69,10 @@ impl Link {
 
     /// Cancels what runs on it.
     pub async fn cancel(serving: Serving, socket: SocketConfig, process: i32, secret: Bytes) {
+        if secret.is_empty() {
+            tracing::warn!("the server told no cancel key, so what runs can't be cancelled");
+            return;
+        }
         let deadline = Instant::now() + CANCEL_MAX;
         if let Err(error) = cancel(&serving.endpoint, &socket, process, &secret, deadline).await {
             tracing::warn!(%error, "a cancel request could not be delivered");

@@ -7,6 +7,7 @@ pub mod frames;
 pub mod gate;
 pub mod line;
 pub mod link;
+mod lookups;
 pub mod registry;
 pub mod service;
 pub mod verifiers;

@@ -1,7 +1,7 @@
 //! `slackwater check`: the configuration, and what can be tried of it without touching a server.
 
 use super::Failure;
-use crate::config::{AuthSource, Config, ProviderConfig, Tls, TlsFiles};
+use crate::config::{AuthSource, CertificateFiles, Config, ProviderConfig, Tls};
 use nix::unistd::{AccessFlags, access};
 use std::io::Write;
 use std::path::Path;
@@ -69,7 +69,7 @@ pub(super) fn run(path: &Path, json: bool, out: &mut dyn Write) -> Result<u8, Fa
 }
 
 /// Loads a certificate with its key; the error names the key in proxy.toml.
-fn load_certificate(files: &TlsFiles) -> Result<usize, (&'static str, String)> {
+fn load_certificate(files: &CertificateFiles) -> Result<usize, (&'static str, String)> {
     let bad = |key: &'static str, path: &Path, reason: &dyn std::fmt::Display| {
         (key, format!("{}: {reason}", path.display()))
     };
@@ -121,18 +121,37 @@ impl Found {
     }
 
     fn tls(&mut self, tls: &Tls) {
-        match tls {
-            Tls::SelfMade => {
-                self.notes
-                    .push("tls: a CA and a certificate are made in state_dir".to_owned());
-            }
-            Tls::Files(files) => match load_certificate(files) {
+        if tls.certificates.is_empty() {
+            self.notes
+                .push("tls: a CA and a certificate are made in state_dir".to_owned());
+        }
+        for files in &tls.certificates {
+            match load_certificate(files) {
                 Ok(count) => self.notes.push(format!(
                     "tls: {} loads ({count} in the chain), and the key fits",
                     files.certificate.display()
                 )),
                 Err((key, message)) => self.problems.push((key.to_owned(), message)),
-            },
+            }
+        }
+        if let Some(path) = &tls.client_ca {
+            let found: Result<Vec<_>, _> =
+                CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+            let fault = match found {
+                Ok(found) if found.is_empty() => "holds no certificate in PEM form".to_owned(),
+                Ok(found) => {
+                    let count = found.len();
+                    self.notes.push(format!(
+                        "tls: clients are asked for a certificate of one of {count} CAs in {}",
+                        path.display()
+                    ));
+                    return;
+                }
+                Err(error) => error.to_string(),
+            };
+            let key = "tls.client_ca".to_owned();
+            self.problems
+                .push((key, format!("{}: {fault}", path.display())));
         }
     }
 

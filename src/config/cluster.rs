@@ -3,8 +3,9 @@
 use super::document::{Item, Section};
 use super::top::ReadCluster;
 use super::{
-    AuthConfig, AuthMethod, AuthSource, CapacityConfig, ClusterConfig, OnTimeout, ProviderConfig,
-    ScalingConfig, Secret, ServiceAccount, SessionsConfig, provider, users,
+    AuthConfig, AuthMethod, AuthSource, CapacityConfig, ClientCertificate, ClusterConfig,
+    OnTimeout, ProviderConfig, ScalingConfig, Secret, ServiceAccount, SessionsConfig, provider,
+    users,
 };
 use crate::backend::Capacity;
 use std::time::Duration;
@@ -26,10 +27,17 @@ const LOCAL_SERVICE_USER: &str = "slackwater";
 /// Kinds of state that `sessions.on_blocker` names.
 const BLOCKERS: [&str; 4] = ["advisory_lock", "listen", "temp_table", "hold_cursor"];
 
-const METHODS: [(&str, AuthMethod); 3] = [
+const METHODS: [(&str, AuthMethod); 4] = [
     ("scram-sha-256", AuthMethod::ScramSha256),
     ("md5", AuthMethod::Md5),
     ("password", AuthMethod::Password),
+    ("cert", AuthMethod::Cert),
+];
+
+const CLIENT_CERTIFICATES: [(&str, ClientCertificate); 3] = [
+    ("off", ClientCertificate::Off),
+    ("verify-ca", ClientCertificate::VerifyCa),
+    ("verify-full", ClientCertificate::VerifyFull),
 ];
 
 /// The engines of this release.
@@ -117,7 +125,12 @@ fn read_hostnames(item: Option<Item<'_, '_>>) -> Vec<String> {
 
 /// `foreign`: others made the servers, so their service account must be named.
 fn read_auth(mut section: Section<'_, '_>, foreign: bool) -> Option<AuthConfig> {
-    let method = section.take("method").and_then(|item| item.word(&METHODS));
+    let method_item = section.take("method");
+    let method = method_item.as_ref().and_then(|item| item.word(&METHODS));
+    let certificate_item = section.take("client_certificate");
+    let certificate = certificate_item
+        .as_ref()
+        .and_then(|item| item.word(&CLIENT_CERTIFICATES));
     let user = section.take("service_user");
     let database = section.take("service_database");
     let query = section.take("auth_query");
@@ -171,11 +184,50 @@ fn read_auth(mut section: Section<'_, '_>, foreign: bool) -> Option<AuthConfig> 
         }),
     };
     section.finish();
+    let by_certificate = method == Some(AuthMethod::Cert);
+    if let Some(item) = method_item.filter(|_| by_certificate) {
+        check_cert(&item, source.as_ref());
+    }
+    if let Some(item) = certificate_item
+        && by_certificate
+        && certificate != Some(ClientCertificate::VerifyFull)
+    {
+        item.problem("method = \"cert\" is verify-full; leave client_certificate out");
+    }
+    let demanded = certificate.unwrap_or(ClientCertificate::Off);
     Some(AuthConfig {
         method: method.unwrap_or(AuthMethod::ScramSha256),
+        client_certificate: if by_certificate {
+            ClientCertificate::VerifyFull
+        } else {
+            demanded
+        },
         source: source?,
         service,
     })
+}
+
+/// Without a password of the client's, its user's password for the server must be known from elsewhere.
+fn check_cert(item: &Item<'_, '_>, source: Option<&AuthSource>) {
+    match source {
+        None => {}
+        Some(AuthSource::Server { .. }) => item.problem(
+            "needs users_file with each user's password: Slackwater logs in to the server with it, and a certificate gives none",
+        ),
+        Some(AuthSource::Users { users, .. }) => {
+            let is_password = |text: &str| {
+                matches!(
+                    crate::auth::Verifier::parse(text),
+                    Err(crate::auth::verifier::VerifierError::Unknown)
+                )
+            };
+            if let Some((name, _)) = users.iter().find(|(_, s)| !is_password(s.reveal())) {
+                item.problem(format!(
+                    "needs each user's password in users_file, and that of {name:?} is a verifier, which can't log in to a server"
+                ));
+            }
+        }
+    }
 }
 
 fn read_capacity(

@@ -118,6 +118,11 @@ impl<'d, 'i> Section<'d, 'i> {
         self.left.remove(key).map(|(_, item)| item)
     }
 
+    /// Whether `key` is there and was not taken.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.left.contains_key(key)
+    }
+
     /// The value of `key`; its absence is a problem that ends with `why`.
     pub(super) fn require(&mut self, key: &'static str, why: &str) -> Option<Item<'d, 'i>> {
         let item = self.take(key);

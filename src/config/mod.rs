@@ -16,6 +16,9 @@ pub use error::{ConfigError, Problem};
 pub use value::{is_loopback, parse_address, parse_bytes, parse_duration, show_duration};
 
 use crate::backend::Capacity;
+pub use crate::net::authentication::ClientCertificate;
+pub use crate::transport::tls::CertificateFiles;
+
 use crate::transport::{Address, ListenTls, ServerTls};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -60,22 +63,14 @@ pub struct ListenConfig {
     pub tls: ListenTls,
 }
 
-/// Where the certificate of the listeners comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tls {
-    /// PEM files of the operator's.
-    Files(TlsFiles),
-    /// A CA and a certificate made in `state_dir`.
-    SelfMade,
-}
-
-/// PEM files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The certificate, then those that lead to its root.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub private_key: PathBuf,
+/// TLS of the listeners.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tls {
+    /// What clients are shown; the first one also where no name fits. Empty: a CA and a certificate are made
+    /// in `state_dir`.
+    pub certificates: Vec<CertificateFiles>,
+    /// PEM file with the CAs of client certificates; `None`: clients are not asked for one.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// The admin API.
@@ -90,8 +85,16 @@ pub struct Admin {
 /// Limits of the whole proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Client connections at a time.
+    /// Clients at a time that have proven who they are.
     pub max_clients: u32,
+    /// Connections at a time that may go on to prove who they are; more wait for their turn.
+    pub max_logins: u32,
+    /// Of them, from one address.
+    pub max_logins_per_address: u32,
+    /// Failed logins of an address within `login_failure_window`, after which it is refused; 0: no limit.
+    pub max_login_failures_per_address: u32,
+    /// See `max_login_failures_per_address`.
+    pub login_failure_window: Duration,
     /// Threads that serve clients; 0: half as many as there are processors, at least one.
     pub threads: usize,
     /// From the accepted connection to the first ReadyForQuery.
@@ -132,6 +135,8 @@ pub struct ClusterConfig {
 pub struct AuthConfig {
     /// The exchange that clients are asked for.
     pub method: AuthMethod,
+    /// What client certificates must be, besides.
+    pub client_certificate: ClientCertificate,
     /// Where verifiers come from.
     pub source: AuthSource,
     /// The account that Slackwater uses for itself; always there when `source` is `Server`.
@@ -147,6 +152,8 @@ pub enum AuthMethod {
     Md5,
     /// The password itself, over TLS only.
     Password,
+    /// A certificate with the user's name, and no password.
+    Cert,
 }
 
 /// Where verifiers come from.

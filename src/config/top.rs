@@ -1,10 +1,10 @@
 //! The parts of proxy.toml that belong to the whole proxy, and the checks across clusters.
 
 use super::cluster::{self, Engine};
-use super::document::{Document, Section};
+use super::document::{Document, Item, Section};
 use super::{
-    Admin, ClusterConfig, Config, Limits, Listen, ListenConfig, ProviderConfig, Tls, TlsFiles,
-    is_loopback, users,
+    Admin, CertificateFiles, ClientCertificate, ClusterConfig, Config, Limits, Listen,
+    ListenConfig, ProviderConfig, Tls, is_loopback, users,
 };
 use crate::transport::{Address, ListenTls};
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ pub(super) fn read(mut root: Section<'_, '_>) -> Option<Config> {
     let tls = read_tls(root.table("tls"));
     let limits = read_limits(root.table("limits"));
 
-    let named = root.take("clusters").and_then(super::document::Item::table);
+    let named = root.take("clusters").and_then(Item::table);
     let found = named.map(Section::entries).unwrap_or_default();
     let none = found.is_empty();
     let mut clusters = Vec::new();
@@ -84,6 +84,7 @@ pub(super) fn read(mut root: Section<'_, '_>) -> Option<Config> {
     }
     let postgres = postgres.flatten();
     check_reachable(doc, &clusters);
+    check_client_certificates(doc, &tls, postgres.as_ref(), &clusters);
     let own_listeners = postgres
         .as_ref()
         .map(|p| p.addresses.as_slice())
@@ -136,25 +137,56 @@ fn read_listen(
 }
 
 fn read_tls(mut section: Section<'_, '_>) -> Tls {
+    let client_ca = section.take("client_ca").and_then(|item| item.file());
+    let more = section.take("certificates").and_then(Item::non_empty_list);
+    let mut certificates: Vec<_> = read_certificate(&mut section).into_iter().collect();
+    section.finish();
+    for mut section in more.into_iter().flatten().filter_map(Item::table) {
+        let there = section.has("certificate") || section.has("private_key");
+        if !there {
+            section.problem_at("", "needs certificate and private_key");
+        }
+        certificates.extend(read_certificate(&mut section));
+        section.finish();
+    }
+    Tls {
+        certificates,
+        client_ca,
+    }
+}
+
+fn read_certificate(section: &mut Section<'_, '_>) -> Option<CertificateFiles> {
     let certificate = section.take("certificate");
     let private_key = section.take("private_key");
-    if let Some(item) = section.take("client_ca") {
-        item.later("checking client certificates", "leave client_ca out");
-    }
     match (&certificate, &private_key) {
         (Some(item), None) => item.problem("needs private_key beside it"),
         (None, Some(item)) => item.problem("needs certificate beside it"),
         _ => {}
     }
-    section.finish();
-    let certificate = certificate.and_then(|item| item.file());
-    let private_key = private_key.and_then(|item| item.file());
-    match (certificate, private_key) {
-        (Some(certificate), Some(private_key)) => Tls::Files(TlsFiles {
-            certificate,
-            private_key,
-        }),
-        _ => Tls::SelfMade,
+    Some(CertificateFiles {
+        certificate: certificate.and_then(|item| item.file())?,
+        private_key: private_key.and_then(|item| item.file())?,
+    })
+}
+
+/// A demand for client certificates can only be met where clients are asked for one.
+fn check_client_certificates(
+    doc: &Document<'_>,
+    tls: &Tls,
+    listen: Option<&ListenConfig>,
+    clusters: &[ReadCluster],
+) {
+    let demands = |c: &&ReadCluster| c.config.auth.client_certificate != ClientCertificate::Off;
+    for cluster in clusters.iter().filter(demands) {
+        let key = format!("clusters.{}.auth.client_certificate", cluster.config.name);
+        if tls.client_ca.is_none() {
+            let text = "needs [tls] client_ca: the CA that signed the certificates of clients";
+            doc.problem(Some(cluster.at), &key, text);
+        }
+        if listen.is_some_and(|listen| listen.tls == ListenTls::Off) {
+            let text = "needs TLS, and [listen.postgres] has tls = \"off\"";
+            doc.problem(Some(cluster.at), &key, text);
+        }
     }
 }
 
@@ -191,6 +223,19 @@ fn read_limits(mut section: Section<'_, '_>) -> Limits {
     let age = section.duration("max_connection_age", DAY, SECOND..=365 * DAY, Some("never"));
     let limits = Limits {
         max_clients,
+        max_logins: section.integer("max_logins", 500, 1..=100_000),
+        max_logins_per_address: section.integer("max_logins_per_address", 200, 1..=100_000),
+        max_login_failures_per_address: section.integer(
+            "max_login_failures_per_address",
+            100,
+            0..=1_000_000,
+        ),
+        login_failure_window: section.duration(
+            "login_failure_window",
+            60 * SECOND,
+            SECOND..=DAY,
+            None,
+        ),
         threads: usize::try_from(threads).unwrap_or(0),
         login_timeout,
         max_connection_age: (!age.is_zero()).then_some(age),

@@ -6,24 +6,42 @@
 use super::handshake::{Arrival, READ, read_more, say_goodbye, write};
 use crate::auth::scram::{self, ScramError, ServerExchange};
 use crate::auth::{Credential, ScramVerifier, Secret, Verifier, md5};
+use crate::transport::client_certificate;
 use crate::wire::pg::backend::ErrorMessage;
 use crate::wire::pg::frame::{Header, Reader, put};
 use bytes::{BufMut, BytesMut};
 use std::io;
 use zeroize::{Zeroize, Zeroizing};
 
-/// Longest password or SASL message taken, in bytes of its body.
+/// Longest password message taken, in bytes of its body.
 pub const MAX_PASSWORD_MESSAGE: usize = 64 * 1024;
+
+/// Longest SASL message taken; PostgreSQL takes no more either.
+const MAX_SASL_MESSAGE: usize = scram::MAX_MESSAGE;
 
 /// How a client proves who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// SCRAM-SHA-256, without channel binding.
+    /// SCRAM-SHA-256; with channel binding (`-PLUS`) where TLS gives something to bind to.
     ScramSha256,
     /// md5; a user with a SCRAM verifier is asked for SCRAM instead, as PostgreSQL does.
     Md5,
     /// The password itself; refused unless TLS or a Unix socket carries it.
     Password,
+    /// Nothing more than its certificate, whose common name was found to be the user's name. The users file
+    /// has the password that logs in to servers.
+    Certificate,
+}
+
+/// What a cluster demands of a client's certificate, with pg_hba.conf's meanings of the words in `clientcert`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertificate {
+    /// Nothing.
+    Off,
+    /// There must be one. (One that is shown was verified by the TLS handshake.)
+    VerifyCa,
+    /// There must be one, and its common name must be the user's name.
+    VerifyFull,
 }
 
 /// How to authenticate a client.
@@ -51,6 +69,12 @@ pub enum AuthError {
         /// The user's name.
         user: String,
     },
+    /// The certificate is another's, or none of that user is known.
+    #[error("certificate authentication failed for user \"{user}\"")]
+    Certificate {
+        /// The user's name.
+        user: String,
+    },
     /// The client does not keep to the protocol, or asks for what is not offered.
     #[error("authentication refused: {message} ({code})")]
     Refused {
@@ -59,6 +83,29 @@ pub enum AuthError {
         /// What the client read.
         message: String,
     },
+}
+
+/// Checks a client's certificate against what is demanded of it. On an error the client was told.
+pub async fn check_certificate(
+    arrival: &mut Arrival,
+    demand: ClientCertificate,
+) -> Result<(), AuthError> {
+    let error = match demand {
+        ClientCertificate::Off => return Ok(()),
+        _ if arrival.stream.peer_certificate().is_none() => {
+            let text = "connection requires a valid client certificate";
+            refused("28000", text.to_owned())
+        }
+        ClientCertificate::VerifyCa => return Ok(()),
+        ClientCertificate::VerifyFull => {
+            let name = client_certificate::common_name(&arrival.stream);
+            if name.is_some_and(|name| name.as_bytes() == arrival.user()) {
+                return Ok(());
+            }
+            certificate_failed(arrival.user())
+        }
+    };
+    Err(tell(arrival, error).await)
 }
 
 /// Asks the client for its proof and checks it. On success AuthenticationOk has been written, and what the
@@ -74,19 +121,29 @@ pub async fn authenticate(
         | (Method::ScramSha256, Some(secret)) => sasl(arrival, Some(secret)).await,
         (Method::ScramSha256, None) => sasl(arrival, None).await,
         (Method::Md5, secret) => md5(arrival, secret).await,
+        (Method::Certificate, Some(Secret::Password { password, .. })) => {
+            let sent = send_authentication(arrival, 0, b"").await;
+            sent.map(|()| Credential::Password(password))
+        }
+        (Method::Certificate, _) => Err(certificate_failed(arrival.user())),
     };
-    let error = match result {
-        Ok(credential) => return Ok(credential),
-        Err(error) => error,
-    };
+    match result {
+        Ok(credential) => Ok(credential),
+        Err(error) => Err(tell(arrival, error).await),
+    }
+}
+
+/// Tells the client why it is not let in, as far as there is somebody to be told.
+async fn tell(arrival: &mut Arrival, error: AuthError) -> AuthError {
     let message = error.to_string();
     let told = match &error {
         AuthError::Failed { .. } => ErrorMessage::fatal("28P01", &message),
+        AuthError::Certificate { .. } => ErrorMessage::fatal("28000", &message),
         AuthError::Refused { code, message } => ErrorMessage::fatal(code, message),
-        AuthError::Io(_) | AuthError::Closed => return Err(error),
+        AuthError::Io(_) | AuthError::Closed => return error,
     };
     say_goodbye(&mut arrival.stream, &told).await;
-    Err(error)
+    error
 }
 
 async fn sasl(arrival: &mut Arrival, secret: Option<Secret>) -> Result<Credential, AuthError> {
@@ -109,14 +166,23 @@ async fn sasl(arrival: &mut Arrival, secret: Option<Secret>) -> Result<Credentia
         ScramError::Proof => failed(user),
         other => refused(other.code(), other.to_string()),
     };
-    send_authentication(arrival, 10, b"SCRAM-SHA-256\0\0").await?;
-    let message = password_message(arrival).await?;
-    let initial = initial_response(&message)?;
+    let exchange = exchange.bound_to(arrival.end_point.as_deref());
+    send_authentication(arrival, 10, exchange.mechanisms()).await?;
+    let mut message = password_message(arrival, MAX_SASL_MESSAGE).await?;
+    let (bound, initial) = initial_response(&message, &exchange)?;
+    let initial = if let Some(initial) = initial {
+        initial
+    } else {
+        // It chose its mechanism and waits for a challenge, though there is none to give.
+        send_authentication(arrival, 11, b"").await?;
+        message = password_message(arrival, MAX_SASL_MESSAGE).await?;
+        &message
+    };
     let (exchange, answer) = exchange
-        .client_first(initial)
+        .client_first(bound, initial)
         .map_err(|error| fault(error, arrival.user()))?;
     send_authentication(arrival, 11, &answer).await?;
-    let message = password_message(arrival).await?;
+    let message = password_message(arrival, MAX_SASL_MESSAGE).await?;
     let done = exchange
         .client_final(&message)
         .map_err(|error| fault(error, arrival.user()))?;
@@ -127,18 +193,23 @@ async fn sasl(arrival: &mut Arrival, secret: Option<Secret>) -> Result<Credentia
     Ok(password.map_or(done.credential, Credential::Password))
 }
 
-/// The SCRAM message inside a SASLInitialResponse.
-fn initial_response(body: &[u8]) -> Result<&[u8], AuthError> {
+/// Whether the mechanism that a SASLInitialResponse names binds to the channel, and the SCRAM message in it.
+fn initial_response<'a>(
+    body: &'a [u8],
+    exchange: &ServerExchange,
+) -> Result<(bool, Option<&'a [u8]>), AuthError> {
     let malformed = || refused("08P01", "malformed SASL initial response".to_owned());
     let mut reader = Reader::new(body);
     let mechanism = reader.cstr().map_err(|_| malformed())?;
-    if mechanism != scram::MECHANISM.as_bytes() {
+    let Some(bound) = exchange.chosen(mechanism) else {
         let text = "client selected an invalid SASL authentication mechanism";
         return Err(refused("08P01", text.to_owned()));
-    }
+    };
     let length = reader.i32().map_err(|_| malformed())?;
-    if usize::try_from(length) == Ok(reader.rest().len()) {
-        Ok(reader.rest())
+    if length == -1 && reader.rest().is_empty() {
+        Ok((bound, None))
+    } else if usize::try_from(length) == Ok(reader.rest().len()) {
+        Ok((bound, Some(reader.rest())))
     } else {
         Err(malformed())
     }
@@ -154,7 +225,7 @@ async fn md5(arrival: &mut Arrival, secret: Option<Secret>) -> Result<Credential
         Some(Secret::Verifier(Verifier::Scram(_))) | None => md5::hash(user, &*arrival.mock_secret),
     };
     send_authentication(arrival, 5, &salt).await?;
-    let message = password_message(arrival).await?;
+    let message = password_message(arrival, MAX_PASSWORD_MESSAGE).await?;
     let proven = md5::verify(&stored, salt, password_text(&message)?);
     let credential = match secret {
         Some(Secret::Verifier(Verifier::Md5(stored))) => Some(Credential::Md5Hash(stored)),
@@ -173,7 +244,7 @@ async fn cleartext(arrival: &mut Arrival, secret: Option<Secret>) -> Result<Cred
         return Err(refused("28000", text.to_owned()));
     }
     send_authentication(arrival, 3, b"").await?;
-    let message = password_message(arrival).await?;
+    let message = password_message(arrival, MAX_PASSWORD_MESSAGE).await?;
     let password = Zeroizing::new(password_text(&message)?.to_vec());
     let mock = scram::mock_verifier(&arrival.mock_secret, arrival.user());
     let user = arrival.user().to_vec();
@@ -187,7 +258,7 @@ async fn cleartext(arrival: &mut Arrival, secret: Option<Secret>) -> Result<Cred
         };
         let matches = verifier.matches(&password);
         match md5 {
-            Some(stored) => (md5::hash(&user, &password) == stored, password),
+            Some(stored) => (md5::matches(&stored, &user, &password), password),
             None => (matches, password),
         }
     };
@@ -210,8 +281,11 @@ fn password_text(body: &[u8]) -> Result<&[u8], AuthError> {
     }
 }
 
-/// Reads the body of one `p` message.
-async fn password_message(arrival: &mut Arrival) -> Result<Zeroizing<Vec<u8>>, AuthError> {
+/// Reads the body of one `p` message, of at most `limit` bytes.
+async fn password_message(
+    arrival: &mut Arrival,
+    limit: usize,
+) -> Result<Zeroizing<Vec<u8>>, AuthError> {
     loop {
         let header = Header::parse(&arrival.buffered)
             .map_err(|error| refused("08P01", error.to_string()))?;
@@ -224,11 +298,10 @@ async fn password_message(arrival: &mut Arrival) -> Result<Zeroizing<Vec<u8>>, A
                 let text = format!("expected password response, got message type {tag}");
                 return Err(refused("08P01", text));
             }
-            if header.body > MAX_PASSWORD_MESSAGE {
+            if header.body > limit {
                 let size = header.body;
-                let text = format!(
-                    "password message of {size} bytes is too long: {MAX_PASSWORD_MESSAGE} are taken"
-                );
+                let text =
+                    format!("password message of {size} bytes is too long: {limit} are taken");
                 return Err(refused("08P01", text));
             }
             if arrival.buffered.len() >= header.frame_len() {
@@ -279,6 +352,12 @@ fn failed(user: &[u8]) -> AuthError {
     }
 }
 
+fn certificate_failed(user: &[u8]) -> AuthError {
+    AuthError::Certificate {
+        user: String::from_utf8_lossy(user).into_owned(),
+    }
+}
+
 const fn refused(code: &'static str, message: String) -> AuthError {
     AuthError::Refused { code, message }
 }
@@ -286,7 +365,7 @@ const fn refused(code: &'static str, message: String) -> AuthError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::scram::ClientExchange;
+    use crate::auth::scram::{Binding, ClientExchange};
     use crate::net::handshake::{Accepted, accept};
     use crate::net::script::{config, frame, in_time, pipe, put_all, startup_packet};
     use crate::transport::stream::Stream;
@@ -373,9 +452,14 @@ mod tests {
                     p(format!("{}\0", &*md5::response(&stored, salt)).as_bytes())
                 }
                 [0, 0, 0, 10] => {
-                    assert_eq!(data, b"SCRAM-SHA-256\0\0");
-                    let first = exchange.as_ref().expect("asked once").first();
-                    initial("SCRAM-SHA-256", &first)
+                    let end_point = tls::server_end_point(far);
+                    assert_eq!(data.starts_with(b"SCRAM-SHA-256-PLUS\0"), far.is_tls());
+                    let binding = Binding::choose(data, end_point.as_deref()).expect("offered");
+                    let bound = exchange.take().expect("asked once").binding(binding);
+                    assert_eq!(bound.mechanism().ends_with("-PLUS"), far.is_tls());
+                    let first = initial(bound.mechanism(), &bound.first());
+                    exchange = Some(bound);
+                    first
                 }
                 [0, 0, 0, 11] => {
                     let exchange = exchange.take().expect("asked once");
@@ -455,7 +539,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unknown_user_reads_like_a_wrong_password() {
+    async fn case_20_an_unknown_user_reads_like_a_wrong_password() {
         /// Blanks what is random or the user's own: nonce, salts.
         fn masked(heard: Heard) -> Heard {
             let mask = |body: Vec<u8>| match body.get(..4) {
@@ -529,14 +613,15 @@ mod tests {
         (result.expect_err("must be refused"), told)
     }
 
+    #[expect(clippy::too_many_lines, reason = "a table")]
     #[tokio::test]
-    async fn what_is_no_proof_is_refused_by_name() {
+    async fn case_18_what_is_no_proof_is_refused_by_name() {
         let first = |text: &str| initial("SCRAM-SHA-256", text.as_bytes()).to_vec();
         let mut too_long = BytesMut::from(&b"p"[..]);
         too_long.put_i32(64 * 1024 + 5);
         let scram = Method::ScramSha256;
         for (method, messages, code, words) in [
-            (scram, too_long.to_vec(), "08P01", "65536 are taken"),
+            (scram, too_long.to_vec(), "08P01", "1024 are taken"),
             (
                 scram,
                 b"Q\0\0\0\x08abc\0".to_vec(),
@@ -558,7 +643,7 @@ mod tests {
             ),
             (
                 scram,
-                initial("SCRAM-SHA-256-PLUS", b"").to_vec(),
+                initial("SCRAM-SHA-1", b"").to_vec(),
                 "08P01",
                 "invalid SASL",
             ),
@@ -567,6 +652,29 @@ mod tests {
                 first("p=tls-unique,,n=,r=a"),
                 "08P01",
                 "channel binding",
+            ),
+            (scram, first("y,,n=,r=a"), "28000", "negotiation error"),
+            (
+                scram,
+                initial("SCRAM-SHA-256-PLUS", b"n,,n=,r=a").to_vec(),
+                "08P01",
+                "does not include channel binding data",
+            ),
+            (
+                scram,
+                initial("SCRAM-SHA-256-PLUS", b"p=tls-unique,,n=,r=a").to_vec(),
+                "08P01",
+                "channel-binding type",
+            ),
+            (
+                scram,
+                [
+                    initial("SCRAM-SHA-256-PLUS", b"p=tls-server-end-point,,n=,r=a").to_vec(),
+                    p(b"c=biws,r=a,p=AAAA").to_vec(),
+                ]
+                .concat(),
+                "28000",
+                "channel binding check failed",
             ),
             (scram, first("n,,m=x,n=,r=a"), "0A000", "extension"),
             (
@@ -605,6 +713,75 @@ mod tests {
             assert_eq!(told.code, code, "{told:?}");
             assert!(told.message.contains(words), "{told:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn cve_2026_6664_lengths_inside_sasl_messages_are_never_believed() {
+        for length in [-2, i32::MIN, i32::MAX, 0, 9, 11, 1 << 30] {
+            let mut body = b"SCRAM-SHA-256\0".to_vec();
+            body.extend_from_slice(&length.to_be_bytes());
+            body.extend_from_slice(b"n,,n=,r=ab");
+            let (error, told) = abuse(Method::ScramSha256, &p(&body)).await;
+            assert!(matches!(error, AuthError::Refused { .. }), "{length}");
+            assert_eq!(told.code, "08P01", "{length}: {told:?}");
+        }
+        for length in [i32::MIN, -1, 0, 3, i32::MAX] {
+            let mut message = b"p".to_vec();
+            message.extend_from_slice(&length.to_be_bytes());
+            let (error, told) = abuse(Method::ScramSha256, &message).await;
+            assert!(matches!(error, AuthError::Refused { .. }), "{length}");
+            assert_eq!(told.code, "08P01", "{length}: {told:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn cve_2026_6665_long_names_and_nonces_overflow_nothing() {
+        let room = MAX_SASL_MESSAGE - 40;
+        let first = format!("n,,n={},r=a", "u".repeat(room));
+        let (error, told) = abuse(
+            Method::ScramSha256,
+            &[
+                initial("SCRAM-SHA-256", first.as_bytes()).to_vec(),
+                p(b"c=biws,r=b,p=AAAA").to_vec(),
+            ]
+            .concat(),
+        )
+        .await;
+        assert!(matches!(error, AuthError::Refused { .. }));
+        assert!(
+            told.message.contains("nonce"),
+            "taken, and answered: {told:?}"
+        );
+        let long = format!("n,,n=,r={}", "a".repeat(60_000));
+        let (_, told) = abuse(
+            Method::ScramSha256,
+            &initial("SCRAM-SHA-256", long.as_bytes()),
+        )
+        .await;
+        assert!(told.message.contains("too long"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_may_choose_its_mechanism_before_it_begins() {
+        let (mut arrival, mut far) = arrived(false).await;
+        let challenge = Challenge {
+            method: Method::ScramSha256,
+            secret: Some(scram_only("pencil")),
+        };
+        let client = async {
+            frame(&mut far).await;
+            put_all(&mut far, &p(b"SCRAM-SHA-256\0\xff\xff\xff\xff")).await;
+            let (_, asked) = frame(&mut far).await;
+            assert_eq!(asked, [0, 0, 0, 11], "an empty challenge");
+            let secret = Credential::Password(Zeroizing::new("pencil".to_owned()));
+            let exchange = ClientExchange::new(&secret, &[9; 18]).expect("a password");
+            put_all(&mut far, &p(&exchange.first())).await;
+            let (_, answer) = frame(&mut far).await;
+            let (_, proof) = exchange.server_first(&answer[4..]).expect("a challenge");
+            put_all(&mut far, &p(&proof)).await;
+        };
+        let work = async { tokio::join!(authenticate(&mut arrival, challenge), client) };
+        assert!(in_time(work).await.0.is_ok());
     }
 
     #[tokio::test]

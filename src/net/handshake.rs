@@ -6,13 +6,14 @@
 
 use crate::transport::ListenTls;
 use crate::transport::stream::Stream;
-use crate::transport::tls::{ALPN, Certificates};
+use crate::transport::tls::{ALPN, Certificates, EndPoint, Secured};
 use crate::wire::pg::backend::{ErrorMessage, put_error};
 use crate::wire::pg::startup::{
     self, CLUSTER_SETTING, FirstPacket, MAX_STARTUP, Replication, Startup, StartupParams,
 };
 use bytes::{BufMut, BytesMut};
 use futures_util::FutureExt;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,10 +31,11 @@ const TLS_HANDSHAKE: u8 = 0x16;
 /// `handshake_failure`, for a client that opens TLS where there is none.
 const TLS_ALERT: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 40];
 
-pub use super::authentication::{AuthError, Challenge, Method, authenticate};
+pub use super::authentication::{
+    AuthError, Challenge, ClientCertificate, Method, authenticate, check_certificate,
+};
 
 /// What a listener's logins share.
-#[derive(Debug)]
 pub struct HandshakeConfig {
     /// Whether TLS is there and whether it must be used. A Unix socket needs none.
     pub tls: ListenTls,
@@ -44,8 +46,13 @@ pub struct HandshakeConfig {
     pub mock_secret: [u8; 32],
 }
 
+impl fmt::Debug for HandshakeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HandshakeConfig with tls {:?}", self.tls)
+    }
+}
+
 /// What a connection turned out to be.
-#[derive(Debug)]
 pub enum Accepted {
     /// A client that wants a session; nothing is known of it yet but its words.
     Session(Box<Arrival>),
@@ -62,8 +69,17 @@ pub enum Accepted {
     Closed,
 }
 
+impl fmt::Debug for Accepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Session(arrival) => arrival.fmt(f),
+            Self::Cancel { process, .. } => write!(f, "Cancel of process {process}"),
+            Self::Closed => f.write_str("Closed"),
+        }
+    }
+}
+
 /// A client after its start-up packet.
-#[derive(Debug)]
 pub struct Arrival {
     /// Its connection, encrypted if it asked for that.
     pub stream: Stream,
@@ -71,9 +87,24 @@ pub struct Arrival {
     pub params: StartupParams,
     /// The cluster that `options` names.
     pub cluster: Option<String>,
+    /// Minor version of protocol 3 that is spoken with it.
+    pub minor: u16,
+    /// What channel binding to the certificate that it was shown means.
+    pub end_point: Option<EndPoint>,
     /// Bytes received behind the last message that was read: the start of what a pipelining client wants.
     pub buffered: BytesMut,
     pub(super) mock_secret: Zeroizing<[u8; 32]>,
+}
+
+impl fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What is buffered may be a password.
+        f.debug_struct("Arrival")
+            .field("peer", &self.stream.peer())
+            .field("params", &self.params)
+            .field("minor", &self.minor)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Arrival {
@@ -117,6 +148,7 @@ pub async fn accept(
     config: &HandshakeConfig,
 ) -> Result<Accepted, HandshakeError> {
     let mut buf = BytesMut::new();
+    let mut end_point = None;
     let (mut ssl_answered, mut gss_answered) = (false, false);
     loop {
         let packet = match first_packet(&mut stream, &mut buf).await {
@@ -131,7 +163,8 @@ pub async fn accept(
                 return Err(refuse(stream, "08P01", text, "").await);
             }
             Err(First::DirectTls) => {
-                stream = direct_tls(stream, &mut buf, config).await?;
+                let secured = direct_tls(stream, &mut buf, config).await?;
+                (stream, end_point) = (secured.stream, secured.end_point);
                 (ssl_answered, gss_answered) = (true, true);
                 continue;
             }
@@ -145,7 +178,8 @@ pub async fn accept(
                 } else {
                     send(&mut stream, b"S").await?;
                     let accepted = config.certificates.accept(stream).await;
-                    stream = accepted.map_err(HandshakeError::Tls)?;
+                    let secured = accepted.map_err(HandshakeError::Tls)?;
+                    (stream, end_point) = (secured.stream, secured.end_point);
                     gss_answered = true;
                 }
             }
@@ -165,7 +199,10 @@ pub async fn accept(
                     stream,
                 });
             }
-            FirstPacket::Startup(startup) => return arrive(stream, startup, buf, config).await,
+            FirstPacket::Startup(startup) => {
+                let secured = Secured { stream, end_point };
+                return arrive(secured, startup, buf, config).await;
+            }
         }
     }
 }
@@ -226,7 +263,7 @@ async fn direct_tls(
     mut stream: Stream,
     buf: &mut BytesMut,
     config: &HandshakeConfig,
-) -> Result<Stream, HandshakeError> {
+) -> Result<Secured, HandshakeError> {
     if config.tls == ListenTls::Off || stream.is_private() {
         send(&mut stream, &TLS_ALERT).await?;
         let text = "TLS opened on a listener without TLS";
@@ -237,27 +274,32 @@ async fn direct_tls(
     }
     let begun = buf.split();
     let accepted = config.certificates.accept_begun(stream, &begun).await;
-    let stream = accepted.map_err(HandshakeError::Tls)?;
-    if stream.application_protocol() == Some(ALPN) {
-        Ok(stream)
+    let secured = accepted.map_err(HandshakeError::Tls)?;
+    if secured.stream.application_protocol() == Some(ALPN) {
+        Ok(secured)
     } else {
         let text =
             "received direct SSL connection request without ALPN protocol negotiation extension";
-        Err(refuse(stream, "08P01", text, "").await)
+        Err(refuse(secured.stream, "08P01", text, "").await)
     }
 }
 
 async fn arrive(
-    mut stream: Stream,
+    secured: Secured,
     startup: Startup,
     buffered: BytesMut,
     config: &HandshakeConfig,
 ) -> Result<Accepted, HandshakeError> {
+    let Secured {
+        mut stream,
+        end_point,
+    } = secured;
     let Startup {
-        minor,
+        minor: asked,
         mut params,
         unsupported,
     } = startup;
+    let minor = asked.min(startup::NEWEST_MINOR);
     if config.tls == ListenTls::Require && !stream.is_private() {
         let text = "connection requires TLS: this listener takes no unencrypted connections";
         let hint = "Connect with sslmode=require, verify-ca or verify-full.";
@@ -286,15 +328,17 @@ async fn arrive(
             return Err(refuse(stream, "22021", &text, "").await);
         }
     };
-    if minor > 0 || !unsupported.is_empty() {
+    if asked > minor || !unsupported.is_empty() {
         let mut out = BytesMut::new();
-        startup::put_negotiate_version(&mut out, &unsupported);
+        startup::put_negotiate_version(&mut out, minor, &unsupported);
         send(&mut stream, &out).await?;
     }
     Ok(Accepted::Session(Box::new(Arrival {
         stream,
         params,
         cluster,
+        minor,
+        end_point,
         buffered,
         mock_secret: Zeroizing::new(config.mock_secret),
     })))
@@ -411,7 +455,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn byte_by_byte() {
+    async fn case_10_a_start_up_byte_by_byte() {
         let config = config(ListenTls::Prefer);
         let (near, mut far) = pipe();
         let body = b"user\0app\0options\0-c slackwater.cluster=shop -c a=b\0\0";
@@ -430,7 +474,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tls_then_a_session_with_bytes_behind() {
+    async fn case_10_tls_then_a_session_with_bytes_behind() {
         for (tls, gss_first) in [
             (ListenTls::Prefer, false),
             (ListenTls::Prefer, true),
@@ -481,7 +525,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn clear_bytes_behind_a_request_are_refused() {
+    async fn case_14_cve_2021_3935_clear_bytes_behind_a_request_are_refused() {
         for tls in [ListenTls::Off, ListenTls::Prefer, ListenTls::Require] {
             for (request, words) in [(&ssl_request()[..], "SSL"), (GSSENC, "GSSAPI")] {
                 let mut bytes = request.to_vec();
@@ -495,7 +539,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_request_is_answered_once() {
+    async fn case_15_each_request_is_answered_once() {
         for requests in [[&ssl_request()[..], &ssl_request()[..]], [GSSENC, GSSENC]] {
             let config = config(ListenTls::Off);
             let (near, mut far) = pipe();
@@ -574,17 +618,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn newer_protocols_and_their_options_are_negotiated_down() {
-        let config = config(ListenTls::Prefer);
+    async fn nothing_that_is_printed_tells_a_secret() {
+        let mut config = config(ListenTls::Off);
+        config.mock_secret = [173; 32];
         let (near, mut far) = pipe();
-        let body = b"user\0app\0_pq_.x\0on\0replication\0false\0\0";
-        put_all(&mut far, &startup_packet((3 << 16) + 2, body)).await;
-        let arrival = in_time(arrival(&config, near)).await;
-        assert_eq!(
-            in_time(frame(&mut far)).await,
-            (b'v', b"\0\x03\0\0\0\0\0\x01_pq_.x\0".to_vec())
+        let mut bytes = startup_packet(PROTOCOL_3_0, b"user\0app\0\0");
+        bytes.extend_from_slice(b"p\0\0\0\x0bsecret\0");
+        put_all(&mut far, &bytes).await;
+        let accepted = in_time(accept(near, &config)).await;
+        let (near, mut far) = pipe();
+        let mut cancel = BytesMut::new();
+        put_cancel_request(&mut cancel, 42, &[173; 32]);
+        put_all(&mut far, &cancel).await;
+        let cancelled = in_time(accept(near, &config)).await;
+        let packet = startup::parse(&cancel);
+        let printed = format!("{config:?} {accepted:?} {cancelled:?} {packet:?}");
+        assert!(
+            printed.contains("duplex") && printed.contains("42"),
+            "{printed}"
         );
-        assert_eq!(arrival.params.get("_pq_.x"), None);
+        assert!(
+            !printed.contains("173") && !printed.contains("secret"),
+            "{printed}"
+        );
+        assert!(!printed.contains("\\xad"), "{printed}");
     }
 
     #[tokio::test]

@@ -1,8 +1,11 @@
 //! From an accepted socket to a session: hand-shake, cluster, verifier, proof, first server connection.
 //! One deadline covers all of it.
 
-use super::authentication::{Challenge, Method, authenticate};
-use super::handshake::{Accepted, Arrival, HandshakeConfig, accept};
+use super::admission::{Admission, Pass, Refused, Standing};
+use super::authentication::{
+    AuthError, Challenge, ClientCertificate, Method, authenticate, check_certificate,
+};
+use super::handshake::{Accepted, Arrival, HandshakeConfig, HandshakeError, accept, say_goodbye};
 use super::relay::Leg;
 use super::session::Session;
 use super::shared::{KeyGuard, Place, Shared};
@@ -26,9 +29,16 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
+use zeroize::Zeroizing;
 
 /// How long the client of a CancelRequest is kept waiting for its close.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);
+
+/// Bytes of a cancel key's secret since protocol 3.2; as many as PostgreSQL's own.
+const CANCEL_SECRET: usize = 32;
+
+/// Bytes of it before.
+const CANCEL_SECRET_3_0: usize = 4;
 
 /// Wait between attempts to log in to a server that is away or full.
 const RETRY: Duration = Duration::from_millis(50);
@@ -46,6 +56,8 @@ pub struct Entry {
     pub method: Method,
     /// What their proof is checked against.
     pub verifiers: Verifiers,
+    /// What their certificates must be.
+    pub client_certificate: ClientCertificate,
 }
 
 /// What the logins of the process share.
@@ -55,6 +67,8 @@ pub struct Entrance {
     pub shared: Arc<Shared>,
     /// Clusters by name, in the order of the configuration.
     pub entries: Vec<Entry>,
+    /// Who may begin a login.
+    pub admission: Arc<Admission>,
 }
 
 impl Entrance {
@@ -94,34 +108,77 @@ struct Begun {
     session: Box<Session>,
     span: Span,
     _key: KeyGuard,
-    _place: Option<Place>,
+    _hold: Held,
+}
+
+/// What a client that has proven who it is counts towards.
+struct Held {
+    _place: Place,
+    _standing: Standing,
 }
 
 /// Serves one accepted socket to its end.
 pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<HandshakeConfig>) {
+    let deadline = Instant::now() + entrance.shared.limits.login_timeout;
+    let peer = stream.peer_address().map(|address| address.ip());
+    // A connection that waits for its turn is its socket and little else.
+    let pass = match entrance.admission.enter(peer, deadline).await {
+        Ok(pass) => pass,
+        Err(refused) => {
+            entrance.shared.count_error(ErrorKind::Limit);
+            return Box::pin(turn_away(stream, refused)).await;
+        }
+    };
     // Everything that only the login needs is dropped before the session begins: most clients idle.
-    let begun = Box::pin(arrive(stream, entrance, config)).await;
+    let begun = Box::pin(arrive(stream, pass, deadline, entrance, config)).await;
     if let Some(begun) = begun {
         begun.session.run(begun.span).await;
     }
 }
 
+/// Refuses a connection that was not listened to at all.
+async fn turn_away(mut stream: Stream, refused: Refused) {
+    tracing::debug!(client = %stream.peer(), %refused, "a connection was turned away");
+    let text = refused.to_string();
+    let hint = match refused {
+        Refused::Failures => {
+            "Try again later; the proxy's max_login_failures_per_address is reached."
+        }
+        Refused::Full => "Try again; the proxy's max_logins or max_logins_per_address is reached.",
+    };
+    let error = ErrorMessage::fatal("53300", &text).hint(hint);
+    say_goodbye(&mut stream, &error).await;
+}
+
 /// A socket up to its session. None: there is nothing more to do for it.
 async fn arrive(
     stream: Stream,
+    mut pass: Pass,
+    deadline: Instant,
     entrance: Arc<Entrance>,
     config: Arc<HandshakeConfig>,
 ) -> Option<Begun> {
-    let place = entrance.shared.admit();
-    let deadline = Instant::now() + entrance.shared.limits.login_timeout;
-    let accepted = match tokio::time::timeout_at(deadline, accept(stream, &config)).await {
+    let work = tokio::time::timeout_at(deadline, accept(stream, &config));
+    let accepted = tokio::select! {
+        done = work => done,
+        () = pass.told_to_go() => {
+            tracing::debug!("a client's start-up was slow, and others needed its place");
+            pass.failed();
+            return None;
+        }
+    };
+    let accepted = match accepted {
         Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
             tracing::debug!(%error, "no session came about");
+            if !matches!(error, HandshakeError::Io(_)) {
+                pass.failed();
+            }
             return None;
         }
         Err(_) => {
             tracing::debug!("a client did not complete its start-up in time");
+            pass.failed();
             return None;
         }
     };
@@ -132,7 +189,7 @@ async fn arrive(
             secret,
             stream,
         } => {
-            drop(place);
+            drop(pass);
             if let Some(handle) = entrance.shared.find_key(process, &secret) {
                 // Closed only when it is settled: who cancels may send the next query after that.
                 let settled = handle.ask_cancel();
@@ -148,7 +205,7 @@ async fn arrive(
                 user = %String::from_utf8_lossy(arrival.user()),
                 database = %String::from_utf8_lossy(arrival.database()),
             );
-            Box::pin(admit(arrival, place, entrance, deadline))
+            Box::pin(admit(arrival, pass, entrance, deadline))
                 .instrument(span)
                 .await
         }
@@ -158,29 +215,11 @@ async fn arrive(
 /// A client after its start-up packet.
 async fn admit(
     mut arrival: Box<Arrival>,
-    place: Option<Place>,
+    mut pass: Pass,
     entrance: Arc<Entrance>,
     deadline: Instant,
 ) -> Option<Begun> {
     let shared = Arc::clone(&entrance.shared);
-    let refused = if place.is_none() {
-        Some(
-            ErrorMessage::fatal("53300", "sorry, too many clients already")
-                .hint("max_clients of the proxy is reached."),
-        )
-    } else if shared.draining.load(Ordering::Relaxed) {
-        Some(ErrorMessage::fatal(
-            "57P03",
-            "the database system is shutting down",
-        ))
-    } else {
-        None
-    };
-    if let Some(error) = refused {
-        shared.count_error(ErrorKind::Limit);
-        refuse(&mut arrival.stream, &error).await;
-        return None;
-    }
     let entry = match entrance.entry(&arrival) {
         Ok(entry) => entry,
         Err(text) => {
@@ -189,6 +228,16 @@ async fn admit(
             return None;
         }
     };
+    // Before anything is asked of a server: who has no certificate costs nothing.
+    let checked = check_certificate(&mut arrival, entry.client_certificate);
+    let checked = tokio::time::timeout_at(deadline, checked).await.ok()?;
+    if let Err(error) = checked {
+        tracing::info!(%error, "a client was not let in");
+        shared.count_error(ErrorKind::Client);
+        pass.failed();
+        return None;
+    }
+    pass.is_our_turn(true);
     let secret = match find_secret(&arrival, entry, deadline).await {
         Ok(secret) => secret,
         Err(Refusal::ClientGone) => return None,
@@ -201,27 +250,53 @@ async fn admit(
             return None;
         }
     };
-    let work = prove(&mut arrival, entry.method, secret);
-    let credential = match tokio::time::timeout_at(deadline, work).await {
-        Ok(Some(credential)) => credential,
-        Ok(None) => {
+    pass.is_our_turn(false);
+    let challenge = Challenge {
+        method: entry.method,
+        secret,
+    };
+    let credential = match prove(&mut arrival, challenge, &mut pass, deadline).await {
+        Proof::Given(credential) => credential,
+        Proof::NotGiven => {
             shared.count_error(ErrorKind::Client);
             return None;
         }
-        Err(_) => {
-            let error = ErrorMessage::fatal("57014", "canceling authentication due to timeout");
-            refuse(&mut arrival.stream, &error).await;
+        Proof::Failed => {
+            shared.count_error(ErrorKind::Client);
+            pass.failed();
             return None;
         }
     };
+    let standing = pass.succeeded();
+    let hold = take_place(&mut arrival.stream, &shared, standing).await?;
     let (session, key) =
         Box::pin(first_server(arrival, credential, entry, shared, deadline)).await?;
     Some(Begun {
         session,
         span: Span::current(),
         _key: key,
-        _place: place,
+        _hold: hold,
     })
+}
+
+/// Gives a client that has proven who it is a place under `max_clients`. None: it was told that there is none.
+async fn take_place(stream: &mut Stream, shared: &Arc<Shared>, standing: Standing) -> Option<Held> {
+    let place = shared.admit();
+    // Asked after the place is taken: a drain that begins now sees it.
+    let error = if shared.draining.load(Ordering::Acquire) {
+        ErrorMessage::fatal("57P03", "the database system is shutting down")
+    } else if let Some(place) = place {
+        return Some(Held {
+            _place: place,
+            _standing: standing,
+        });
+    } else {
+        ErrorMessage::fatal("53300", "sorry, too many clients already")
+            .hint("max_clients of the proxy is reached.")
+    };
+    shared.count_error(ErrorKind::Limit);
+    refuse(stream, &error).await;
+    None
 }
 
 /// What the client's proof is checked against. A server that is away is waited for until shortly before
@@ -249,17 +324,41 @@ async fn find_secret(
     }
 }
 
-/// Authenticates the client. None: it was told why not.
+/// What came of asking a client for its proof.
+enum Proof {
+    Given(Credential),
+    /// It left instead.
+    NotGiven,
+    Failed,
+}
+
+/// Authenticates the client, which was told if it failed.
 async fn prove(
     arrival: &mut Arrival,
-    method: Method,
-    secret: Option<Secret>,
-) -> Option<Credential> {
-    match authenticate(arrival, Challenge { method, secret }).await {
-        Ok(credential) => Some(credential),
-        Err(error) => {
+    challenge: Challenge,
+    pass: &mut Pass,
+    deadline: Instant,
+) -> Proof {
+    let work = tokio::time::timeout_at(deadline, authenticate(arrival, challenge));
+    let done = tokio::select! {
+        done = work => done.ok(),
+        () = pass.told_to_go() => None,
+    };
+    match done {
+        Some(Ok(credential)) => Proof::Given(credential),
+        Some(Err(error)) => {
             tracing::info!(%error, "a client was not let in");
-            None
+            match error {
+                AuthError::Io(_) | AuthError::Closed => Proof::NotGiven,
+                AuthError::Failed { .. }
+                | AuthError::Certificate { .. }
+                | AuthError::Refused { .. } => Proof::Failed,
+            }
+        }
+        None => {
+            let error = ErrorMessage::fatal("57014", "canceling authentication due to timeout");
+            refuse(&mut arrival.stream, &error).await;
+            Proof::Failed
         }
     }
 }
@@ -275,9 +374,14 @@ async fn first_server(
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let now = Instant::now().into_std();
     let limits = shared.limits;
-    let mut random = [0; 8];
-    aws_lc_rs::rand::fill(&mut random).ok()?;
-    let [a, b, c, d, spread @ ..] = random;
+    let mut secret = Zeroizing::new([0; CANCEL_SECRET]);
+    let mut spread = [0; 4];
+    aws_lc_rs::rand::fill(&mut *secret).ok()?;
+    aws_lc_rs::rand::fill(&mut spread).ok()?;
+    let secret = match arrival.minor {
+        ..2 => secret.get(..CANCEL_SECRET_3_0)?,
+        2.. => secret.as_slice(),
+    };
     let identity = Identity {
         id: shared.next_session(),
         user: text(arrival.user()),
@@ -319,13 +423,12 @@ async fn first_server(
     };
     let told = cluster.tell_process(opened.link.process);
     registered.handle.process.store(told, Ordering::Relaxed);
-    let secret = [a, b, c, d];
     let key = shared.add_key(told, secret, &registered.handle);
     let mut out = BytesMut::new();
     for (name, value) in &opened.params {
         put_parameter_status(&mut out, name, value);
     }
-    put_backend_key_data(&mut out, told, &secret);
+    put_backend_key_data(&mut out, told, secret);
     put_ready(&mut out, b'I');
     if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
         cluster.forget_process(told, opened.link.process);

@@ -1,9 +1,13 @@
 //! The client side: listeners, logins, and one relay task per session.
 
+pub mod admission;
 pub mod authentication;
 mod blame;
 mod carry;
 mod end;
+#[cfg(test)]
+#[path = "tests/front.rs"]
+mod front;
 pub mod handshake;
 pub mod janitor;
 mod leg;

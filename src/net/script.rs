@@ -3,7 +3,7 @@
 use super::handshake::HandshakeConfig;
 use crate::transport::ListenTls;
 use crate::transport::stream::Stream;
-use crate::transport::tls::Certificates;
+use crate::transport::tls::{Certificates, Shown, Source};
 use crate::wire::pg::frame::{Header, put_sized};
 use bytes::{BufMut, BytesMut};
 use std::sync::{Arc, OnceLock};
@@ -15,7 +15,15 @@ pub(super) fn config(tls: ListenTls) -> HandshakeConfig {
     static CERTIFICATES: OnceLock<Arc<Certificates>> = OnceLock::new();
     let certificates = CERTIFICATES.get_or_init(|| {
         let dir = tempfile::tempdir().expect("a directory");
-        Arc::new(Certificates::self_made(dir.path(), &[]).expect("made"))
+        let shown = Shown::SelfMade {
+            state_dir: dir.path().to_owned(),
+            dns_names: Vec::new(),
+        };
+        let source = Source {
+            shown,
+            client_ca: None,
+        };
+        Arc::new(Certificates::read(&source).expect("made"))
     });
     HandshakeConfig {
         tls,

@@ -4,14 +4,17 @@ use crate::backend::registry::Handle;
 use crate::observe::{ErrorKind, Metrics, Side};
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// Limits of the client side.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Most client connections.
+    /// Most clients that have proven who they are.
     pub max_clients: usize,
     /// From the first byte to ReadyForQuery.
     pub login_timeout: Duration,
@@ -32,13 +35,20 @@ pub struct Shared {
     pub draining: AtomicBool,
     clients: AtomicUsize,
     next_session: AtomicU64,
-    keys: Mutex<HashMap<i32, Key>>,
+    keys: Mutex<HashMap<i32, Vec<Key>>>,
 }
 
-#[derive(Debug)]
+/// One session's cancel key. Two clusters may have told the same process number.
 struct Key {
-    secret: [u8; 4],
+    secret: Zeroizing<Box<[u8]>>,
+    session: u64,
     handle: Weak<Handle>,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key of session {}", self.session)
+    }
 }
 
 impl Shared {
@@ -69,7 +79,7 @@ impl Shared {
         self.next_session.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Client connections, those that are logging in counted.
+    /// Clients that have proven who they are.
     pub fn clients(&self) -> usize {
         self.clients.load(Ordering::Relaxed)
     }
@@ -85,28 +95,29 @@ impl Shared {
     pub fn add_key(
         self: &Arc<Self>,
         process: i32,
-        secret: [u8; 4],
+        secret: &[u8],
         handle: &Arc<Handle>,
     ) -> KeyGuard {
-        self.keys.lock().insert(
-            process,
-            Key {
-                secret,
-                handle: Arc::downgrade(handle),
-            },
-        );
+        let session = handle.identity.id;
+        self.keys.lock().entry(process).or_default().push(Key {
+            secret: Zeroizing::new(secret.into()),
+            session,
+            handle: Arc::downgrade(handle),
+        });
         KeyGuard {
             shared: Arc::clone(self),
             process,
+            session,
         }
     }
 
-    /// The session of a whole cancel key.
+    /// The session of a whole cancel key. How long it takes tells nothing of a secret but its length.
     pub fn find_key(&self, process: i32, secret: &[u8]) -> Option<Arc<Handle>> {
         let keys = self.keys.lock();
-        let key = keys.get(&process)?;
-        aws_lc_rs::constant_time::verify_slices_are_equal(&key.secret, secret).ok()?;
-        key.handle.upgrade()
+        let same = |key: &&Key| {
+            aws_lc_rs::constant_time::verify_slices_are_equal(&key.secret, secret).is_ok()
+        };
+        keys.get(&process)?.iter().find(same)?.handle.upgrade()
     }
 }
 
@@ -125,10 +136,17 @@ impl Drop for Place {
 pub struct KeyGuard {
     shared: Arc<Shared>,
     process: i32,
+    session: u64,
 }
 
 impl Drop for KeyGuard {
     fn drop(&mut self) {
-        self.shared.keys.lock().remove(&self.process);
+        let mut keys = self.shared.keys.lock();
+        if let Entry::Occupied(mut entry) = keys.entry(self.process) {
+            entry.get_mut().retain(|key| key.session != self.session);
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Counters get their `_total` from the exposition, so names stand here without it.
 
-use super::{ErrorKind, Side};
+use super::{ErrorKind, LoginMetrics, Side};
 use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::counter::Counter;
@@ -207,6 +207,8 @@ pub struct Metrics {
     pub bytes_to_server: Counter,
     /// Bytes from servers to clients. Add what a wake-up moved, not each frame.
     pub bytes_to_client: Counter,
+    /// Logins of clients.
+    pub logins: LoginMetrics,
     errors: Arc<[[Counter; ErrorKind::ALL.len()]; Side::ALL.len()]>,
     families: Families,
     registry: Arc<Registry>,
@@ -248,6 +250,7 @@ impl Metrics {
             queries,
             bytes_to_server: direction("to_server"),
             bytes_to_client: direction("to_client"),
+            logins: LoginMetrics::register(&mut registry),
             errors: Arc::new(errors),
             families,
             registry: Arc::new(registry),

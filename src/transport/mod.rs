@@ -1,9 +1,14 @@
 //! Sockets and TLS, for clients and towards servers.
 
+pub mod client_certificate;
+mod end_point;
 pub mod self_made;
+mod served;
 pub mod server_certificate;
 pub mod socket;
 pub mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tls;
 
 use std::fmt;

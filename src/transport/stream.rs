@@ -76,6 +76,12 @@ impl Stream {
         self.tls().and_then(CommonState::alpn_protocol)
     }
 
+    /// The certificate that the other end showed in the TLS handshake and proved to hold the key of.
+    pub fn peer_certificate(&self) -> Option<&[u8]> {
+        let shown = self.tls()?.peer_certificates()?;
+        shown.first().map(AsRef::as_ref)
+    }
+
     /// The other end, for logs and views: `address:port`, `unix`, or `duplex`.
     pub fn peer(&self) -> String {
         match self.socket() {

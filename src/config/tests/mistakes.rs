@@ -1,6 +1,6 @@
 //! Values that are refused: line, key and words of what people are told.
 
-use super::{parse, refused, small, with};
+use super::{ClientCertificate, parse, refused, small, with};
 
 #[test]
 fn later_features_are_refused_by_name() {
@@ -51,12 +51,6 @@ fn later_features_are_refused_by_name() {
             with("[clusters.shop.scaling]\nauto = true"),
             17,
             "clusters.shop.scaling.auto",
-            "not in this release",
-        ),
-        (
-            with("[tls]\nclient_ca = \"clients.pem\""),
-            17,
-            "tls.client_ca",
             "not in this release",
         ),
         (
@@ -305,7 +299,7 @@ fn one_mistake_is_told_with_line_and_key() {
             ),
             11,
             "clusters.shop.auth.method",
-            "\"scram-sha-256\", \"md5\", \"password\" are",
+            "\"scram-sha-256\", \"md5\", \"password\", \"cert\" are",
         ),
         (
             small("capacity = 4", "capacity = 2"),
@@ -357,5 +351,129 @@ fn one_mistake_is_told_with_line_and_key() {
         ),
     ] {
         refused(&text, line, key, words);
+    }
+}
+
+#[test]
+fn client_certificates() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let ca = file("ca.pem", "x");
+    let (plain, stored) = (
+        file("plain.toml", "app = \"correct horse\"\n"),
+        file(
+            "stored.toml",
+            "app = \"md5d41d8cd98f00b204e9800998ecf8427e\"\n",
+        ),
+    );
+    let text = |auth: &str, tls: &str| {
+        small(
+            "service_user = \"slackwater\"",
+            &format!("service_user = \"slackwater\"\n{auth}"),
+        ) + tls
+    };
+    let with_ca = format!("[tls]\nclient_ca = \"{ca}\"\n");
+    let cert = |users: &str| format!("method = \"cert\"\nusers_file = \"{users}\"");
+    for (auth, demand) in [
+        (String::new(), ClientCertificate::Off),
+        (
+            "client_certificate = \"verify-ca\"".to_owned(),
+            ClientCertificate::VerifyCa,
+        ),
+        (
+            "client_certificate = \"verify-full\"".to_owned(),
+            ClientCertificate::VerifyFull,
+        ),
+        (cert(&plain), ClientCertificate::VerifyFull),
+    ] {
+        let config = parse(&text(&auth, &with_ca)).unwrap();
+        assert_eq!(config.clusters[0].auth.client_certificate, demand, "{auth}");
+    }
+    let key = "clusters.shop.auth.client_certificate";
+    let demand = "client_certificate = \"verify-ca\"";
+    refused(&text(demand, ""), 5, key, "needs [tls] client_ca");
+    let off = text(demand, &with_ca).replace("5433\"]", "5433\"]\ntls = \"off\"");
+    refused(&off, 6, key, "needs TLS");
+    refused(
+        &text("client_certificate = \"on\"", &with_ca),
+        11,
+        key,
+        "\"verify-full\"",
+    );
+    let method = "clusters.shop.auth.method";
+    refused(
+        &text("method = \"cert\"", &with_ca),
+        11,
+        method,
+        "needs users_file",
+    );
+    refused(
+        &text(&cert(&stored), &with_ca),
+        11,
+        method,
+        "that of \"app\" is a verifier",
+    );
+    refused(
+        &text(&format!("{}\n{demand}", cert(&plain)), &with_ca),
+        13,
+        key,
+        "is verify-full",
+    );
+}
+
+#[test]
+fn certificates() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a.crt", "a.key", "b.crt", "b.key"] {
+        std::fs::write(dir.path().join(name), "x").unwrap();
+    }
+    let pair = |name: &str| {
+        let path = dir.path().join(name).display().to_string();
+        format!("certificate = \"{path}.crt\"\nprivate_key = \"{path}.key\"\n")
+    };
+    let (a, b) = (pair("a"), pair("b"));
+    for text in [
+        format!("[tls]\n{a}[[tls.certificates]]\n{b}"),
+        format!("[[tls.certificates]]\n{a}[[tls.certificates]]\n{b}"),
+    ] {
+        let config = parse(&with(&text)).unwrap();
+        let names: Vec<_> = config
+            .tls
+            .certificates
+            .iter()
+            .map(|c| c.certificate.file_name().unwrap().to_owned())
+            .collect();
+        assert_eq!(names, ["a.crt", "b.crt"], "{text}");
+    }
+    for (text, line, key, words) in [
+        (
+            "[[tls.certificates]]\n",
+            16,
+            "tls.certificates[0]",
+            "needs certificate and private_key",
+        ),
+        (
+            "[tls]\ncertificates = []",
+            17,
+            "tls.certificates",
+            "the list is empty",
+        ),
+        (
+            "[[tls.certificates]]\ncertificate = \"/dev/none\"",
+            17,
+            "tls.certificates[0].certificate",
+            "needs private_key",
+        ),
+    ] {
+        let error = parse(&with(text)).unwrap_err();
+        let told = error
+            .problems
+            .iter()
+            .find(|p| p.key == key && p.message.contains(words));
+        assert_eq!(told.map(|p| p.line), Some(line), "{text}: {error}");
     }
 }

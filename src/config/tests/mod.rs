@@ -59,7 +59,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.state_dir, Path::new("/var/lib/slackwater"));
     assert_eq!(config.admin.address.to_string(), "127.0.0.1:7432");
     assert_eq!(config.admin.token, None);
-    assert_eq!(config.tls, Tls::SelfMade);
+    assert_eq!(config.tls, Tls::default());
     assert_eq!(
         config.listen.postgres.as_ref().unwrap().tls,
         ListenTls::Prefer
@@ -68,6 +68,10 @@ fn defaults_are_the_documented_ones() {
         config.limits,
         Limits {
             max_clients: 10_000,
+            max_logins: 500,
+            max_logins_per_address: 200,
+            max_login_failures_per_address: 100,
+            login_failure_window: Duration::from_mins(1),
             threads: 0,
             login_timeout: Duration::from_secs(30),
             max_connection_age: Some(Duration::from_hours(24)),
@@ -112,7 +116,14 @@ fn defaults_are_the_documented_ones() {
 #[test]
 fn every_key_of_the_commented_file_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["server.crt", "server.key", "server-ca.pem"] {
+    for name in [
+        "server.crt",
+        "server.key",
+        "server-ca.pem",
+        "other.crt",
+        "other.key",
+        "clients.pem",
+    ] {
         std::fs::write(dir.path().join(name), "x").unwrap();
     }
     for name in ["service.password", "admin.token"] {
@@ -136,6 +147,8 @@ fn every_key_of_the_commented_file_is_accepted() {
     }
     for key in [
         "client_ca",
+        "client_certificate",
+        "certificates",
         "token_file",
         "tcp_user_timeout",
         "hostnames",

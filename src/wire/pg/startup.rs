@@ -5,13 +5,17 @@
 use super::frame::{Reader, put_cstr, put_sized};
 use super::options;
 use bytes::{BufMut, BytesMut};
+use std::fmt;
 
 /// Longest start-up packet that is read, in bytes (`MAX_STARTUP_PACKET_LENGTH` in PostgreSQL).
 /// The length field is counted in.
 pub const MAX_STARTUP: usize = 10_000;
 
-/// Protocol version 3.0, the one that both legs speak.
+/// Protocol version 3.0.
 pub const PROTOCOL_3_0: i32 = 3 << 16;
+
+/// Newest minor version of protocol 3 that is spoken, on both legs: 3.2, which makes cancel keys longer.
+pub const NEWEST_MINOR: u16 = 2;
 
 /// Longest secret of a cancel key, in bytes (protocol 3.2; 3.0 has 4).
 pub const MAX_CANCEL_SECRET: usize = 256;
@@ -67,7 +71,7 @@ impl StartupParams {
 }
 
 /// What a client may send first.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum FirstPacket {
     /// It wants TLS.
     Ssl,
@@ -82,6 +86,17 @@ pub enum FirstPacket {
     },
     /// It wants a session.
     Startup(Startup),
+}
+
+impl fmt::Debug for FirstPacket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ssl => f.write_str("Ssl"),
+            Self::GssEnc => f.write_str("GssEnc"),
+            Self::Cancel { process, .. } => write!(f, "Cancel of process {process}"),
+            Self::Startup(startup) => startup.fmt(f),
+        }
+    }
 }
 
 /// A StartupMessage.
@@ -105,7 +120,7 @@ pub enum StartupError {
     #[error("invalid length of cancel request packet")]
     CancelLength,
     /// Not protocol 3.
-    #[error("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.0")]
+    #[error("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2")]
     Version {
         /// Major version that the client asked for.
         major: u16,
@@ -229,10 +244,10 @@ pub fn replication(params: &StartupParams) -> Replication {
     }
 }
 
-/// Appends a StartupMessage of protocol 3.0.
-pub fn put_startup(out: &mut BytesMut, params: &StartupParams) {
+/// Appends a StartupMessage of protocol 3.`minor`.
+pub fn put_startup(out: &mut BytesMut, minor: u16, params: &StartupParams) {
     put_sized(out, |out| {
-        out.put_i32(PROTOCOL_3_0);
+        out.put_i32(PROTOCOL_3_0 | i32::from(minor));
         for (name, value) in &params.0 {
             put_cstr(out, name);
             put_cstr(out, value);
@@ -255,10 +270,10 @@ pub fn put_cancel_request(out: &mut BytesMut, process: i32, secret: &[u8]) {
     });
 }
 
-/// Appends a NegotiateProtocolVersion: 3.0 is spoken, and these protocol options are not known.
-pub fn put_negotiate_version(out: &mut BytesMut, unsupported: &[Box<[u8]>]) {
+/// Appends a NegotiateProtocolVersion: 3.`minor` is spoken, and these protocol options are not known.
+pub fn put_negotiate_version(out: &mut BytesMut, minor: u16, unsupported: &[Box<[u8]>]) {
     super::frame::put(out, b'v', |out| {
-        out.put_i32(PROTOCOL_3_0);
+        out.put_i32(PROTOCOL_3_0 | i32::from(minor));
         out.put_i32(i32::try_from(unsupported.len()).unwrap_or(i32::MAX));
         for name in unsupported {
             put_cstr(out, name);
@@ -319,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn startup_keeps_order_and_odd_bytes() {
+    fn case_12_startup_keeps_order_and_odd_bytes() {
         let body = b"user\0b\xff\0database\0\0_pq_.x\0y\0options\0-c a=b\0user\0last\0\0";
         let mut bytes = packet(3 << 16 | 2, body);
         let length = bytes.len();
@@ -336,7 +351,7 @@ mod tests {
             assert_eq!(parse(&bytes[..cut]), Ok(None), "cut at {cut}");
         }
         let mut again = BytesMut::new();
-        put_startup(&mut again, &startup.params);
+        put_startup(&mut again, 0, &startup.params);
         assert_eq!(
             again[8..].to_vec(),
             b"user\0b\xff\0database\0\0options\0-c a=b\0user\0last\0\0"
@@ -344,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_in_the_servers_words() {
+    fn case_12_refusals_in_the_servers_words() {
         let layout = (
             "invalid startup packet layout: expected terminator as last byte".to_owned(),
             "08P01",
@@ -438,7 +453,7 @@ mod tests {
                 sent.0.push((format!("name{i}").into_bytes().into(), value.as_bytes().into()));
             }
             let mut out = BytesMut::new();
-            put_startup(&mut out, &sent);
+            put_startup(&mut out, 0, &sent);
             let Ok(Some((FirstPacket::Startup(got), used))) = parse(&out) else {
                 panic!("a StartupMessage");
             };

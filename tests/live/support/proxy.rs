@@ -33,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) sections: String,
     /// Listens on every address.
     pub(crate) everywhere: bool,
+    /// More environment of the program.
+    pub(crate) environment: Vec<(String, String)>,
     /// Listens on a Unix socket in this directory, too.
     pub(crate) socket_dir: Option<PathBuf>,
 }
@@ -44,6 +46,7 @@ pub(crate) struct Proxy {
     port: Port,
     admin_port: Port,
     child: Child,
+    environment: Vec<(String, String)>,
     local_data: Option<PathBuf>,
 }
 
@@ -106,12 +109,13 @@ impl Proxy {
             configuration(dir.path(), &port, &admin_port, provider, options),
         )
         .unwrap();
-        let child = serve(dir.path());
+        let child = serve(dir.path(), &options.environment);
         Self {
             dir,
             port,
             admin_port,
             child,
+            environment: options.environment.clone(),
             local_data,
         }
     }
@@ -120,7 +124,7 @@ impl Proxy {
     pub(crate) fn kill_and_restart(&mut self) {
         self.signal(Signal::SIGKILL);
         self.child.wait().unwrap();
-        self.child = serve(self.dir.path());
+        self.child = serve(self.dir.path(), &self.environment);
         self.wait_ready();
     }
 
@@ -270,7 +274,7 @@ impl Drop for Proxy {
 }
 
 /// Starts the program with the configuration in `dir`.
-fn serve(dir: &Path) -> Child {
+fn serve(dir: &Path, environment: &[(String, String)]) -> Child {
     let log = File::options()
         .create(true)
         .append(true)
@@ -279,6 +283,7 @@ fn serve(dir: &Path) -> Child {
     Command::new(program())
         .args(["serve", "--config"])
         .arg(dir.join("proxy.toml"))
+        .envs(environment.iter().map(|(k, v)| (k, v)))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -23,6 +23,8 @@ pub(crate) struct Target {
     pub(crate) database: String,
     /// More start-up parameters.
     pub(crate) parameters: Vec<(String, String)>,
+    /// Minor version of protocol 3 that is asked for.
+    pub(crate) minor: u16,
 }
 
 impl Target {
@@ -35,12 +37,25 @@ impl Target {
             password: password.to_owned(),
             database: database.to_owned(),
             parameters: Vec::new(),
+            minor: 0,
         }
     }
 
     /// The same at another address.
     pub(crate) fn at(mut self, host: Ipv4Addr) -> Self {
         self.host = host;
+        self
+    }
+
+    /// The same, asking for protocol 3.`minor`.
+    pub(crate) fn speaking(mut self, minor: u16) -> Self {
+        self.minor = minor;
+        self
+    }
+
+    /// The same in another database.
+    pub(crate) fn in_database(mut self, database: &str) -> Self {
+        database.clone_into(&mut self.database);
         self
     }
 
@@ -199,7 +214,7 @@ impl Client {
     }
 
     fn log_in(&mut self, target: &Target) -> Result<(), Failure> {
-        let mut body = 196_608_i32.to_be_bytes().to_vec();
+        let mut body = (0x3_0000 | i32::from(target.minor)).to_be_bytes().to_vec();
         let own = [("user", &target.user), ("database", &target.database)];
         for (name, value) in own
             .into_iter()
