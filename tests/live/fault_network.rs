@@ -26,6 +26,9 @@ enum Cut {
 
 const CUTS: [Cut; 3] = [Cut::FromProxy, Cut::ToProxy, Cut::Both];
 
+/// A dead peer is noticed soon.
+const IMPATIENT: &str = "keepalive = \"1s\"\ntcp_user_timeout = \"3s\"";
+
 /// One cable: an end here and one in the proxy's namespace.
 struct Cable {
     name: String,
@@ -138,10 +141,9 @@ impl Net {
         self.outside(|| ip(&format!("neigh del {there} dev {dev}")));
     }
 
-    fn proxy(&self, server: &Postgres) -> Proxy {
+    fn proxy(&self, server: &Postgres, limits: &str) -> Proxy {
         let options = Options {
-            limits: "keepalive = \"1s\"\ntcp_user_timeout = \"3s\"\nlogin_timeout = \"5s\""
-                .to_owned(),
+            limits: format!("login_timeout = \"5s\"\n{limits}"),
             sessions: "snapshot_after = \"200ms\"".to_owned(),
             everywhere: true,
             ..Options::default()
@@ -183,7 +185,7 @@ fn fault_network_to_the_server_is_cut_for_a_second_and_nobody_notices() {
     let Some(net) = Net::make() else { return };
     let server = server();
     net.enter();
-    let proxy = net.proxy(&server);
+    let proxy = net.proxy(&server, "");
     let ledger = Ledger::start(&admin(&server, &net), &proxy.app(), 6);
     for cut in CUTS {
         let written = ledger.written();
@@ -203,7 +205,7 @@ fn fault_network_to_the_server_is_cut_for_long_and_everybody_is_told_the_truth()
     let Some(net) = Net::make() else { return };
     let server = server();
     net.enter();
-    let proxy = net.proxy(&server);
+    let proxy = net.proxy(&server, IMPATIENT);
     let mut rests = proxy.client("rests");
     for (round, cut) in CUTS.into_iter().enumerate() {
         rests.run(&format!("set app.round = '{round}'"));
@@ -270,7 +272,7 @@ fn fault_network_to_a_client_is_cut_and_what_it_held_is_free() {
     let Some(net) = Net::make() else { return };
     let server = server();
     net.enter();
-    let proxy = net.proxy(&server);
+    let proxy = net.proxy(&server, IMPATIENT);
     let mut watcher = Client::connect(&admin(&server, &net)).unwrap();
     for cut in CUTS {
         let mut rests = net.far_client(&proxy, "rests");
@@ -304,7 +306,7 @@ fn fault_network_to_a_held_client_is_cut_and_its_request_is_never_sent() {
     let Some(net) = Net::make() else { return };
     let server = server();
     net.enter();
-    let proxy = net.proxy(&server);
+    let proxy = net.proxy(&server, IMPATIENT);
     let mut watcher = Client::connect(&admin(&server, &net)).unwrap();
     let mut client = net.far_client(&proxy, "held");
     client.run("select 1");

@@ -26,9 +26,15 @@ fn safety_09_a_session_that_could_not_log_in_again_is_not_parked() {
     let server = Postgres::start(&[]);
     let proxy = parking(&server);
     let (mut plain, mut set) = (proxy.client("plain"), proxy.client("set"));
-    plain.run("select 1");
     set.run("set work_mem = '5MB'");
+    // Inside a transaction nobody is parked before the password is changed.
+    for client in [&mut plain, &mut set] {
+        client.run("begin");
+    }
     server.run(&["alter role app password 'another'"]);
+    for client in [&mut plain, &mut set] {
+        client.run("commit");
+    }
     for name in ["plain", "set"] {
         wait_until("it stays, and says why", SOON, || {
             let blockers = proxy.admin().blockers(name);
