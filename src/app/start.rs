@@ -260,6 +260,8 @@ pub(super) fn local_config(
         cluster: keys.name.clone(),
         data_dir: local.data_dir.clone(),
         binaries: local.binaries.clone(),
+        switch: local.switch,
+        standby: local.standby,
         memory_per_acu: local.memory_per_acu,
         cpu_per_acu,
         max_capacity: keys.capacity.max,

@@ -250,6 +250,10 @@ pub struct LocalProvider {
     pub binaries: Option<PathBuf>,
     /// Memory for each ACU, in bytes.
     pub memory_per_acu: u64,
+    /// How a change of capacity is done.
+    pub switch: crate::provider::Switch,
+    /// Times and sizes of `switch = "standby"`.
+    pub standby: crate::provider::StandbyKeys,
     /// Processors for each ACU.
     pub cpu_per_acu: f64,
 }

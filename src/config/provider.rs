@@ -3,7 +3,9 @@
 use super::document::{Item, Section};
 use super::{LocalProvider, ProviderConfig, StaticProvider};
 use crate::backend::Capacity;
+use crate::provider::{StandbyKeys, Switch};
 use crate::transport::{Address, ServerTls};
+use std::time::Duration;
 
 /// Largest capacity that an endpoint can have, in ACU.
 const MAX_ACU: u32 = 65_536;
@@ -19,6 +21,8 @@ const SERVER_TLS: [(&str, ServerTls); 5] = [
     ("verify-ca", ServerTls::VerifyCa),
     ("verify-full", ServerTls::VerifyFull),
 ];
+
+const SWITCHES: [(&str, Switch); 2] = [("restart", Switch::Restart), ("standby", Switch::Standby)];
 
 /// Reads a provider by its `kind`.
 pub(super) fn read(mut section: Section<'_, '_>) -> Option<ProviderConfig> {
@@ -119,13 +123,11 @@ fn read_local(mut section: Section<'_, '_>) -> Option<LocalProvider> {
         }
         Some(path)
     });
-    if let Some(item) = section.take("switch") {
-        match item.string() {
-            Some("restart") | None => {}
-            Some("standby") => item.later("switch = \"standby\"", "use \"restart\""),
-            Some(other) => item.problem(format!("{other:?} is not possible; \"restart\" is")),
-        }
-    }
+    let switch = section
+        .take("switch")
+        .and_then(|item| item.word(&SWITCHES))
+        .unwrap_or_default();
+    let standby = read_standby(&mut section, switch);
     let memory_per_acu = section
         .take("memory_per_acu")
         .and_then(|item| item.bytes((64 << 20)..=(1 << 40)))
@@ -138,7 +140,38 @@ fn read_local(mut section: Section<'_, '_>) -> Option<LocalProvider> {
     Some(LocalProvider {
         data_dir: data_dir?,
         binaries,
+        switch,
+        standby,
         memory_per_acu,
         cpu_per_acu,
     })
+}
+
+/// Keys of `switch = "standby"`.
+fn read_standby(section: &mut Section<'_, '_>, switch: Switch) -> StandbyKeys {
+    let mut keys = StandbyKeys::default();
+    let mut take = |key| {
+        let item = section.take(key)?;
+        if switch != Switch::Standby {
+            item.problem("is only looked at with switch = \"standby\"");
+        }
+        Some(item)
+    };
+    if let Some(item) = take("stop_timeout")
+        && let Some(stop) = item.duration(Duration::from_secs(1)..=Duration::from_mins(10), None)
+    {
+        keys.stop = stop;
+    }
+    if let Some(item) = take("catch_up_timeout")
+        && let Some(catch_up) =
+            item.duration(Duration::from_secs(1)..=Duration::from_hours(24), None)
+    {
+        keys.catch_up = catch_up;
+    }
+    if let Some(item) = take("wal_keep_size")
+        && let Some(bytes) = item.bytes((64 << 20)..=(1 << 40))
+    {
+        keys.wal_keep_bytes = bytes;
+    }
+    keys
 }

@@ -6,9 +6,10 @@
 //! [`ServerQuery`] only, so nothing in here knows the wire protocol.
 
 pub mod local;
+mod lsn;
 pub mod static_endpoints;
 
-pub use local::{LocalConfig, LocalProvider};
+pub use local::{LocalConfig, LocalProvider, StandbyKeys, Switch};
 pub use static_endpoints::{StaticEndpoint, StaticProvider};
 
 use crate::backend::{Capacity, Endpoint};
@@ -28,6 +29,26 @@ pub trait ServerQuery: Send + Sync {
         endpoint: &'a Endpoint,
         sql: &'a str,
     ) -> BoxFuture<'a, Result<Rows, QueryError>>;
+
+    /// Logs in for several statements.
+    fn session<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+    ) -> BoxFuture<'a, Result<Box<dyn ServerSession>, QueryError>>;
+
+    /// [`Self::query`] in another database than the service account's own.
+    fn query_in<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+        database: &'a str,
+        sql: &'a str,
+    ) -> BoxFuture<'a, Result<Rows, QueryError>>;
+}
+
+/// A log-in of the service account. Ends when dropped.
+pub trait ServerSession: Send + Sync {
+    /// Runs the one statement `sql` and returns its rows.
+    fn query<'a>(&'a mut self, sql: &'a str) -> BoxFuture<'a, Result<Rows, QueryError>>;
 }
 
 /// Why a server gave no answer to [`ServerQuery::query`].
@@ -150,10 +171,11 @@ pub enum ProviderError {
     /// A server is a standby.
     #[error("server {0} is a standby (in recovery): promote it or name the primary's address")]
     InRecovery(String),
-    /// Two capacities of a static cluster have different servers behind them.
+    /// Two capacities of a static cluster have different servers behind them, and nothing proves that the
+    /// second has everything that the first had.
     #[error(
-        "{from} and {to} are different servers ({why}); this release only switches between addresses of one \
-         and the same server, because nothing proves yet that no committed write would be lost"
+        "{from} and {to} are different servers ({why}): no switch, because a committed write could be lost. Stop {from}, \
+         promote {to}, start {from} again as its standby (standby.signal), and ask again"
     )]
     DifferentServers {
         /// Where sessions are.

@@ -1,8 +1,15 @@
 //! Provider `static`: servers that somebody else runs. A change of capacity re-points the sessions to that
-//! capacity's address, and only between addresses that are proven to be one and the same server.
+//! capacity's address: if both addresses are proven to be one and the same server, or if the second is proven
+//! to have taken over from the first with everything that it had.
+//!
+//! The second proof: the new server is no standby, and the old one is its standby, on its timeline. A server
+//! follows a timeline only from a place that it has reached itself and not passed (PostgreSQL refuses to follow
+//! one that forked off before), so everything that the old one ever acknowledged is on the new one.
 
+use super::lsn::Lsn;
 use super::{
-    CutOver, Fact, Instance, ProviderError, ServerIdentity, ServerQuery, SwitchKind, identify,
+    CutOver, Fact, Instance, ProviderError, QueryError, Rows, ServerIdentity, ServerQuery,
+    SwitchKind, identify,
 };
 use crate::backend::{Capacity, Endpoint};
 use std::sync::Arc;
@@ -52,38 +59,49 @@ impl StaticProvider {
         Ok(Self { endpoints, query })
     }
 
-    /// Proves that the endpoint of `wanted` answers and is no standby.
+    /// Proves that the endpoint of `wanted` answers and is no standby. If it is one, and another endpoint is
+    /// proven to have taken over from it, that one is the instance.
     pub async fn start(&self, wanted: Capacity) -> Result<Instance, ProviderError> {
         let endpoint = self.endpoint(wanted)?;
-        let identity = self.primary(endpoint).await?;
-        Ok(Instance {
-            capacity: wanted,
-            endpoint: endpoint.clone(),
-            identity,
-        })
+        let standby = match self.primary(endpoint).await {
+            Ok(identity) => {
+                return Ok(Instance {
+                    capacity: wanted,
+                    endpoint: endpoint.clone(),
+                    identity,
+                });
+            }
+            Err(error @ ProviderError::InRecovery(_)) => error,
+            Err(error) => return Err(error),
+        };
+        for other in self.endpoints.iter().filter(|e| e.endpoint != *endpoint) {
+            if let Ok((_, identity)) = self.proof(endpoint, &other.endpoint).await {
+                return Ok(Instance {
+                    capacity: other.capacity,
+                    endpoint: other.endpoint.clone(),
+                    identity,
+                });
+            }
+        }
+        Err(standby)
     }
 
-    /// Asks both addresses who they are; refuses when they are not the same running server.
+    /// Asks both addresses who they are; refuses when nothing proves that the sessions may move.
     pub async fn prepare(
         &self,
         from: &Instance,
         to: Capacity,
     ) -> Result<SwitchKind, ProviderError> {
-        let target = self.endpoint(to)?;
-        let there = self.primary(target).await?;
-        let here = self.primary(&from.endpoint).await?;
-        same_server((&from.endpoint, &here), (target, &there))?;
-        Ok(SwitchKind::Rolling)
+        let (kind, _) = self.proof(&from.endpoint, self.endpoint(to)?).await?;
+        Ok(kind)
     }
 
-    /// Proves once more that the target is the server on which the sessions are, and names it.
+    /// Proves once more that the sessions may move to the target, and names it.
     pub async fn cut_over(&self, from: &Instance, to: Capacity) -> CutOver {
         let proven = async {
             let target = self.endpoint(to)?;
-            let there = self.primary(target).await?;
-            // The server may have been restarted since `from` was asked: both are asked now.
-            let here = self.primary(&from.endpoint).await?;
-            same_server((&from.endpoint, &here), (target, &there))?;
+            // A server may have been restarted since `from` was asked: both are asked now.
+            let (_, there) = self.proof(&from.endpoint, target).await?;
             Ok(Instance {
                 capacity: to,
                 endpoint: target.clone(),
@@ -134,6 +152,63 @@ impl StaticProvider {
             })
     }
 
+    /// What lets sessions move from one address to the other, and who is there.
+    async fn proof(
+        &self,
+        from: &Endpoint,
+        to: &Endpoint,
+    ) -> Result<(SwitchKind, ServerIdentity), ProviderError> {
+        let there = self.primary(to).await?;
+        let different = |why: String| ProviderError::DifferentServers {
+            from: from.address.to_string().into(),
+            to: to.address.to_string().into(),
+            why,
+        };
+        let here = match identify(&*self.query, from).await {
+            Ok(found) => found.identity,
+            Err(error) => {
+                return Err(different(format!(
+                    "the first one does not tell where its log ends: {error}"
+                )));
+            }
+        };
+        if here.system_identifier != there.system_identifier {
+            return Err(different(format!(
+                "system identifiers {} and {}",
+                here.system_identifier, there.system_identifier
+            )));
+        }
+        if !here.in_recovery {
+            // The same data directory, run by the same process: copies share the identifier, but not the
+            // moment of their start.
+            if here.started_at == there.started_at {
+                return Ok((SwitchKind::Rolling, there));
+            }
+            return Err(different(format!(
+                "one system identifier, but started at {} and {}: one is a copy of the other, and both take writes",
+                here.started_at, there.started_at
+            )));
+        }
+        // The old one first: what it had then, the new one has had for longer.
+        let old = self.log_of(from, STANDBY_LOG_SQL).await?;
+        let new = self.log_of(to, PRIMARY_LOG_SQL).await?;
+        follows(&old, &new).map_err(different)?;
+        Ok((SwitchKind::Barrier, there))
+    }
+
+    async fn log_of(&self, endpoint: &Endpoint, sql: &str) -> Result<Log, ProviderError> {
+        let unreachable = |source| ProviderError::Unreachable {
+            address: endpoint.address.to_string(),
+            source,
+        };
+        let rows = self.query.query(endpoint, sql).await.map_err(unreachable)?;
+        Log::parse(&rows).ok_or_else(|| {
+            unreachable(QueryError::Other(
+                "its answer about its log could not be read".to_owned(),
+            ))
+        })
+    }
+
     async fn primary(&self, endpoint: &Endpoint) -> Result<ServerIdentity, ProviderError> {
         let found = identify(&*self.query, endpoint).await.map_err(|source| {
             ProviderError::Unreachable {
@@ -148,35 +223,71 @@ impl StaticProvider {
     }
 }
 
-/// The same data directory, run by the same process: two copies of a directory share its identifier but
-/// not the moment of their start.
-fn same_server(
-    (from, here): (&Endpoint, &ServerIdentity),
-    (to, there): (&Endpoint, &ServerIdentity),
-) -> Result<(), ProviderError> {
-    let why = if here.system_identifier != there.system_identifier {
-        format!(
-            "system identifiers {} and {}",
-            here.system_identifier, there.system_identifier
-        )
-    } else if here.started_at != there.started_at {
-        format!(
-            "one system identifier, but started at {} and {}: one is a copy of the other",
-            here.started_at, there.started_at
-        )
-    } else {
-        return Ok(());
-    };
-    Err(ProviderError::DifferentServers {
-        from: from.address.to_string().into(),
-        to: to.address.to_string().into(),
-        why,
-    })
+/// Where a server is in which log.
+#[derive(Debug, PartialEq, Eq)]
+struct Log {
+    /// A standby that receives, or a primary.
+    live: bool,
+    timeline: u32,
+    position: Lsn,
+    /// Where each timeline before this one ended.
+    history: String,
+}
+
+/// A standby: the timeline that it receives, how far it is.
+const STANDBY_LOG_SQL: &str = "SELECT \
+    (coalesce(w.status, '') = 'streaming')::pg_catalog.text, \
+    coalesce(w.received_tli, 0)::pg_catalog.text, \
+    coalesce(greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), '0/0')::pg_catalog.text, \
+    coalesce(pg_catalog.pg_read_file('pg_wal/' || \
+      pg_catalog.lpad(pg_catalog.upper(pg_catalog.to_hex(w.received_tli)), 8, '0') || '.history', 0, 1000000, true), '') \
+    FROM (SELECT 1) one LEFT JOIN pg_catalog.pg_stat_wal_receiver w ON true";
+
+/// A primary: its timeline, how far it is.
+const PRIMARY_LOG_SQL: &str = "SELECT 'true', \
+    ('x' || t.hex)::pg_catalog.bit(32)::pg_catalog.int4::pg_catalog.text, \
+    pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text, \
+    coalesce(pg_catalog.pg_read_file('pg_wal/' || t.hex || '.history', 0, 1000000, true), '') \
+    FROM (SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) AS hex) t";
+
+impl Log {
+    fn parse(rows: &Rows) -> Option<Self> {
+        let [row] = rows.as_slice() else { return None };
+        let [Some(live), Some(timeline), Some(position), Some(history)] = row.as_slice() else {
+            return None;
+        };
+        Some(Self {
+            live: matches!(live.as_str(), "true" | "t"),
+            timeline: timeline.parse().ok()?,
+            position: position.parse().ok()?,
+            history: history.clone(),
+        })
+    }
+}
+
+/// Whether the old server follows the new one, so that it has nothing that the new one has not.
+fn follows(old: &Log, new: &Log) -> Result<(), String> {
+    if !old.live {
+        return Err("the first one is a standby that receives nothing".to_owned());
+    }
+    if old.timeline != new.timeline || old.history != new.history || new.history.is_empty() {
+        return Err(format!(
+            "the first one follows timeline {} and the second one is on timeline {}: it is not its standby",
+            old.timeline, new.timeline
+        ));
+    }
+    if old.position > new.position {
+        return Err(format!(
+            "the first one is at {} and the second one only at {}",
+            old.position, new.position
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{QueryError, Rows};
+    use super::super::ServerSession;
     use super::*;
     use crate::transport::{Address, ServerTls};
     use futures_util::FutureExt;
@@ -216,6 +327,22 @@ mod tests {
                 ]
             });
             futures_util::future::ready(rows).boxed()
+        }
+
+        fn session<'a>(
+            &'a self,
+            _endpoint: &'a Endpoint,
+        ) -> BoxFuture<'a, Result<Box<dyn ServerSession>, QueryError>> {
+            panic!("one statement is enough")
+        }
+
+        fn query_in<'a>(
+            &'a self,
+            endpoint: &'a Endpoint,
+            _database: &'a str,
+            sql: &'a str,
+        ) -> BoxFuture<'a, Result<Rows, QueryError>> {
+            self.query(endpoint, sql)
         }
     }
 
@@ -286,6 +413,40 @@ mod tests {
             };
             assert_eq!((instance, reason), (from, error));
         }
+    }
+
+    #[test]
+    fn safety_18_only_a_standby_of_the_new_server_proves_that_nothing_is_missing() {
+        let log = |live, timeline, position, history: &str| Log {
+            live,
+            timeline,
+            position: Lsn(position),
+            history: history.to_owned(),
+        };
+        let new = log(true, 2, 100, "1\t0/50\tno recovery target specified\n");
+        let follower = |position| Log {
+            position: Lsn(position),
+            ..log(true, 2, 0, &new.history)
+        };
+        assert_eq!(follows(&follower(100), &new), Ok(()));
+        for (old, why) in [
+            (follower(101), "the second one only at 0/64"),
+            (log(false, 2, 90, &new.history), "receives nothing"),
+            (log(true, 1, 90, ""), "follows timeline 1"),
+            // Promoted from the same timeline elsewhere.
+            (log(true, 2, 90, "1\t0/40\tother\n"), "not its standby"),
+        ] {
+            assert!(follows(&old, &new).unwrap_err().contains(why), "{why}");
+        }
+        // A primary that was never promoted has taken over from nobody.
+        assert!(follows(&log(true, 1, 1, ""), &log(true, 1, 1, "")).is_err());
+        let row = |values: [&str; 4]| vec![values.map(|v| Some(v.to_owned())).to_vec()];
+        assert_eq!(
+            Log::parse(&row(["true", "2", "0/64", "x"])),
+            Some(log(true, 2, 100, "x"))
+        );
+        assert_eq!(Log::parse(&row(["true", "two", "0/64", "x"])), None);
+        assert_eq!(Log::parse(&Vec::new()), None);
     }
 
     #[tokio::test]

@@ -39,6 +39,9 @@ impl Run {
                 }
                 next @ (Next::Hold | Next::Force) => {
                     let force = next == Next::Force;
+                    if let Err(ended) = self.prepare_again().await {
+                        return ended;
+                    }
                     if let Some(ended) = self.attempt(force).await {
                         return ended;
                     }

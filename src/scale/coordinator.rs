@@ -199,6 +199,7 @@ impl Coordinator {
             event: event.clone(),
             from,
             ended_some: false,
+            prepared_at: tokio::time::Instant::now(),
         };
         tokio::spawn(run.run());
         Ok(Some(event))

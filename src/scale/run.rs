@@ -17,6 +17,10 @@ pub(super) const LOOK: Duration = Duration::from_millis(100);
 /// How long an event waits for the answers of sessions that it asked.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
 
+/// What Prepare found out is asked again after so long: tables and settings change, and a checkpoint that is
+/// long ago makes the stop long.
+const PREPARED_MAX: Duration = Duration::from_secs(10);
+
 /// How long a forced session may take to end.
 pub(super) const FORCE_MAX: Duration = Duration::from_secs(15);
 
@@ -33,6 +37,8 @@ pub(super) struct Run {
     pub(super) from: Instance,
     /// Sessions were ended by force.
     pub(super) ended_some: bool,
+    /// When the provider was last asked to prepare.
+    pub(super) prepared_at: Instant,
 }
 
 /// How an event ended.
@@ -87,11 +93,27 @@ impl Run {
             Ok(kind) => kind,
             Err(error) => return Ended::new(EventOutcome::Failed, error.to_string()),
         };
+        self.prepared_at = Instant::now();
         self.cluster().begin_event(kind == SwitchKind::Barrier);
         self.learn().await;
         match kind {
             SwitchKind::Rolling => Box::pin(self.roll()).await,
             SwitchKind::Barrier => Box::pin(self.barrier()).await,
+        }
+    }
+
+    /// Prepares again if that is long ago. The error ends the event; nothing was changed.
+    pub(super) async fn prepare_again(&mut self) -> Result<(), Ended> {
+        if self.prepared_at.elapsed() < PREPARED_MAX {
+            return Ok(());
+        }
+        let to = self.event.request.to;
+        match self.coordinator.provider.prepare(&self.from, to).await {
+            Ok(_) => {
+                self.prepared_at = Instant::now();
+                Ok(())
+            }
+            Err(error) => Err(Ended::new(EventOutcome::Failed, error.to_string())),
         }
     }
 

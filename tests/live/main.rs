@@ -39,5 +39,7 @@ mod ms7_idle;
 mod ms8_drivers;
 mod operation;
 mod rehearsal;
+mod standby;
+mod static_two;
 mod strangers;
 mod support;

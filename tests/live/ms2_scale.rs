@@ -45,6 +45,21 @@ fn ms2_local_prepared() {
     on_local("prepared");
 }
 
+#[test]
+fn ms2_standby_simple() {
+    on_standby("simple");
+}
+
+#[test]
+fn ms2_standby_extended() {
+    on_standby("extended");
+}
+
+#[test]
+fn ms2_standby_prepared() {
+    on_standby("prepared");
+}
+
 fn on_static(mode: &str) {
     let server = Postgres::start(&[]);
     pgbench::fill(&server);
@@ -55,6 +70,13 @@ fn on_static(mode: &str) {
 fn on_local(mode: &str) {
     // An update that was under way holds rows of pgbench's tables, never the event for long.
     let proxy = Proxy::local(&Options::default());
+    let admin = Target::new(proxy.port(), ADMIN, "app");
+    pgbench::fill_through(proxy.port());
+    events_under_load(&proxy, &admin, mode, "select pg_postmaster_start_time()");
+}
+
+fn on_standby(mode: &str) {
+    let proxy = Proxy::standby(&Options::default());
     let admin = Target::new(proxy.port(), ADMIN, "app");
     pgbench::fill_through(proxy.port());
     events_under_load(&proxy, &admin, mode, "select pg_postmaster_start_time()");

@@ -1,5 +1,5 @@
-//! Must show 3: a measurement, run by `make bench`. The longest stall that a client sees per event (`local`,
-//! switch by restart), beside what the server itself needs: the same stop signal to the first successful
+//! Must show 3: measurements, run by `make bench`. The longest stall that a client sees per event (`local`,
+//! switch by restart or to a standby), beside what the server itself needs: the same stop signal to the first successful
 //! query, polled every 2 ms, under the same load, a checkpoint just before both, taken in turns.
 
 use crate::support::admin::Admin;
@@ -39,12 +39,66 @@ fn ms3_stall_beside_the_servers_own_restart() {
     report(through, own);
 }
 
+#[test]
+#[ignore = "a measurement: make bench"]
+fn ms3_stall_beside_the_servers_own_promotion() {
+    let events = std::env::var("BENCH_EVENTS")
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(50);
+    let proxy = Proxy::standby(&Options::default());
+    let admin = Target::new(proxy.port(), ADMIN, "app");
+    pgbench::fill_through(proxy.port());
+    let settings = settings_of(&admin);
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let mut twin = Postgres::start(&settings);
+    pgbench::fill(&twin);
+    let mut standby = Postgres::standby_of(&mut twin, &settings);
+    let (mut through, mut own) = (Vec::new(), Vec::new());
+    for _ in 0..events {
+        // The standby is there before clients begin to work: what is measured is the switch.
+        proxy.admin().wait_standby();
+        through.push(stall_of_one_event(&proxy, &admin));
+        own.push(promotion_by_hand(&mut twin, &standby));
+        std::mem::swap(&mut twin, &mut standby);
+        standby.follow(&twin);
+    }
+    report(through, own);
+}
+
+/// Stop signal to first successful write on the standby, with the same clients at work: the stop, the last of
+/// the log, the promotion.
+fn promotion_by_hand(server: &mut Postgres, standby: &Postgres) -> Duration {
+    let admin = server.admin();
+    let ledger = Ledger::start(&admin, &server.app(), CLIENTS);
+    warm(&ledger);
+    checkpoint(&admin);
+    let mut client = Client::connect(&standby.admin()).expect("the standby lets its superuser in");
+    let at = Instant::now();
+    let end = at + SERVER;
+    let mut until = |sql: &str| {
+        while !matches!(client.query(sql), Ok(rows) if rows[0][0].as_deref() == Some("t")) {
+            assert!(Instant::now() < end, "the standby did not take over: {sql}");
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    };
+    server.signal(Signal::SIGINT);
+    server.wait();
+    until("select pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()");
+    standby.promote();
+    until("select not pg_is_in_recovery()");
+    until("insert into ledger values (0, 0) returning true");
+    let took = at.elapsed();
+    ledger.stop();
+    took
+}
+
 /// What the proxy's server was started with, but for its place.
 fn settings_of(admin: &Target) -> Vec<String> {
     let mut client = Client::connect(admin).expect("the superuser may log in");
     let sql = "select name || '=' || current_setting(name) from pg_settings where source = 'command line' \
                and name not in ('port', 'listen_addresses', 'unix_socket_directories', 'data_directory', \
-               'cluster_name', 'config_file', 'hba_file', 'ident_file')";
+               'cluster_name', 'config_file', 'hba_file', 'ident_file', 'primary_conninfo')";
     let rows = client.query(sql).unwrap_or_else(|e| panic!("{e}"));
     let given = rows.into_iter().filter_map(|mut row| row.pop().flatten());
     // The tests' own servers leave durability out.

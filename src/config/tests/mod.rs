@@ -3,6 +3,7 @@
 mod mistakes;
 
 use super::*;
+use crate::provider::{StandbyKeys, Switch};
 
 /// The smallest file that works.
 const SMALL: &str = r#"
@@ -163,6 +164,9 @@ fn every_key_of_the_commented_file_is_accepted() {
         "data_dir",
         "binaries",
         "switch",
+        "stop_timeout",
+        "catch_up_timeout",
+        "wal_keep_size",
         "memory_per_acu",
         "cpu_per_acu",
         "method",
@@ -277,6 +281,8 @@ fn local_servers_have_the_ladder_of_aurora() {
         ProviderConfig::Local(LocalProvider {
             data_dir: "data".into(),
             binaries: None,
+            switch: Switch::Restart,
+            standby: StandbyKeys::default(),
             memory_per_acu: 2 << 30,
             cpu_per_acu: 0.25,
         })
@@ -286,10 +292,38 @@ fn local_servers_have_the_ladder_of_aurora() {
         config.clusters[0].capacity.ladder,
         [4, 8, 16, 32, 64].map(Capacity)
     );
+    let config = local(
+        "switch = \"standby\"\nstop_timeout = \"5s\"\ncatch_up_timeout = \"1h\"\nwal_keep_size = \"1GiB\"",
+    )
+    .unwrap();
+    let ProviderConfig::Local(keys) = &config.clusters[0].provider else {
+        panic!("local")
+    };
+    assert_eq!(keys.switch, Switch::Standby);
+    assert_eq!(
+        keys.standby,
+        StandbyKeys {
+            stop: Duration::from_secs(5),
+            catch_up: Duration::from_hours(1),
+            wal_keep_bytes: 1 << 30,
+        }
+    );
     for (extra, words) in [
         (
-            "switch = \"standby\"",
-            "provider.switch: switch = \"standby\" is not in this release",
+            "switch = \"replica\"",
+            "provider.switch: \"replica\" is not possible",
+        ),
+        (
+            "stop_timeout = \"20s\"",
+            "stop_timeout: is only looked at with switch = \"standby\"",
+        ),
+        (
+            "switch = \"standby\"\nstop_timeout = \"0s\"",
+            "stop_timeout",
+        ),
+        (
+            "switch = \"standby\"\nwal_keep_size = \"1MiB\"",
+            "out of range",
         ),
         (
             "binaries = \"/proc\"",

@@ -3,10 +3,11 @@
 //! makes the one of the shutdown short.
 
 use super::super::{Instance, ProviderError, QueryError};
-use super::data_dir::Intent;
+use super::files::Intent;
+use super::follower::{COPYING, STANDBY};
 use super::postmaster::run;
 use super::settings::Sizes;
-use super::{LocalProvider, cgroup, literal};
+use super::{LocalProvider, Switch, cgroup, literal};
 use crate::backend::{Capacity, Endpoint};
 use nix::sys::statvfs::statvfs;
 use std::fs;
@@ -60,7 +61,12 @@ impl LocalProvider {
                 "the stop would wait for receivers of its log, which are more than 16 MB behind: {receivers}"
             )));
         }
-        check_memory(&sizes, present.shared_buffers_kib, free_memory()).map_err(refused)?;
+        let replaced_kib = match self.config.switch {
+            Switch::Restart => present.shared_buffers_kib,
+            // Both run at the same time; a standby that runs is started again.
+            Switch::Standby => self.follower.shared_buffers_kib().await,
+        };
+        check_memory(&sizes, replaced_kib, free_memory()).map_err(refused)?;
         let disk = statvfs(&self.data_dir.pgdata())
             .map_err(|e| ProviderError::io("can't look at", self.data_dir.pgdata())(e.into()))?;
         let free = disk.blocks_available() * disk.fragment_size();
@@ -71,10 +77,20 @@ impl LocalProvider {
                 DISK_BYTES >> 20
             )));
         }
+        Ok(())
+    }
+
+    /// The last of Prepare: a checkpoint, and what is about to happen on disk.
+    pub(super) async fn checkpoint(
+        &self,
+        from: &Instance,
+        to: Capacity,
+    ) -> Result<(), ProviderError> {
         self.ask(&from.endpoint, "CHECKPOINT").await?;
         self.write_intent(Intent {
             from: from.capacity,
             to,
+            promotion: None,
         })
         .await
     }
@@ -87,7 +103,7 @@ impl LocalProvider {
              (SELECT pg_catalog.string_agg(pg_catalog.format('line %s: %s', line_number, error), '; ') \
                FROM pg_catalog.pg_hba_file_rules WHERE error IS NOT NULL), \
              (SELECT pg_catalog.string_agg(pg_catalog.format('%s (%s)', application_name, state), ', ') \
-               FROM pg_catalog.pg_stat_replication WHERE pg_catalog.pg_wal_lsn_diff( \
+               FROM pg_catalog.pg_stat_replication WHERE application_name NOT IN ('{STANDBY}', '{COPYING}') AND pg_catalog.pg_wal_lsn_diff( \
                pg_catalog.pg_current_wal_lsn(), coalesce(flush_lsn, sent_lsn, '0/0')) > {WALSENDER_LAG_BYTES})"
         );
         let mut rows = self.ask(at, &sql).await?;
@@ -117,7 +133,7 @@ impl LocalProvider {
         let mut command = self.install.command("postgres", self.data_dir.account());
         let settings = self
             .data_dir
-            .fixed_settings()
+            .fixed_settings(self.data_dir.primary())
             .into_iter()
             .chain(sizes.arguments());
         command.arg("-D").arg(self.data_dir.pgdata());
@@ -154,7 +170,7 @@ impl LocalProvider {
     }
 }
 
-fn unreadable(at: &Endpoint) -> ProviderError {
+pub(super) fn unreadable(at: &Endpoint) -> ProviderError {
     ProviderError::Unreachable {
         address: at.address.to_string(),
         source: QueryError::Other("its answer about its settings could not be read".to_owned()),
@@ -219,6 +235,7 @@ mod tests {
             host_cpus: 2,
             max_capacity: Capacity(8),
             max_server_connections: 10,
+            standby: false,
         };
         let sizes = scale.sizes(Capacity(2));
         let now = 1 << 20;

@@ -2,34 +2,34 @@
 //!
 //! ```text
 //! data_dir/slackwater.lock      held while a proxy uses the directory
-//!          server.json          the port, chosen once
+//!          server.json          the ports, chosen once, and which home has the primary
 //!          switch.json          from and to, from Prepare to the end of the cut-over
 //!          service_password     of the service account (0600), unless it is configured
-//!          pgdata/              PostgreSQL's own
-//!          run/                 the Unix socket
-//!          server.log           what the server says
+//!          pgdata/              PostgreSQL's own: the first home
+//!          pgdata.2/            the second home, with `switch = "standby"`
+//!          run/                 the Unix sockets
+//!          server.log           what the server in the first home says; server.2.log for the second
 //! ```
 
 use super::super::ProviderError;
 use super::LocalConfig;
-use crate::backend::{Capacity, Endpoint};
+use super::files::{Home, Intent, ServerFile};
+use super::ports::{free_port, outgoing_ports};
+use super::settings::Floors;
+use crate::backend::Endpoint;
 use crate::transport::{Address, ServerTls};
 use base64::Engine;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Gid, Uid, User, chown};
+use parking_lot::Mutex;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
-use std::ops::RangeInclusive;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Longest path of a Unix socket, in bytes.
 const SOCKET_PATH_LIMIT: usize = 107;
-/// Ports are looked for from here up to where the system takes the ports of outgoing connections from:
-/// one of those could take the server's port in the moment in which it is restarted.
-const FIRST_PORT: u16 = 20_000;
 
 /// The unprivileged account under which servers run when the proxy runs as root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,23 +39,11 @@ pub(super) struct Account {
     name: String,
 }
 
-/// A change of capacity that was prepared and did not end yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(super) struct Intent {
-    pub(super) from: Capacity,
-    pub(super) to: Capacity,
-}
-
-#[derive(serde::Serialize, serde::Deserialize)]
-struct ServerFile {
-    port: u16,
-}
-
 /// A locked data directory. Dropping it gives the lock up; the server goes on.
 pub struct DataDir {
     path: PathBuf,
     account: Option<Account>,
-    port: AtomicU16,
+    file: Mutex<ServerFile>,
     service_password: String,
     _lock: Flock<File>,
 }
@@ -72,7 +60,9 @@ impl DataDir {
         make_place(&path).map_err(ProviderError::io("can't make", &path))?;
         refuse_foreign(&path)?;
         let lock = lock(&path)?;
-        let account = account(&path.join("pgdata")).map_err(problem)?;
+        let home = [Home::First, Home::Second].map(|h| path.join(h.pgdata()));
+        let owned = home.iter().find(|h| h.exists()).unwrap_or(&home[0]);
+        let account = account(owned).map_err(problem)?;
         if let Some(account) = &account {
             check_reachable(&path, account).map_err(problem)?;
         }
@@ -81,7 +71,7 @@ impl DataDir {
             None => stored_password(&path.join("service_password"))?,
         };
         let opened = Self {
-            port: AtomicU16::new(0),
+            file: Mutex::default(),
             path,
             account,
             service_password,
@@ -96,8 +86,8 @@ impl DataDir {
             opened.make_directory(&run, 0o700)?;
         }
         match opened.read_json::<ServerFile>("server.json")? {
-            Some(file) => opened.port.store(file.port, Ordering::Relaxed),
-            None => opened.choose_port()?,
+            Some(file) => *opened.file.lock() = file,
+            None => opened.choose_port(Home::First)?,
         }
         Ok(opened)
     }
@@ -108,50 +98,91 @@ impl DataDir {
         &self.service_password
     }
 
-    /// Where the server listens for Slackwater: its Unix socket.
+    /// Where the primary listens for Slackwater: its Unix socket.
     pub fn endpoint(&self) -> Endpoint {
+        self.endpoint_of(self.primary())
+    }
+
+    pub(super) fn endpoint_of(&self, home: Home) -> Endpoint {
         Endpoint {
             address: Address::Unix(
                 self.socket_directory()
-                    .join(format!(".s.PGSQL.{}", self.port())),
+                    .join(format!(".s.PGSQL.{}", self.port_of(home))),
             ),
             tls: ServerTls::Disable,
             tls_ca: None,
         }
     }
 
-    /// Port at 127.0.0.1 (and in the name of the Unix socket), kept over restarts.
+    /// The primary's port at 127.0.0.1 (and in the name of its Unix socket), kept over restarts.
     pub fn port(&self) -> u16 {
-        self.port.load(Ordering::Relaxed)
+        self.port_of(self.primary())
     }
 
-    /// Takes another port when somebody else listens at ours. Only while no server runs.
-    pub(super) fn see_to_port(&self) -> Result<(), ProviderError> {
-        if TcpListener::bind(("127.0.0.1", self.port())).is_ok() {
+    /// 0 as long as there never was a server in that home.
+    pub(super) fn port_of(&self, home: Home) -> u16 {
+        self.file.lock().port(home).unwrap_or(0)
+    }
+
+    /// Which home has the primary.
+    pub(super) fn primary(&self) -> Home {
+        self.file.lock().primary
+    }
+
+    /// From now on the primary is in `home`; on disk after [`Self::keep_file`].
+    pub(super) fn set_primary(&self, home: Home) {
+        self.file.lock().primary = home;
+    }
+
+    /// Least values of what a standby may not have less of than its primary.
+    pub(super) fn floors(&self) -> Floors {
+        self.file.lock().floors
+    }
+
+    /// Raises the floors. Blocks for a few fsyncs when that changes something.
+    pub(super) fn raise_floors(&self, at_least: Floors) -> Result<(), ProviderError> {
+        let raised = {
+            let mut file = self.file.lock();
+            let before = file.floors;
+            file.floors = before.max(at_least);
+            file.floors != before
+        };
+        if raised { self.keep_file() } else { Ok(()) }
+    }
+
+    /// Writes `server.json`. Blocks for a few fsyncs.
+    pub(super) fn keep_file(&self) -> Result<(), ProviderError> {
+        let file = *self.file.lock();
+        self.write_json("server.json", &file)
+    }
+
+    /// Takes another port when somebody else listens at that of `home`, or it has none yet. Only while no
+    /// server runs there.
+    pub(super) fn see_to_port(&self, home: Home) -> Result<(), ProviderError> {
+        let before = self.port_of(home);
+        if before == 0 {
+            return self.choose_port(home);
+        }
+        if TcpListener::bind(("127.0.0.1", before)).is_ok() {
             return Ok(());
         }
-        let before = self.port();
-        self.choose_port()?;
-        tracing::warn!(
-            before,
-            now = self.port(),
-            "the server's port was taken: chose another"
-        );
+        self.choose_port(home)?;
+        let now = self.port_of(home);
+        tracing::warn!(before, now, "the server's port was taken: chose another");
         Ok(())
     }
 
-    fn choose_port(&self) -> Result<(), ProviderError> {
+    fn choose_port(&self, home: Home) -> Result<(), ProviderError> {
         let port = free_port(outgoing_ports())
             .map_err(ProviderError::io("can't find a free port at", "127.0.0.1"))?;
-        self.write_json("server.json", &ServerFile { port })?;
-        self.port.store(port, Ordering::Relaxed);
-        Ok(())
+        self.file.lock().set_port(home, port);
+        self.keep_file()
     }
 
     /// Settings that every capacity shares, as `name=value`.
-    pub(super) fn fixed_settings(&self) -> Vec<String> {
+    pub(super) fn fixed_settings(&self, home: Home) -> Vec<String> {
         vec![
-            format!("port={}", self.port()),
+            format!("port={}", self.port_of(home)),
             format!(
                 "unix_socket_directories=\"{}\"",
                 self.socket_directory().display()
@@ -167,12 +198,25 @@ impl DataDir {
         &self.path
     }
 
+    /// The primary's data directory.
     pub(super) fn pgdata(&self) -> PathBuf {
-        self.path.join("pgdata")
+        self.pgdata_of(self.primary())
     }
 
+    pub(super) fn pgdata_of(&self, home: Home) -> PathBuf {
+        self.path.join(home.pgdata())
+    }
+
+    /// What the primary says.
     pub(super) fn log(&self) -> PathBuf {
-        self.path.join("server.log")
+        self.log_of(self.primary())
+    }
+
+    pub(super) fn log_of(&self, home: Home) -> PathBuf {
+        self.path.join(match home {
+            Home::First => "server.log",
+            Home::Second => "server.2.log",
+        })
     }
 
     pub(super) fn socket_directory(&self) -> PathBuf {
@@ -235,7 +279,11 @@ impl DataDir {
     }
 
     /// Writes a secret that the server's account may read, and nobody else.
-    pub(super) fn write_for_server(&self, path: &Path, text: &str) -> Result<(), ProviderError> {
+    pub(super) fn write_for_server(
+        &self,
+        path: &Path,
+        text: impl AsRef<[u8]>,
+    ) -> Result<(), ProviderError> {
         let write = || {
             let _ = fs::remove_file(path);
             let mut file = OpenOptions::new()
@@ -243,13 +291,13 @@ impl DataDir {
                 .create_new(true)
                 .mode(0o600)
                 .open(path)?;
-            file.write_all(text.as_bytes())?;
+            file.write_all(text.as_ref())?;
             self.give(path)
         };
         write().map_err(ProviderError::io("can't write", path))
     }
 
-    fn give(&self, path: &Path) -> io::Result<()> {
+    pub(super) fn give(&self, path: &Path) -> io::Result<()> {
         match &self.account {
             Some(a) => Ok(chown(
                 path,
@@ -284,7 +332,7 @@ impl DataDir {
 }
 
 /// All of the new content or all of the old, also after a power cut.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let unfinished = path.with_extension("tmp");
     let mut file = OpenOptions::new()
         .write(true)
@@ -458,46 +506,17 @@ fn stored_password(file: &Path) -> Result<String, ProviderError> {
     password.map_err(ProviderError::io("can't write", file))
 }
 
-fn random(length: usize) -> io::Result<Vec<u8>> {
+pub(super) fn random(length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
     aws_lc_rs::rand::fill(&mut bytes)
         .map_err(|_| io::Error::other("the system has no random numbers"))?;
     Ok(bytes)
 }
 
-/// Ports that the system gives to outgoing connections.
-fn outgoing_ports() -> RangeInclusive<u16> {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut numbers = text.split_ascii_whitespace().filter_map(|n| n.parse().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(first), Some(last)) => first..=last,
-        _ => 32_768..=60_999,
-    }
-}
-
-/// A free port below those for outgoing connections, else above them, else any.
-fn free_port(outgoing: RangeInclusive<u16>) -> io::Result<u16> {
-    let low: Vec<u16> = (FIRST_PORT..*outgoing.start()).collect();
-    let high: Vec<u16> = (*outgoing.end()..u16::MAX).skip(1).collect();
-    let seed = random(2)?
-        .into_iter()
-        .fold(0usize, |n, b| n << 8 | usize::from(b));
-    for ports in [low, high] {
-        for n in 0..ports.len() {
-            let port = ports[(seed + n) % ports.len()];
-            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-                return Ok(port);
-            }
-        }
-    }
-    TcpListener::bind(("127.0.0.1", 0))?
-        .local_addr()
-        .map(|a| a.port())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Capacity;
     use std::os::unix::fs::PermissionsExt;
 
     fn config(path: &Path) -> LocalConfig {
@@ -547,6 +566,7 @@ mod tests {
         let intent = Intent {
             from: Capacity(1),
             to: Capacity(4),
+            promotion: None,
         };
         opened.write_intent(intent).unwrap();
         assert_eq!(opened.intent().unwrap(), Some(intent));

@@ -54,6 +54,19 @@ impl Install {
             })
     }
 
+    /// Programs that not every installation has.
+    pub(super) fn must_have(&self, programs: &[&str]) -> Result<(), ProviderError> {
+        let missing = programs.iter().find(|p| !self.program(p).is_file());
+        match missing {
+            None => Ok(()),
+            Some(missing) => Err(ProviderError::Binaries(format!(
+                "switch = \"standby\" needs `{missing}`, which is not in {}: install PostgreSQL's server package \
+                 whole, or use switch = \"restart\"",
+                self.binaries.display()
+            ))),
+        }
+    }
+
     pub(super) fn program(&self, name: &str) -> PathBuf {
         self.binaries.join(name)
     }

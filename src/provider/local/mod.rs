@@ -1,30 +1,47 @@
-//! Provider `local`: real PostgreSQL servers on this host, resized by a restart on the same data directory.
+//! Provider `local`: real PostgreSQL servers on this host, resized by a restart on the same data directory or
+//! by a switch to a standby that was made ahead with the new capacity.
 //!
 //! Servers outlive the proxy. A running one is adopted by its pid file, start time and working directory,
 //! and tells its capacity itself (`cluster_name`, which cannot change while it runs). What can be found
-//! out while the old server runs is found out then (`check`); the restart itself (`switch`) does
-//! nothing but signal, wait, spawn, wait.
+//! out while the old server runs is found out then (`check`, `survey`); the restart itself (`switch`) does
+//! nothing but signal, wait, spawn, wait; the switch to a standby (`promote`) nothing but what proves that
+//! nothing is lost. `follower` makes standbys while traffic flows.
 
 mod cgroup;
 mod check;
+mod control;
+mod copy;
 mod data_dir;
+mod facts;
+mod fence;
+mod files;
+mod follower;
 mod install;
+mod ports;
 mod postmaster;
+mod promote;
+mod proof;
+mod quota;
 mod settings;
 mod stop;
+mod survey;
 mod switch;
 #[cfg(test)]
 mod tests;
 
 pub use data_dir::DataDir;
+pub use proof::PromotionTimes;
 pub use switch::SwitchTimes;
 
-use super::{CutOver, Fact, Instance, ProviderError, ServerQuery, SwitchKind};
+use super::{CutOver, Instance, ProviderError, ServerQuery, SwitchKind};
 use crate::backend::{Capacity, Endpoint};
 use cgroup::CpuGroup;
+use files::Intent;
+use follower::Follower;
 use install::Install;
 use parking_lot::Mutex;
 use postmaster::{PidFile, Postmaster, Status};
+use promote::Stuck;
 use settings::Scale;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -37,6 +54,37 @@ use tokio::time::Instant;
 /// plans are made again.
 const UNTHROTTLED_AFTER_START: Duration = Duration::from_secs(2);
 
+/// How a change of capacity is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Switch {
+    /// The server is started again with other settings.
+    #[default]
+    Restart,
+    /// A standby with other settings takes over.
+    Standby,
+}
+
+/// What a switch to a standby goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StandbyKeys {
+    /// How long the clean stop of the old primary may take.
+    pub stop: Duration,
+    /// How long a standby may take until it is level with the primary, once its data is there.
+    pub catch_up: Duration,
+    /// Log that a primary keeps for a standby that is away.
+    pub wal_keep_bytes: u64,
+}
+
+impl Default for StandbyKeys {
+    fn default() -> Self {
+        Self {
+            stop: Duration::from_secs(20),
+            catch_up: Duration::from_mins(5),
+            wal_keep_bytes: 256 << 20,
+        }
+    }
+}
+
 /// Configuration of the provider `local`.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
@@ -46,6 +94,10 @@ pub struct LocalConfig {
     pub data_dir: PathBuf,
     /// Directory of `postgres` and `initdb`; found by itself when left out.
     pub binaries: Option<PathBuf>,
+    /// How a change of capacity is done.
+    pub switch: Switch,
+    /// For [`Switch::Standby`].
+    pub standby: StandbyKeys,
     /// Memory of one ACU, in bytes.
     pub memory_per_acu: u64,
     /// CPU of one ACU, in thousandths of a CPU.
@@ -65,8 +117,10 @@ pub struct LocalConfig {
 struct Patience {
     /// For a fast shutdown. Never escalated.
     stop: Duration,
-    /// For a start within a cut-over.
+    /// For a start or a promotion within a cut-over.
     start: Duration,
+    /// For a standby that has received everything and replays it, within a cut-over.
+    replay: Duration,
     /// For a start when the proxy starts: it may have to recover from a crash.
     recovery: Duration,
 }
@@ -74,6 +128,7 @@ struct Patience {
 const PATIENCE: Patience = Patience {
     stop: Duration::from_mins(1),
     start: Duration::from_mins(1),
+    replay: Duration::from_secs(10),
     recovery: Duration::from_mins(5),
 };
 
@@ -92,6 +147,8 @@ struct State {
     tidying: Option<JoinHandle<()>>,
     /// Begins the CPU quota some time after a start.
     throttling: Option<JoinHandle<()>>,
+    /// Makes the next standby.
+    following: Option<JoinHandle<()>>,
 }
 
 /// What `status` shows.
@@ -101,12 +158,14 @@ struct Shown {
     version: Option<u32>,
     cpu: Option<(String, String)>,
     times: Option<SwitchTimes>,
+    promotion: Option<PromotionTimes>,
 }
 
 /// The provider `local`.
 pub struct LocalProvider {
     config: LocalConfig,
     scale: Scale,
+    follower: Arc<Follower>,
     data_dir: Arc<DataDir>,
     install: Install,
     query: Arc<dyn ServerQuery>,
@@ -125,6 +184,9 @@ impl LocalProvider {
     ) -> Result<Self, ProviderError> {
         let version = data_dir.version()?;
         let install = Install::find(config.binaries.as_deref(), version.as_deref())?;
+        if config.switch == Switch::Standby {
+            install.must_have(&["pg_basebackup", "pg_controldata"])?;
+        }
         let host_cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let scale = Scale {
             memory_per_acu: config.memory_per_acu,
@@ -132,11 +194,24 @@ impl LocalProvider {
             host_cpus: u32::try_from(host_cpus).unwrap_or(u32::MAX),
             max_capacity: config.max_capacity,
             max_server_connections: config.max_server_connections,
+            standby: config.switch == Switch::Standby,
+        };
+        let data_dir = Arc::new(data_dir);
+        let follower = Follower {
+            data_dir: Arc::clone(&data_dir),
+            install: install.clone(),
+            query: Arc::clone(&query),
+            scale,
+            user: config.service_user.clone(),
+            keys: config.standby,
+            told: Mutex::default(),
+            standby: tokio::sync::Mutex::default(),
         };
         Ok(Self {
             config,
             scale,
-            data_dir: Arc::new(data_dir),
+            follower: Arc::new(follower),
+            data_dir,
             install,
             query,
             cpu: OnceLock::new(),
@@ -170,17 +245,40 @@ impl LocalProvider {
                 .initdb(&self.data_dir, &self.config.service_user)
                 .await?;
         }
-        let intent = self.data_dir.intent()?;
+        let mut intent = self.data_dir.intent()?;
+        if let Some(begun) = intent
+            && begun.pending(self.data_dir.primary()).is_some()
+        {
+            tracing::warn!(from = %begun.from, to = %begun.to, "a switch to a standby was interrupted: finishing it");
+            match self.forward(&mut state, begun).await {
+                Ok(instance) => return Ok(instance),
+                Err(Stuck::Unknown(why)) => return Err(ProviderError::Server(why)),
+                Err(Stuck::NeverPromoted(why)) => {
+                    tracing::error!(
+                        why,
+                        "the standby never became a primary: going back to the old server"
+                    );
+                    let undone = Intent {
+                        promotion: None,
+                        ..begun
+                    };
+                    self.give_up_promotion(undone).await?;
+                    intent = Some(undone);
+                }
+            }
+        }
+        self.see_that_the_other_is_fenced()?;
         if let Some(instance) = self.adopt(&mut state).await? {
             tracing::info!(capacity = %instance.capacity, ?intent, "adopted the running server");
             if intent.is_some() {
                 self.data_dir.remove_intent()?;
             }
             self.throttle(&mut state, instance.capacity, Duration::ZERO);
+            self.see_to_standby(&mut state, instance.capacity).await;
             return Ok(instance);
         }
-        self.data_dir.see_to_port()?;
-        let capacity = intent.map_or(wanted, |i| i.from);
+        self.data_dir.see_to_port(self.data_dir.primary())?;
+        let capacity = intent.map_or(wanted, |i| i.promotion.map_or(i.from, |_| i.to));
         if let Some(intent) = intent {
             tracing::warn!(from = %intent.from, to = %intent.to, "a change of capacity was interrupted: undone");
         }
@@ -195,10 +293,43 @@ impl LocalProvider {
         tracing::info!(%capacity, version = instance.identity.server_version_num, "started a server");
         self.data_dir.remove_intent()?;
         self.throttle(&mut state, capacity, UNTHROTTLED_AFTER_START);
+        self.see_to_standby(&mut state, capacity).await;
         Ok(instance)
     }
 
-    /// Checks settings, memory and disk for `to`, writes a checkpoint and the intent.
+    /// Whatever is in the other home can only start as a standby: else one of the two was promoted, or
+    /// started, by somebody else.
+    fn see_that_the_other_is_fenced(&self) -> Result<(), ProviderError> {
+        let other = self.data_dir.pgdata_of(self.data_dir.primary().other());
+        if !other.join("PG_VERSION").exists() || fence::is_fenced(&other) {
+            return Ok(());
+        }
+        Err(ProviderError::Server(format!(
+            "{} has no standby.signal: somebody promoted it, and it may have what {} has not. Nothing is started; move \
+             away the one that is not to serve, and see `primary` in {}",
+            other.display(),
+            self.data_dir.pgdata().display(),
+            self.data_dir.path().join("server.json").display()
+        )))
+    }
+
+    /// Has the standby follow, or ends one that is not wanted any more.
+    async fn see_to_standby(&self, state: &mut State, capacity: Capacity) {
+        match self.config.switch {
+            // `start` is called again and again while the server is away.
+            Switch::Standby if state.following.as_ref().is_some_and(|f| !f.is_finished()) => {}
+            Switch::Standby => self.follow_soon(state, capacity),
+            Switch::Restart => {
+                let other = self.data_dir.primary().other();
+                if let Err(error) = self.follower.stop(other).await {
+                    tracing::warn!(%error, "switch is \"restart\", and a standby still runs");
+                }
+            }
+        }
+    }
+
+    /// Checks settings, memory and disk for `to`, sees to the standby if there is to be one, writes a
+    /// checkpoint and the intent.
     pub async fn prepare(
         &self,
         from: &Instance,
@@ -207,62 +338,29 @@ impl LocalProvider {
         let mut state = self.state.lock().await;
         state.tidy().await;
         self.check(from, to).await?;
+        if self.config.switch == Switch::Standby {
+            self.survey(from, to).await?;
+            self.follower
+                .ready(&from.endpoint, to)
+                .await
+                .map_err(|error| ProviderError::Refused {
+                    to,
+                    why: error.to_string(),
+                })?;
+        }
+        self.checkpoint(from, to).await?;
         Ok(SwitchKind::Barrier)
     }
 
-    /// Stops the server and starts it with the settings of `to`; with those of `from` when that fails.
+    /// Stops the server and starts it with the settings of `to`, with those of `from` when that fails; or has
+    /// the standby take over.
     pub async fn cut_over(&self, from: &Instance, to: Capacity) -> CutOver {
         let mut state = self.state.lock().await;
         state.tidy().await;
-        self.switch(&mut state, from, to).await
-    }
-
-    /// What the present capacity is on this host.
-    pub fn facts(&self) -> Vec<Fact> {
-        let shown = self.shown.lock();
-        let directory = self.data_dir.path().display();
-        let mut facts = vec![
-            Fact::new("data_dir", directory.to_string(), "one proxy at a time"),
-            Fact::new(
-                "port",
-                format!("127.0.0.1:{}", self.data_dir.port()),
-                "past the proxy; also the Unix socket in data_dir/run",
-            ),
-        ];
-        let Some(capacity) = shown.capacity else {
-            facts.push(Fact::new(
-                "server",
-                "not started",
-                "sizes are known once it runs",
-            ));
-            return facts;
-        };
-        if let Some(version) = shown.version {
-            let version = format!("{}.{}", version / 10_000, version % 10_000);
-            facts.push(Fact::new("server_version", version, ""));
+        match self.config.switch {
+            Switch::Restart => self.switch(&mut state, from, to).await,
+            Switch::Standby => self.switch_to_standby(&mut state, from, to).await,
         }
-        for (name, value, note) in self.scale.sizes(capacity).list() {
-            facts.push(Fact::new(name, value, note));
-        }
-        facts.push(Fact::new(
-            "memory",
-            format!(
-                "{} MiB",
-                u64::from(capacity.0).saturating_mul(self.scale.memory_per_acu) >> 20
-            ),
-            "sizes the settings above; not enforced by a cgroup",
-        ));
-        if let Some((value, note)) = &shown.cpu {
-            facts.push(Fact::new("cpu_quota", value, note));
-        }
-        if let Some(times) = shown.times {
-            facts.push(Fact::new(
-                "last_switch",
-                times.to_string(),
-                "stop, start, first query",
-            ));
-        }
-        facts
     }
 
     /// Makes a role that can log in, or sets the password of the one that is there. `password` is best a
@@ -406,71 +504,14 @@ impl LocalProvider {
             identity,
         }
     }
+}
 
-    fn cpu_group(&self) -> &Result<Arc<CpuGroup>, String> {
-        self.cpu.get_or_init(|| {
-            let name = format!(
-                "slackwater-{}-{}",
-                self.config.cluster,
-                self.data_dir.port()
-            );
-            CpuGroup::create(&name).map(Arc::new)
-        })
-    }
-
-    /// Lets the server have all CPUs: it stops and starts faster so.
-    fn unthrottle(&self, state: &mut State) {
-        if let Some(throttling) = state.throttling.take() {
-            throttling.abort();
+impl Drop for State {
+    fn drop(&mut self) {
+        // It would keep the lock of the directory.
+        if let Some(following) = self.following.take() {
+            following.abort();
         }
-        if let Some(Ok(group)) = self.cpu.get()
-            && let Err(why) = group.set(None)
-        {
-            tracing::warn!(why, "can't lift the CPU quota");
-        }
-    }
-
-    /// Puts the running server into its CPU group and, `after` a while, under its capacity's quota.
-    fn throttle(&self, state: &mut State, capacity: Capacity, after: Duration) {
-        if let Some(throttling) = state.throttling.take() {
-            throttling.abort();
-        }
-        let quota = self.scale.cpu_quota(capacity);
-        let all = format!("all {} of the host", self.scale.host_cpus);
-        let wanted = match quota {
-            Some(quota) => format!("{}.{:03} CPU", quota / 1000, quota % 1000),
-            None => all.clone(),
-        };
-        let group = match (self.cpu_group(), &state.running) {
-            (Ok(group), Some(running)) => (Arc::clone(group), running.postmaster),
-            (Err(why), _) => {
-                let note = match quota {
-                    Some(_) => format!("{wanted} would be its share, but {why}"),
-                    None => "its share is no less".to_owned(),
-                };
-                self.shown.lock().cpu = Some((all, note));
-                return;
-            }
-            (Ok(_), None) => return,
-        };
-        let (group, postmaster) = group;
-        let shown = Arc::clone(&self.shown);
-        shown.lock().cpu = Some((all.clone(), format!("just after a start; then {wanted}")));
-        state.throttling = Some(tokio::spawn(async move {
-            tokio::time::sleep(after).await;
-            if !postmaster.alive() {
-                return;
-            }
-            shown.lock().cpu = Some(
-                match group
-                    .adopt(postmaster.pid())
-                    .and_then(|()| group.set(quota))
-                {
-                    Ok(()) => (wanted, group.describe()),
-                    Err(why) => (all, format!("{wanted} would be its share, but {why}")),
-                },
-            );
-        }));
     }
 }
 
@@ -483,6 +524,17 @@ impl State {
             self.tidying = None;
         }
     }
+}
+
+/// Runs work on files away from the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    data_dir: &Arc<DataDir>,
+    work: impl FnOnce(&DataDir) -> Result<T, ProviderError> + Send + 'static,
+) -> Result<T, ProviderError> {
+    let data_dir = Arc::clone(data_dir);
+    tokio::task::spawn_blocking(move || work(&data_dir))
+        .await
+        .map_err(|_| ProviderError::Server("slackwater is ending".to_owned()))?
 }
 
 /// A quoted SQL identifier.

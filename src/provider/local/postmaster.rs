@@ -3,6 +3,7 @@
 
 use super::super::ProviderError;
 use super::data_dir::DataDir;
+use super::files::Home;
 use super::install::Install;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -33,6 +34,7 @@ pub(super) struct Postmaster {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
     Starting,
+    /// A primary that answers, or a standby that answers.
     Ready,
     Stopping,
 }
@@ -66,7 +68,7 @@ impl PidFile {
             port: filled(3).and_then(|l| l.parse().ok()),
             socket_directory: filled(4).map(|l| (*l).to_owned()),
             status: match filled(7).copied() {
-                Some("ready" | "standby") => Status::Ready,
+                Some("ready") => Status::Ready,
                 Some("stopping") => Status::Stopping,
                 _ => Status::Starting,
             },
@@ -110,19 +112,21 @@ impl Postmaster {
     pub(super) fn spawn(
         install: &Install,
         data_dir: &DataDir,
+        home: Home,
         settings: &[String],
     ) -> Result<Self, ProviderError> {
-        let log = open_log(&data_dir.log())?;
+        let path = data_dir.log_of(home);
+        let log = open_log(&path)?;
         let again = log
             .try_clone()
-            .map_err(ProviderError::io("can't open", data_dir.log()))?;
+            .map_err(ProviderError::io("can't open", &path))?;
         let mut command = install.command("postgres", data_dir.account());
         command
             .arg("-D")
-            .arg(data_dir.pgdata())
+            .arg(data_dir.pgdata_of(home))
             .args(
                 data_dir
-                    .fixed_settings()
+                    .fixed_settings(home)
                     .iter()
                     .chain(settings)
                     .flat_map(|s| ["-c", s]),
@@ -164,13 +168,43 @@ impl Postmaster {
 
     /// PostgreSQL's fast shutdown: sessions are ended, a checkpoint is written.
     pub(super) fn stop_fast(&self) -> Result<(), ProviderError> {
+        self.signal(Signal::SIGINT)
+    }
+
+    /// Tells a standby to become a primary. Repeating it does no harm.
+    pub(super) fn promote(&self, data_dir: &DataDir, home: Home) -> Result<(), ProviderError> {
+        data_dir.write_for_server(&data_dir.pgdata_of(home).join("promote"), "")?;
+        self.signal(Signal::SIGUSR1)
+    }
+
+    /// Has it read its configuration files again.
+    pub(super) fn reload(&self) -> Result<(), ProviderError> {
+        self.signal(Signal::SIGHUP)
+    }
+
+    /// Ends the processes that send its log to standbys and backups: a stop waits for them.
+    pub(super) fn end_senders(&self) {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid));
+        for child in children.unwrap_or_default().split_ascii_whitespace() {
+            let title = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            if title.starts_with("postgres:")
+                && title.contains(" walsender ")
+                && let Ok(child) = child.parse()
+            {
+                // One that just ended needs no signal.
+                let _ = kill(Pid::from_raw(child), Signal::SIGTERM);
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), ProviderError> {
         if !self.alive() {
             return Ok(());
         }
-        match kill(Pid::from_raw(self.pid), Signal::SIGINT) {
+        match kill(Pid::from_raw(self.pid), signal) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
             Err(e) => Err(ProviderError::Server(format!(
-                "process {} can't be told to stop: {e}; run slackwater as its owner",
+                "process {} can't be sent {signal}: {e}; run slackwater as its owner",
                 self.pid
             ))),
         }

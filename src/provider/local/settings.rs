@@ -15,6 +15,8 @@ const RESERVED_CONNECTIONS: u32 = 5;
 /// Sessions beyond `max_server_connections` that go past the proxy: one per 16 MiB of the capacity.
 const MEMORY_PER_CONNECTION: u64 = 16 * MIB;
 const MOST_CONNECTIONS: u32 = 1000;
+/// Senders of the log: PostgreSQL's default. A standby takes one, a base backup two.
+const WAL_SENDERS: u32 = 10;
 /// What starts `cluster_name`, by which a running server tells its capacity. It cannot change while the
 /// server runs.
 const CAPACITY_MARK: &str = "slackwater:";
@@ -32,6 +34,88 @@ pub(super) struct Scale {
     pub(super) max_capacity: Capacity,
     /// Most server connections that the proxy opens for sessions.
     pub(super) max_server_connections: u32,
+    /// A standby may follow: what it may not have less of than its primary is the same at each capacity.
+    pub(super) standby: bool,
+}
+
+/// Least values of settings that a standby may not have less of than its primary had when it wrote the log
+/// (PostgreSQL documentation, "Administrator's Overview" of hot standby). They come from the
+/// configuration files, so they are those of the running primary, or what the files say now if that is more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "these are PostgreSQL's names of the settings"
+)]
+pub(super) struct Floors {
+    pub(super) max_connections: u32,
+    pub(super) max_worker_processes: u32,
+    pub(super) max_wal_senders: u32,
+    pub(super) max_prepared_transactions: u32,
+    pub(super) max_locks_per_transaction: u32,
+}
+
+impl Floors {
+    /// Their names, in the order of the fields.
+    pub(super) const NAMES: [&'static str; 5] = [
+        "max_connections",
+        "max_worker_processes",
+        "max_wal_senders",
+        "max_prepared_transactions",
+        "max_locks_per_transaction",
+    ];
+
+    pub(super) fn of(values: [u32; 5]) -> Self {
+        let [
+            max_connections,
+            max_worker_processes,
+            max_wal_senders,
+            max_prepared_transactions,
+            max_locks_per_transaction,
+        ] = values;
+        Self {
+            max_connections,
+            max_worker_processes,
+            max_wal_senders,
+            max_prepared_transactions,
+            max_locks_per_transaction,
+        }
+    }
+
+    fn values(self) -> [u32; 5] {
+        [
+            self.max_connections,
+            self.max_worker_processes,
+            self.max_wal_senders,
+            self.max_prepared_transactions,
+            self.max_locks_per_transaction,
+        ]
+    }
+
+    /// The larger of both, one by one.
+    #[must_use]
+    pub(super) fn max(self, other: Self) -> Self {
+        let mut values = self.values();
+        for (value, other) in values.iter_mut().zip(other.values()) {
+            *value = other.max(*value);
+        }
+        Self::of(values)
+    }
+
+    /// `name=value`, for the command line behind that of the sizes: the last one counts.
+    pub(super) fn arguments(self, sizes: &Sizes) -> Vec<String> {
+        let wanted = self.max(Self {
+            max_connections: sizes.max_connections,
+            max_worker_processes: sizes.max_worker_processes,
+            max_wal_senders: WAL_SENDERS,
+            ..Self::default()
+        });
+        let named = Self::NAMES.into_iter().zip(wanted.values());
+        // 0: nobody has set it, so PostgreSQL's default or what the files say is right.
+        named
+            .filter(|(_, value)| *value > 0)
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect()
+    }
 }
 
 /// Settings of one capacity, in the units that PostgreSQL shows.
@@ -67,7 +151,12 @@ impl Scale {
         let memory = u64::from(capacity.0).saturating_mul(self.memory_per_acu);
         let cpus = self.cpus(capacity);
         let sessions = u64::from(self.max_server_connections.max(1));
-        let by_memory = u32::try_from(memory / MEMORY_PER_CONNECTION).unwrap_or(MOST_CONNECTIONS);
+        let room = if self.standby {
+            u64::from(self.max_capacity.max(capacity).0).saturating_mul(self.memory_per_acu)
+        } else {
+            memory
+        };
+        let by_memory = u32::try_from(room / MEMORY_PER_CONNECTION).unwrap_or(MOST_CONNECTIONS);
         Sizes {
             capacity,
             // PostgreSQL counts pages of 8 kB in 31 bits.
@@ -80,7 +169,7 @@ impl Scale {
                     .saturating_add(SPARE_CONNECTIONS),
             ),
             // Allocated at start: the largest capacity's everywhere, as a standby would need it.
-            max_worker_processes: self.cpus(self.max_capacity).max(8),
+            max_worker_processes: self.cpus(self.max_capacity.max(capacity)).max(8),
             max_parallel_workers: cpus,
             max_parallel_workers_per_gather: match cpus {
                 1 => 0,
@@ -175,6 +264,7 @@ mod tests {
             host_cpus: 4,
             max_capacity: Capacity(16),
             max_server_connections: 20,
+            standby: false,
         }
     }
 

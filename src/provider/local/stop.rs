@@ -6,22 +6,28 @@ use super::postmaster::Postmaster;
 use std::time::Duration;
 
 impl DataDir {
-    /// PostgreSQL's fast shutdown of the server that runs here, never escalated, and a wait for its end. The
-    /// answer is the number of its process; `None` when none runs. Whoever holds the directory is its only
+    /// PostgreSQL's fast shutdown of the servers that run here, never escalated, and a wait for their end. The
+    /// answer is the number of the first one's process; `None` when none runs. Whoever holds the directory is its only
     /// proxy, so no session is served from the server.
     pub async fn stop_server(&self, patience: Duration) -> Result<Option<u32>, ProviderError> {
-        let Some((postmaster, _)) = Postmaster::find(&self.pgdata())? else {
-            return Ok(None);
-        };
-        postmaster.stop_fast()?;
-        if postmaster.gone_within(patience).await {
-            return Ok(Some(postmaster.pid()));
+        let primary = self.primary();
+        let mut stopped = None;
+        // The standby second: until then it takes the last of the log.
+        for home in [primary, primary.other()] {
+            let Some((postmaster, _)) = Postmaster::find(&self.pgdata_of(home))? else {
+                continue;
+            };
+            postmaster.stop_fast()?;
+            if !postmaster.gone_within(patience).await {
+                return Err(ProviderError::Server(format!(
+                    "process {} was told to stop and still runs after {} s: see {}",
+                    postmaster.pid(),
+                    patience.as_secs(),
+                    self.log_of(home).display()
+                )));
+            }
+            stopped = stopped.or(Some(postmaster.pid()));
         }
-        Err(ProviderError::Server(format!(
-            "process {} was told to stop and still runs after {} s: see {}",
-            postmaster.pid(),
-            patience.as_secs(),
-            self.log().display()
-        )))
+        Ok(stopped)
     }
 }

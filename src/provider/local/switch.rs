@@ -2,9 +2,10 @@
 //! poll, and nothing is asked that `check` could have asked before.
 
 use super::super::{CutOver, Identified, Instance, ProviderError, QueryError, identify};
-use super::data_dir::Intent;
+use super::fence;
+use super::files::{Home, Intent};
 use super::postmaster::{POLL, PidFile, Postmaster, Status, log_length, log_tail};
-use super::{LocalProvider, State, UNTHROTTLED_AFTER_START, settings};
+use super::{LocalProvider, State, Switch, UNTHROTTLED_AFTER_START, blocking, settings};
 use crate::backend::Capacity;
 use std::fmt;
 use std::sync::Arc;
@@ -54,7 +55,7 @@ pub(super) enum NotReady {
 }
 
 /// What runs when a cut-over begins.
-enum Before {
+pub(super) enum Before {
     /// The server to be stopped.
     Old(Postmaster),
     /// Nothing.
@@ -80,6 +81,7 @@ impl LocalProvider {
                 let intent = Intent {
                     from: from.capacity,
                     to,
+                    promotion: None,
                 };
                 if let Err(error) = self.note_intent(intent).await {
                     return CutOver::KeptOld {
@@ -149,17 +151,21 @@ impl LocalProvider {
         capacity: Capacity,
         deadline: Instant,
     ) -> Result<(Instance, (Duration, Duration)), LaunchError> {
-        let arguments = self.scale.sizes(capacity).arguments();
-        let log = self.data_dir.log();
+        let arguments = match self.config.switch {
+            Switch::Restart => self.scale.sizes(capacity).arguments(),
+            Switch::Standby => self.follower.primary_arguments(capacity),
+        };
+        let home = self.data_dir.primary();
+        let log = self.data_dir.log_of(home);
         let begun = Instant::now();
+        blocking(&self.data_dir, |d| fence::unfence(&d.pgdata()))
+            .await
+            .map_err(LaunchError::NotTried)?;
         loop {
             let read_from = log_length(&log);
-            let postmaster = Postmaster::spawn(&self.install, &self.data_dir, &arguments)
+            let postmaster = Postmaster::spawn(&self.install, &self.data_dir, home, &arguments)
                 .map_err(LaunchError::NotTried)?;
-            state.running = Some(super::Running {
-                postmaster,
-                started_at: None,
-            });
+            state.running = Some(super::Running::new(postmaster));
             let up = self.up(postmaster, deadline).await;
             let start = begun.elapsed();
             let answer = match up {
@@ -200,7 +206,8 @@ impl LocalProvider {
             }) {
                 return Ok(());
             }
-            self.still_worth_waiting(postmaster, deadline, "is still starting")?;
+            let home = self.data_dir.primary();
+            self.still_worth_waiting(home, postmaster, deadline, "is still starting")?;
             tokio::time::sleep(POLL).await;
         }
     }
@@ -225,15 +232,17 @@ impl LocalProvider {
                     return Err(NotReady::Late(why));
                 }
                 Err(error) => {
-                    self.still_worth_waiting(postmaster, deadline, &error.to_string())?;
+                    let home = self.data_dir.primary();
+                    self.still_worth_waiting(home, postmaster, deadline, &error.to_string())?;
                     tokio::time::sleep(POLL).await;
                 }
             }
         }
     }
 
-    fn still_worth_waiting(
+    pub(super) fn still_worth_waiting(
         &self,
+        home: Home,
         postmaster: Postmaster,
         deadline: Instant,
         what: &str,
@@ -247,12 +256,16 @@ impl LocalProvider {
         Err(NotReady::Late(format!(
             "process {} gives no answer in time: {what}; see {}",
             postmaster.pid(),
-            self.data_dir.log().display()
+            self.data_dir.log_of(home).display()
         )))
     }
 
     /// Finds out where things stand, without a question where memory suffices.
-    async fn before(&self, state: &mut State, from: &Instance) -> Result<Before, String> {
+    pub(super) async fn before(
+        &self,
+        state: &mut State,
+        from: &Instance,
+    ) -> Result<Before, String> {
         let pgdata = self.data_dir.pgdata();
         let running = state.running.take().filter(|r| r.postmaster.alive());
         let (postmaster, started_at) = match running {
@@ -293,7 +306,12 @@ impl LocalProvider {
     }
 
     /// This very change ended before: it is only told again.
-    fn ended_before(&self, state: &mut State, instance: Instance, to: Capacity) -> CutOver {
+    pub(super) fn ended_before(
+        &self,
+        state: &mut State,
+        instance: Instance,
+        to: Capacity,
+    ) -> CutOver {
         self.settled(state, instance.capacity);
         if instance.capacity == to {
             return CutOver::Completed(instance);
@@ -306,7 +324,7 @@ impl LocalProvider {
     }
 
     /// The intent on disk, usually written by Prepare.
-    async fn note_intent(&self, intent: Intent) -> Result<(), ProviderError> {
+    pub(super) async fn note_intent(&self, intent: Intent) -> Result<(), ProviderError> {
         if matches!(self.data_dir.intent(), Ok(Some(there)) if there == intent) {
             return Ok(());
         }
@@ -314,14 +332,11 @@ impl LocalProvider {
     }
 
     pub(super) async fn write_intent(&self, intent: Intent) -> Result<(), ProviderError> {
-        let data_dir = Arc::clone(&self.data_dir);
-        tokio::task::spawn_blocking(move || data_dir.write_intent(intent))
-            .await
-            .map_err(|_| ProviderError::Server("slackwater is ending".to_owned()))?
+        blocking(&self.data_dir, move |d| d.write_intent(intent)).await
     }
 
     /// A server serves again: its quota begins soon, the intent goes.
-    fn settled(&self, state: &mut State, capacity: Capacity) {
+    pub(super) fn settled(&self, state: &mut State, capacity: Capacity) {
         self.throttle(state, capacity, UNTHROTTLED_AFTER_START);
         let data_dir = Arc::clone(&self.data_dir);
         state.tidying = Some(tokio::task::spawn_blocking(move || {
@@ -331,7 +346,7 @@ impl LocalProvider {
         }));
     }
 
-    fn still_stopping(&self, postmaster: &Postmaster) -> String {
+    pub(super) fn still_stopping(&self, postmaster: &Postmaster) -> String {
         format!(
             "process {} has not stopped after {} s and is left to it (killing it would cost a recovery): often a \
              standby or backup that does not take its data; see {}",

@@ -154,6 +154,20 @@ impl Admin {
         event
     }
 
+    /// Waits until the standby of a local server follows.
+    pub(crate) fn wait_standby(&self) {
+        wait_for("the standby is ready", EVENT, || {
+            let facts = self.cluster()["facts"].as_array()?.clone();
+            facts
+                .iter()
+                .any(|f| {
+                    f["name"] == "standby"
+                        && f["value"].as_str().is_some_and(|v| v.contains("level"))
+                })
+                .then_some(())
+        });
+    }
+
     /// A POST without content that must be accepted.
     pub(crate) fn act(&self, what: &str) {
         let (status, answer) = self.post(&format!("/v1/clusters/{CLUSTER}/{what}"), &json!({}));

@@ -1,6 +1,7 @@
 //! What the live tests stand on: servers, the proxy, a raw client, scripts, the ledger.
 
 pub(crate) mod admin;
+pub(crate) mod direct;
 pub(crate) mod ledger;
 pub(crate) mod pgbench;
 pub(crate) mod postgres;

@@ -182,6 +182,71 @@ impl Postgres {
         self.settings.push(setting.to_owned());
     }
 
+    /// A standby of `primary`, with these settings; made of its files while it is stopped for a moment.
+    pub(crate) fn standby_of(primary: &mut Self, settings: &[&str]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("slackwater-pg-")
+            .tempdir()
+            .unwrap();
+        give_away(dir.path());
+        let mut rules = OpenOptions::new()
+            .append(true)
+            .open(primary.data_dir().join("pg_hba.conf"))
+            .unwrap();
+        std::io::Write::write_all(
+            &mut rules,
+            b"host replication all 127.0.0.1/32 scram-sha-256\n",
+        )
+        .unwrap();
+        primary.stop();
+        let status = Command::new("cp")
+            .arg("-a")
+            .arg(primary.data_dir())
+            .arg(dir.path().join("data"))
+            .status()
+            .unwrap();
+        assert!(status.success(), "copying the primary");
+        let mut server = Self {
+            dir,
+            port: Port::take(),
+            settings: settings.iter().map(|&s| s.to_owned()).collect(),
+            child: None,
+            mounted: false,
+        };
+        primary.boot();
+        server.follow(primary);
+        server
+    }
+
+    /// Starts as a standby of `primary`, and waits until it streams.
+    pub(crate) fn follow(&mut self, primary: &Self) {
+        let signal = self.data_dir().join("standby.signal");
+        File::create(&signal).unwrap();
+        give_away(&signal);
+        self.settings
+            .retain(|s| !s.starts_with("primary_conninfo="));
+        self.settings.push(format!(
+            "primary_conninfo=host=127.0.0.1 port={} user={} password={}",
+            primary.port(),
+            ADMIN.0,
+            ADMIN.1
+        ));
+        self.boot();
+        wait_for("the standby streams", SOON, || {
+            let mut client = Client::connect(&self.admin()).ok()?;
+            let sql = "select coalesce((select status from pg_stat_wal_receiver), '')";
+            (client.value(sql) == "streaming").then_some(())
+        });
+    }
+
+    /// Tells a standby to become a primary, as `pg_ctl promote` does.
+    pub(crate) fn promote(&self) {
+        let file = self.data_dir().join("promote");
+        File::create(&file).unwrap();
+        give_away(&file);
+        self.signal(Signal::SIGUSR1);
+    }
+
     /// Starts the server's process again after [`Self::stop`], and waits until it takes queries.
     pub(crate) fn boot(&mut self) {
         self.spawn();

@@ -73,8 +73,34 @@ impl Proxy {
         Self::spawn(&provider, options, None)
     }
 
+    /// In front of two servers: capacity 2 names the first, 4 the second.
+    pub(crate) fn between(first: &Postgres, second: &Postgres) -> Self {
+        let provider = format!(
+            "kind = \"static\"\nendpoints = [{{ capacity = 2, address = \"{}\" }}, \
+             {{ capacity = 4, address = \"{}\" }}]",
+            first.address(),
+            second.address()
+        );
+        let proxy = Self::spawn(&provider, &Options::default(), None);
+        proxy.wait_ready();
+        proxy
+    }
+
     /// With a PostgreSQL server of its own that it restarts at each event.
     pub(crate) fn local(options: &Options) -> Self {
+        let proxy = Self::local_unready("restart", options);
+        proxy.wait_ready();
+        proxy
+    }
+
+    /// With a PostgreSQL server of its own, from which a standby takes over at each event.
+    pub(crate) fn standby(options: &Options) -> Self {
+        let proxy = Self::local_unready("standby", options);
+        proxy.wait_ready();
+        proxy
+    }
+
+    fn local_unready(switch: &str, options: &Options) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("slackwater-local-")
             .tempdir()
@@ -86,15 +112,36 @@ impl Proxy {
         // The mark by which the proxy knows a directory as its own.
         File::create(data.join("slackwater.lock")).unwrap();
         copy_template(&data.join("pgdata"));
+        let rules = data.join("pgdata/pg_hba.conf");
+        let mut text = fs::read_to_string(&rules).unwrap();
+        text.push_str(
+            "local replication slackwater scram-sha-256\n\
+             host replication all 127.0.0.1/32 scram-sha-256\n",
+        );
+        fs::write(&rules, text).unwrap();
+        if switch == "standby" {
+            let settings = data.join("pgdata/postgresql.conf");
+            let mut text = fs::read_to_string(&settings).unwrap();
+            text.push_str("wal_level = logical\n");
+            fs::write(&settings, text).unwrap();
+        }
         let provider = format!(
-            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"restart\"\n\
+            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"{switch}\"\n\
              memory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
             data.display(),
             options.provider
         );
-        let proxy = Self::spawn(&provider, options, Some(data));
-        proxy.wait_ready();
-        proxy
+        Self::spawn(&provider, options, Some(data))
+    }
+
+    /// Where a local server's data are.
+    pub(crate) fn data_dir(&self) -> &Path {
+        self.local_data.as_deref().expect("a local server")
+    }
+
+    /// Data directories of the first and the second home of a local server.
+    pub(crate) fn homes(&self) -> [PathBuf; 2] {
+        ["pgdata", "pgdata.2"].map(|name| self.data_dir().join(name))
     }
 
     fn spawn(provider: &str, options: &Options, local_data: Option<PathBuf>) -> Self {
@@ -134,6 +181,7 @@ impl Proxy {
         data.expect("a proxy of the kind local").join("pgdata")
     }
 
+    /// Waits for /readyz; panics when the program ends.
     pub(crate) fn wait_ready(&self) {
         let admin = self.admin();
         let pid = self.child.id();
@@ -265,7 +313,9 @@ impl Drop for Proxy {
         );
         let _ = self.child.wait();
         if let Some(data) = &self.local_data {
-            kill_by_pid_file(&data.join("pgdata"));
+            for home in ["pgdata", "pgdata.2"] {
+                kill_by_pid_file(&data.join(home));
+            }
             if let Some(dir) = data.parent() {
                 let _ = fs::remove_dir_all(dir);
             }

@@ -1,6 +1,7 @@
 //! Real servers: made, adopted, resized, and everything that can go wrong with that.
 
 mod place;
+mod standby;
 
 use super::super::QueryError;
 use super::postmaster::POLL;
@@ -19,6 +20,8 @@ impl LocalConfig {
             cluster: "test".to_owned(),
             data_dir: PathBuf::from("/nonexistent"),
             binaries: None,
+            switch: Switch::Restart,
+            standby: StandbyKeys::default(),
             memory_per_acu: 128 << 20,
             cpu_per_acu: 250,
             max_capacity: Capacity(16),
@@ -310,7 +313,13 @@ async fn servers_of_others_are_left_alone() {
     // Started by hand, at another port.
     let mut settings = provider.scale.sizes(Capacity(1)).arguments();
     settings.push(format!("port={}", provider.data_dir.port() - 1));
-    let foreign = Postmaster::spawn(&provider.install, &provider.data_dir, &settings).unwrap();
+    let foreign = Postmaster::spawn(
+        &provider.install,
+        &provider.data_dir,
+        files::Home::First,
+        &settings,
+    )
+    .unwrap();
     until("the pid file is there", || place.server() == Some(foreign)).await;
     let error = provider.start(Capacity(1)).await.unwrap_err().to_string();
     assert!(

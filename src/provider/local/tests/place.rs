@@ -1,6 +1,6 @@
 //! What the tests stand on: a place for one cluster, and log-ins with a driver of its own.
 
-use super::super::super::{QueryError, Rows};
+use super::super::super::{QueryError, Rows, ServerSession};
 use super::super::*;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -24,6 +24,35 @@ impl ServerQuery for Service {
     ) -> BoxFuture<'a, Result<Rows, QueryError>> {
         query(&self.user, &self.password, "postgres", endpoint, sql).boxed()
     }
+
+    fn session<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+    ) -> BoxFuture<'a, Result<Box<dyn ServerSession>, QueryError>> {
+        async move {
+            let (user, password) = (&self.user, &self.password);
+            let client = log_in(user, password, "postgres", endpoint).await?;
+            Ok(Box::new(LoggedIn(client)) as _)
+        }
+        .boxed()
+    }
+
+    fn query_in<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+        database: &'a str,
+        sql: &'a str,
+    ) -> BoxFuture<'a, Result<Rows, QueryError>> {
+        query(&self.user, &self.password, database, endpoint, sql).boxed()
+    }
+}
+
+struct LoggedIn(tokio_postgres::Client);
+
+impl ServerSession for LoggedIn {
+    fn query<'a>(&'a mut self, sql: &'a str) -> BoxFuture<'a, Result<Rows, QueryError>> {
+        run(&self.0, sql).boxed()
+    }
 }
 
 pub(super) async fn query(
@@ -33,6 +62,16 @@ pub(super) async fn query(
     endpoint: &Endpoint,
     sql: &str,
 ) -> Result<Rows, QueryError> {
+    let client = log_in(user, password, database, endpoint).await?;
+    run(&client, sql).await
+}
+
+async fn log_in(
+    user: &str,
+    password: &str,
+    database: &str,
+    endpoint: &Endpoint,
+) -> Result<tokio_postgres::Client, QueryError> {
     let crate::transport::Address::Unix(socket) = &endpoint.address else {
         panic!("unix only")
     };
@@ -51,18 +90,24 @@ pub(super) async fn query(
         .port(port)
         .connect(NoTls)
         .await;
-    let told = |error: tokio_postgres::Error| match error.code().map(|c| c.code().to_owned()) {
+    let (client, connection) = connected.map_err(told)?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "map_err hands it over")]
+fn told(error: tokio_postgres::Error) -> QueryError {
+    match error.code().map(|c| c.code().to_owned()) {
         None => QueryError::Refused(error.to_string()),
         Some(code) if code == "57P03" => QueryError::Starting,
         Some(code) if code == "53300" => QueryError::Full,
         Some(code) if code.starts_with("28") => QueryError::Auth(error.to_string()),
         Some(_) => QueryError::Other(error.as_db_error().unwrap().to_string()),
-    };
-    let (client, connection) = connected.map_err(told)?;
-    let connection = tokio::spawn(connection);
+    }
+}
+
+async fn run(client: &tokio_postgres::Client, sql: &str) -> Result<Rows, QueryError> {
     let messages = client.simple_query(sql).await.map_err(told)?;
-    drop(client);
-    let _ = connection.await;
     let rows = messages.into_iter().filter_map(|m| match m {
         SimpleQueryMessage::Row(row) => Some(
             (0..row.len())
@@ -134,7 +179,11 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Ok(Some((server, _))) = Postmaster::find(&self.pgdata()) {
+        let homes = ["pgdata", "pgdata.2"].map(|home| self.data_dir().join(home));
+        for home in homes.iter().filter(|home| home.exists()) {
+            let Ok(Some((server, _))) = Postmaster::find(home) else {
+                continue;
+            };
             let pid = i32::try_from(server.pid()).unwrap();
             let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
             let _ = kill(Pid::from_raw(pid), Signal::SIGQUIT);

@@ -1,0 +1,93 @@
+//! What is remembered on disk beside PostgreSQL's own data: where the servers are, and what was begun.
+
+use super::super::lsn::Lsn;
+use super::settings::Floors;
+use crate::backend::Capacity;
+
+/// One of the two places for a server: a data directory, a port and a log. A standby is made in the one
+/// that the primary has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Home {
+    #[default]
+    First,
+    Second,
+}
+
+impl Home {
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+
+    pub(super) fn pgdata(self) -> &'static str {
+        match self {
+            Self::First => "pgdata",
+            Self::Second => "pgdata.2",
+        }
+    }
+}
+
+/// A change of capacity that was prepared and did not end yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Intent {
+    pub(super) from: Capacity,
+    pub(super) to: Capacity,
+    /// There from just before a standby is promoted: from then on there is no way but forward. Without it
+    /// nothing was promoted, and the old primary may be started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) promotion: Option<Promotion>,
+}
+
+impl Intent {
+    /// The promotion that was decided and is not known to have ended, with the primary in `primary`.
+    pub(super) fn pending(&self, primary: Home) -> Option<Promotion> {
+        self.promotion.filter(|p| p.home != primary)
+    }
+}
+
+/// What was proven when it was decided to promote a standby.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Promotion {
+    /// Where the standby is.
+    pub(super) home: Home,
+    /// Of both servers.
+    pub(super) system_identifier: u64,
+    /// The old primary's shutdown checkpoint, the last record of its log.
+    pub(super) checkpoint: Lsn,
+    /// The old primary's timeline; the standby's is a later one once it is promoted.
+    pub(super) timeline: u32,
+}
+
+/// What is remembered of the servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub(super) struct ServerFile {
+    pub(super) port: u16,
+    /// Of the second home.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) second_port: Option<u16>,
+    /// Which home has the primary.
+    #[serde(default)]
+    pub(super) primary: Home,
+    /// Least values that a standby may have.
+    #[serde(default)]
+    pub(super) floors: Floors,
+}
+
+impl ServerFile {
+    pub(super) fn port(&self, home: Home) -> Option<u16> {
+        match home {
+            Home::First => Some(self.port),
+            Home::Second => self.second_port,
+        }
+    }
+
+    pub(super) fn set_port(&mut self, home: Home, port: u16) {
+        match home {
+            Home::First => self.port = port,
+            Home::Second => self.second_port = Some(port),
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! `switch = "standby"`: everything that the old server had is on the new one, whoever is killed when, and never do
+//! two servers take writes. Tests of the provider alone, with its future dropped at every step, are beside it.
+
+use crate::support::direct::Direct;
+use crate::support::ledger::Ledger;
+use crate::support::postgres::ADMIN;
+use crate::support::proxy::{Options, Proxy};
+use crate::support::wire::{Client, Target};
+use crate::support::{EVENT, SOON, sized, wait_for, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+fn admin(proxy: &Proxy) -> Target {
+    Target::new(proxy.port(), ADMIN, "app")
+}
+
+/// The superuser, straight to the server in this home.
+fn direct(proxy: &Proxy, home: usize) -> Target {
+    let text = std::fs::read(proxy.data_dir().join("server.json")).unwrap();
+    let file: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let port = file[["port", "second_port"][home]].as_u64().unwrap();
+    Target::new(port as u16, ADMIN, "app")
+}
+
+fn postmaster(home: &Path) -> Option<Pid> {
+    let text = std::fs::read_to_string(home.join("postmaster.pid")).ok()?;
+    text.lines().next()?.trim().parse().ok().map(Pid::from_raw)
+}
+
+#[test]
+fn safety_19_a_switch_keeps_sessions_and_data_and_fences_the_old_server() {
+    let proxy = Proxy::standby(&Options::default());
+    let mut client = proxy.client("witness");
+    client.run("create table t (n int)");
+    client.run("set work_mem = '7MB'");
+    for n in 1..=3 {
+        let old = client.value("select current_setting('port')");
+        client.run(&format!("insert into t values ({n})"));
+        proxy.scale_by_command();
+        assert_ne!(client.value("select current_setting('port')"), old);
+        assert_eq!(client.value("select count(*) from t"), n.to_string());
+        assert_eq!(client.value("show work_mem"), "7MB");
+    }
+    // After three switches the first home is the standby.
+    wait_until("the old server follows", SOON, || {
+        let Ok(mut old) = Client::connect(&direct(&proxy, 0)) else {
+            return false;
+        };
+        old.value("select pg_is_in_recovery()") == "t" && old.value("select count(*) from t") == "3"
+    });
+    assert!(proxy.homes()[0].join("standby.signal").exists());
+    assert!(!proxy.homes()[1].join("standby.signal").exists());
+    let status = proxy.command(&["status", "shop"]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    for fact in ["standby", "standby_disk", "standby_made_in", "last_switch"] {
+        assert!(status.contains(fact), "{status}");
+    }
+}
+
+#[test]
+fn safety_19_a_stop_that_hangs_on_a_receiver_of_the_log_rolls_back() {
+    let options = Options {
+        provider: "stop_timeout = \"1s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::standby(&options);
+    let ledger = Ledger::start(&admin(&proxy), &proxy.app(), 3);
+    // It takes the log and never says that it has it: the stop waits for it.
+    let receiver = Target::new(direct(&proxy, 0).port, ADMIN, "app").with("replication", "true");
+    let mut receiver = Client::connect(&receiver).expect("a receiver may log in");
+    let position = Client::connect(&direct(&proxy, 0))
+        .unwrap()
+        .value("select pg_current_wal_flush_lsn()");
+    receiver
+        .start(&format!("START_REPLICATION PHYSICAL {position}"))
+        .unwrap();
+    receiver.until(b'W').unwrap();
+    let before = ledger.written();
+    let id = proxy.admin().start_event(&json!({}));
+    let event = proxy.admin().finished(id, EVENT);
+    assert_eq!(event["outcome"], "failed", "{event:#}");
+    let reason = event["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("had not stopped after 1 s"), "{reason}");
+    wait_until("clients go on", SOON, || ledger.written() > before + 50);
+    assert_eq!(proxy.admin().capacity(), 2);
+    drop(receiver);
+    // Nothing is left of it: the next one works.
+    proxy.scale_by_command();
+    ledger.stop().must_be_right(&admin(&proxy));
+}
+
+#[test]
+fn safety_20_what_would_vanish_is_named_and_nobody_is_held() {
+    let proxy = Proxy::standby(&Options::default());
+    let mut client = Client::connect(&admin(&proxy)).unwrap();
+    let refused = |why: &str| {
+        let id = proxy.admin().start_event(&json!({}));
+        let event = proxy.admin().finished(id, EVENT);
+        assert_eq!(event["outcome"], "failed", "{event:#}");
+        assert_eq!(event["held_total_ms"], 0, "{event:#}");
+        let reason = event["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains(why), "{reason}");
+    };
+    client.run("create unlogged table basket (n int)");
+    refused("database app: public.basket");
+    client.run("drop table basket");
+    client.run("select pg_create_logical_replication_slot('feed', 'pgoutput')");
+    refused("feed (logical)");
+    client.run("select pg_drop_replication_slot('feed')");
+    proxy.scale_by_command();
+}
+
+#[test]
+fn safety_22_a_crashed_primary_is_started_again_and_its_standby_not_promoted() {
+    let proxy = Proxy::standby(&Options::default());
+    proxy.scale_by_command();
+    let ledger = Ledger::start(&admin(&proxy), &proxy.app(), 6);
+    for _ in 0..sized(2, 10) {
+        let written = ledger.written();
+        wait_until("the ledger goes on", SOON, || {
+            ledger.written() > written + 50
+        });
+        let pid = postmaster(&proxy.homes()[1]).expect("the primary runs");
+        kill(pid, Signal::SIGKILL).unwrap();
+        wait_until("it is started again", EVENT, || {
+            postmaster(&proxy.homes()[1]).is_some_and(|now| now != pid)
+                && proxy.admin().cluster()["state"] == "running"
+        });
+        assert!(proxy.homes()[0].join("standby.signal").exists());
+        assert!(!proxy.homes()[1].join("standby.signal").exists());
+    }
+    let written = ledger.written();
+    wait_until("the ledger goes on", SOON, || {
+        ledger.written() > written + 50
+    });
+    let faults = ledger.stop().faults(&admin(&proxy));
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// The standby is killed while it takes over: whatever serves then has everything.
+#[test]
+fn safety_23_a_standby_killed_during_the_switch_leads_back_or_forward() {
+    let proxy = Proxy::standby(&Options::default());
+    let admin = admin(&proxy);
+    let ledger = Ledger::start(&admin, &proxy.app(), 3);
+    let direct = Direct::start(&admin, proxy.data_dir());
+    for round in 0..sized(4, 20) {
+        let written = ledger.written();
+        wait_until("the ledger goes on", EVENT, || {
+            ledger.written() > written + 50
+        });
+        let fenced = |home: &PathBuf| home.join("standby.signal").exists();
+        // Before the first event there is none: it is made in the second home.
+        let standby = match proxy.homes() {
+            [first, _] if fenced(&first) => first,
+            [_, second] => second,
+        };
+        let id = proxy.admin().start_event(&json!({}));
+        wait_until("the cut-over begins or the event ends", EVENT, || {
+            let event = proxy.admin().event(id);
+            event["step"] == "cut_over" || !event["outcome"].is_null()
+        });
+        std::thread::park_timeout(Duration::from_millis(20 * round));
+        if let Some(pid) = postmaster(&standby) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        proxy.admin().finished(id, EVENT);
+        let written = ledger.written();
+        wait_until("clients go on", EVENT, || ledger.written() > written + 50);
+    }
+    let faults = ledger.stop().faults(&admin);
+    assert!(faults.is_empty(), "{faults:#?}");
+    direct.must_be_right(&admin);
+}
+
+#[test]
+fn safety_25_a_proxy_killed_in_prepare_is_followed_by_one_that_goes_on() {
+    killed_in("prepare");
+}
+
+#[test]
+fn safety_25_a_proxy_killed_in_settle_is_followed_by_one_that_goes_on() {
+    killed_in("settle");
+}
+
+#[test]
+fn safety_25_a_proxy_killed_in_cut_over_is_followed_by_one_that_goes_on() {
+    killed_in("cut_over");
+}
+
+/// The proxy is killed while an event is in this step, a little later each time, and started again: it comes
+/// back by itself, nothing is lost, and no two servers ever took writes.
+fn killed_in(step: &str) {
+    let mut proxy = Proxy::standby(&Options::default());
+    let over_proxy = admin(&proxy);
+    let ledger = Ledger::start(&over_proxy, &proxy.app(), 6);
+    let direct = Direct::start(&over_proxy, proxy.data_dir());
+    for round in 0..sized(5, 20) {
+        let (written, accepted) = (ledger.written(), direct.written());
+        wait_until("everybody writes", EVENT, || {
+            ledger.written() > written + 50 && direct.written() > accepted + 20
+        });
+        let id = proxy.admin().start_event(&json!({}));
+        wait_for("the step, or the end of the event", EVENT, || {
+            let event = proxy.admin().event(id);
+            (event["step"] == step || !event["outcome"].is_null()).then_some(())
+        });
+        std::thread::park_timeout(Duration::from_millis(15 * round));
+        proxy.kill_and_restart();
+        wait_until("the cluster is back", EVENT, || {
+            proxy.admin().cluster()["state"] == "running"
+        });
+    }
+    let written = ledger.written();
+    wait_until("the ledger goes on", EVENT, || {
+        ledger.written() > written + 50
+    });
+    let faults = ledger.stop().faults(&over_proxy);
+    assert!(faults.is_empty(), "{faults:#?}");
+    direct.must_be_right(&over_proxy);
+}
