@@ -300,7 +300,7 @@ impl Table {
         }
         let own = self.addresses.get(&group).map_or(0, |a| a.active.len());
         let waits =
-            self.active >= self.limits.max_logins || own >= self.limits.max_logins_per_address;
+            self.active >= self.places_for(own) || own >= self.limits.max_logins_per_address;
         if waits && self.waiting >= self.limits.max_waiting && !self.drop_one_that_waits(group) {
             return Err(Refused::Full);
         }
@@ -335,11 +335,19 @@ impl Table {
             let Some(group) = self.next_group() else {
                 return;
             };
-            if self.active >= self.limits.max_logins && !self.end_a_slow_one(group, now) {
+            let own = self.addresses.get(&group).map_or(0, |a| a.active.len());
+            if self.active >= self.places_for(own) && !self.end_a_slow_one(group, now) {
                 return;
             }
             self.grant(group, now);
         }
+    }
+
+    /// How many places there are for an address that has `own` of them already: a tenth is kept for those that
+    /// have none, so that they need not wait until somebody is slow.
+    fn places_for(&self, own: usize) -> usize {
+        let all = self.limits.max_logins;
+        if own == 0 { all } else { all - all / 10 }
     }
 
     /// The address whose turn it is: the fewest in progress, then the newest.
@@ -571,6 +579,26 @@ mod tests {
         let (_, mut next) = arrive(&mut table, 1, now + SLOW);
         assert!(is_in(&mut next).is_none());
         assert_eq!((table.active, table.waiting), (4, 1));
+    }
+
+    #[test]
+    fn a_tenth_is_kept_for_addresses_that_have_none() {
+        let limits = AdmissionLimits {
+            max_logins: 20,
+            max_logins_per_address: 20,
+            max_waiting: 100,
+            ..LIMITS
+        };
+        let (mut table, now) = (Table::new(limits), Instant::now());
+        let mut greedy: Vec<_> = (0..30).map(|_| arrive(&mut table, 1, now)).collect();
+        let granted = greedy.iter_mut().filter_map(|(_, t)| is_in(t)).count();
+        assert_eq!(granted, 18);
+        let mut newcomers: Vec<_> = (2..6).map(|n| arrive(&mut table, n, now)).collect();
+        let granted: Vec<_> = newcomers
+            .iter_mut()
+            .map(|(_, t)| is_in(t).is_some())
+            .collect();
+        assert_eq!(granted, [true, true, false, false], "at once");
     }
 
     #[test]
