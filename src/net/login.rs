@@ -22,6 +22,7 @@ use crate::wire::pg::backend::{
 };
 use crate::wire::pg::frame::put;
 use crate::wire::pg::options::settings;
+use crate::wire::pg::startup::Replication;
 use bytes::{BufMut, BytesMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -405,6 +406,7 @@ async fn first_server(
         user: registered.handle.identity.user.clone(),
         database: registered.handle.identity.database.clone(),
         params: arrival.params.clone(),
+        replication: arrival.replication,
         metrics: shared.metrics.cluster(&cluster.name),
         credential,
         server_version_num: AtomicU32::new(0),
@@ -434,7 +436,9 @@ async fn first_server(
         cluster.forget_process(told, opened.link.process);
         return None;
     }
-    scan_names(&cluster, &profile.database);
+    if profile.replication == Replication::No {
+        scan_names(&cluster, &profile.database);
+    }
     let client = Leg::new(stream, arrival.buffered);
     let session = Session::new(client, profile, registered, opened, told);
     Some((Box::new(session), key))

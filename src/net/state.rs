@@ -18,7 +18,7 @@ use crate::session::pg::snapshot::Snapshot;
 use crate::session::pg::told::Told;
 use crate::transport::stream::Stream;
 use crate::wire::pg::frame::put;
-use crate::wire::pg::startup::StartupParams;
+use crate::wire::pg::startup::{Replication, StartupParams};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::io;
 use std::sync::Arc;
@@ -42,6 +42,8 @@ pub(super) struct Profile {
     pub(super) shared: Arc<Shared>,
     /// The client's start-up packet, as servers get it.
     pub(super) params: StartupParams,
+    /// What of replication the client asked for.
+    pub(super) replication: Replication,
     /// Recovered at the client's login.
     pub(super) credential: Credential,
     /// The cluster's counters.

@@ -199,6 +199,7 @@ impl Coordinator {
             event: event.clone(),
             from,
             ended_some: false,
+            gave_way: 0,
         };
         tokio::spawn(run.run());
         Ok(Some(event))

@@ -97,19 +97,6 @@ fn edges_before_the_login() {
 }
 
 #[test]
-fn edges_replication_is_refused_by_name() {
-    let server = Postgres::start(&[]);
-    let proxy = Proxy::on(&server);
-    let target =
-        Target::new(proxy.port(), ("repl", "repl-secret"), "app").with("replication", "true");
-    let error = Client::connect(&target).unwrap_err().server();
-    assert_eq!(
-        (error.severity.as_str(), error.code.as_str()),
-        ("FATAL", "0A000")
-    );
-}
-
-#[test]
 fn edges_silence_before_the_login_ends_at_its_deadline() {
     let server = Postgres::start(&[]);
     let options = Options {

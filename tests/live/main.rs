@@ -40,4 +40,5 @@ mod ms8_drivers;
 mod operation;
 mod rehearsal;
 mod strangers;
+mod replication;
 mod support;

@@ -107,6 +107,7 @@ impl Session {
         if let Some(end) = self.ending.take() {
             return Err(end);
         }
+        self.give_way()?;
         match self.phase {
             Phase::Held if !self.exempt => self.detach_for_event().await?,
             Phase::Rolling { .. } if self.may_move_over() => self.move_over().await?,

@@ -709,6 +709,30 @@ fn terminate_ends_behind_what_was_sent() {
 }
 
 #[test]
+fn case_40_a_stream_is_stopped_between_two_messages_however_much_comes() {
+    let mut bench = Bench::new(1 << 20);
+    assert_eq!(bench.forwards("Q:START"), "Q");
+    assert!(bench.replies("W d:one").is_none());
+    assert!(bench.relay.machine.is_streaming() && !bench.relay.is_mid_frame());
+    let data = frame(b'd', &[7; 1000]);
+    let (half, rest) = data.split_at(400);
+    assert!(bench.server_sends(half).is_none());
+    assert!(
+        bench.relay.is_mid_frame(),
+        "the client has half of one"
+    );
+    bench.relay.want_gap = true;
+    let more = [rest, &data, &data].concat();
+    assert!(matches!(bench.server_sends(&more), Some(Stop::Rested)));
+    assert!(!bench.relay.is_mid_frame());
+    let told = drain(&mut bench.client);
+    assert_eq!(tags(&told), "d", "no more than the rest of it");
+    assert!(bench.turn().is_none(), "asked once");
+    assert_eq!(tags(&drain(&mut bench.client)), "d d", "nothing is kept");
+    assert!(bench.replies("c").is_none());
+}
+
+#[test]
 fn garbage_is_named() {
     for length in [i32::MIN, -1, 0, 3, i32::MAX] {
         let garbage = [&[b'Q'][..], &length.to_be_bytes()].concat();

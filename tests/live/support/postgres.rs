@@ -16,15 +16,16 @@ use std::time::Duration;
 pub(crate) const ADMIN: (&str, &str) = ("postgres", "admin-secret");
 /// Name and password of the proxy's service account (superuser).
 pub(crate) const SERVICE: (&str, &str) = ("slackwater", "service-secret");
+/// Name and password of a user that may replicate.
+pub(crate) const REPL: (&str, &str) = ("repl", "repl-secret");
 /// Name and password of the ordinary user, who owns the database of the same name.
 pub(crate) const APP: (&str, &str) = ("app", "app-secret");
 
-/// Changes whenever the template's content does.
-const TEMPLATE_VERSION: u32 = 4;
-
 const HBA: &str = "local all all scram-sha-256\n\
     host all all 127.0.0.1/32 scram-sha-256\n\
-    host all all ::1/128 scram-sha-256\n";
+    host all all ::1/128 scram-sha-256\n\
+    local replication all scram-sha-256\n\
+    host replication all 127.0.0.1/32 scram-sha-256\n";
 
 const ROLES: &[&str] = &[
     "CREATE ROLE slackwater SUPERUSER LOGIN PASSWORD 'service-secret'",
@@ -130,6 +131,11 @@ pub(crate) struct Postgres {
 impl Postgres {
     /// Starts a fresh server with these settings (`name=value`).
     pub(crate) fn start(settings: &[&str]) -> Self {
+        Self::start_from(&template(), settings)
+    }
+
+    /// Starts a server on a copy of `data` with these settings.
+    pub(crate) fn start_from(data: &Path, settings: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("slackwater-pg-")
             .tempdir()
@@ -165,7 +171,7 @@ impl Postgres {
 
     fn in_dir(dir: tempfile::TempDir, settings: &[&str], mounted: bool) -> Self {
         give_away(dir.path());
-        copy_template(&dir.path().join("data"));
+        copy_cluster(data, &dir.path().join("data"));
         let mut server = Self {
             dir,
             port: Port::take(),
@@ -410,13 +416,23 @@ fn is_zombie(pid: i32) -> bool {
 
 /// Copies the template cluster to `to`.
 pub(crate) fn copy_template(to: &Path) {
-    let status = Command::new("cp")
+    copy_cluster(&template(), to);
+}
+
+/// Copies a data directory to `to`, where it belongs to the servers' account.
+fn copy_cluster(from: &Path, to: &Path) {
+    let run = |command: &mut Command| {
+        let status = command.status().unwrap();
+        assert!(status.success(), "copying a cluster: {command:?}");
+    };
+    run(Command::new("cp")
         .args(["-a", "--reflink=auto"])
-        .arg(template())
-        .arg(to)
-        .status()
-        .unwrap();
-    assert!(status.success(), "copying the template cluster");
+        .arg(from)
+        .arg(to));
+    if let Some(user) = account() {
+        let owner = format!("{}:{}", user.uid, user.gid);
+        run(Command::new("chown").args(["-R", &owner]).arg(to));
+    }
 }
 
 /// The template cluster, made on first use.
@@ -427,9 +443,10 @@ fn template() -> PathBuf {
         .unwrap()
         .to_owned();
     let base = std::env::temp_dir().join(format!(
-        "slackwater-test-template-{}-{}-{TEMPLATE_VERSION}",
+        "slackwater-test-template-{}-{}-{:x}",
         version.to_string_lossy(),
-        nix::unistd::geteuid()
+        nix::unistd::geteuid(),
+        content()
     ));
     fs::create_dir_all(&base).unwrap();
     give_away(&base);
@@ -443,6 +460,14 @@ fn template() -> PathBuf {
         fs::rename(&making, &ready).unwrap();
     }
     ready
+}
+
+/// Tells templates of another content apart.
+fn content() -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hash = DefaultHasher::new();
+    (HBA, ROLES).hash(&mut hash);
+    hash.finish()
 }
 
 fn make_template(base: &Path, data: &Path) {

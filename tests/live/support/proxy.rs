@@ -185,6 +185,12 @@ impl Proxy {
         self.port.number
     }
 
+    /// The data directory of its own server.
+    pub(crate) fn local_pgdata(&self) -> PathBuf {
+        let data = self.local_data.as_ref().expect("a local server");
+        data.join("pgdata")
+    }
+
     /// The program's process number.
     pub(crate) fn process(&self) -> u32 {
         self.child.id()

@@ -339,6 +339,45 @@ fn copy_that_fails_with_syncs_inside() {
 }
 
 #[test]
+fn case_40_copy_both_flows_both_ways_until_both_have_ended_it() {
+    // The client ends it; what the server had sent by then is followed by its own end.
+    check(
+        "> Q                  = statement flight stop
+         < W                  = copy flight
+         < d d N d
+         > d d                = copy flight
+         > c                  = copy flight stop
+         < d c C Z:I          = rest
+         > d c                = rest",
+    );
+    // The end of a timeline: the server ends it, is answered, and says what comes next.
+    check(
+        "> Q
+         < W d c              = copy flight
+         > d c                = statement flight stop
+         < T D C C Z:I        = rest",
+    );
+    // Answers that were sent before the stream began, and a command that was sent behind its end.
+    check(
+        "> Q d c Q
+         < W c C Z:I          = statement flight stop
+         < T D C Z:I          = rest",
+    );
+    check(
+        "> Q
+         < W d E              = statement flight stop
+         > d                  = statement flight stop
+         < Z:I                = rest",
+    );
+    check("> Q\n < W d\n > Q = ambiguous flight");
+    check("> Q\n < W d\n > S = ambiguous flight");
+    check("> Q\n < W d\n > f = ambiguous flight");
+    check("> Q S\n < W = ambiguous flight");
+    check("> P:a B E S\n < 1 2 W E:fatal = ambiguous u=a");
+    check("< W = ambiguous");
+}
+
+#[test]
 fn what_nobody_asked_for_is_ambiguous() {
     for frame in "Z:I C 1 2 3 T n t I s G H c d D V E R K W x".split(' ') {
         check(&format!("< {frame} = ambiguous"));
