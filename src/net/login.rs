@@ -413,7 +413,7 @@ async fn first_server(
     });
     cluster.learn_names(&profile.database, custom_names(&arrival));
     let mut stream = arrival.stream;
-    let opened = match log_in(&profile, &stream, deadline).await {
+    let mut opened = match log_in(&profile, &stream, deadline).await {
         Ok(opened) => opened,
         Err(Refusal::ClientGone) => return None,
         Err(Refusal::Because(error)) => {
@@ -431,6 +431,7 @@ async fn first_server(
         put_parameter_status(&mut out, name, value);
     }
     put_backend_key_data(&mut out, told, secret);
+    out.extend_from_slice(&std::mem::take(&mut opened.for_client));
     put_ready(&mut out, b'I');
     if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
         cluster.forget_process(told, opened.link.process);

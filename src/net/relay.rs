@@ -93,8 +93,8 @@ pub struct Relay {
     /// The carried server bytes were stopped between two messages.
     server_unread: bool,
     /// ParameterStatus as the client was last told.
-    params: Parameters,
-    names: Arc<dyn ProcessNames>,
+    pub(super) params: Parameters,
+    pub(super) names: Arc<dyn ProcessNames>,
     /// As last told to others.
     told_at_rest: bool,
     counts: Counts,

@@ -99,8 +99,8 @@ pub(super) struct Probed {
 
 /// Why there is no result.
 pub(super) enum ProbeFailure {
-    /// The server refused; the connection is as it was.
-    Refused(String),
+    /// The server refused; the connection is as it was. With what came in between and is the client's.
+    Refused(String, BytesMut),
     /// The connection can't be used any more.
     Broken(io::Error),
 }
@@ -188,19 +188,27 @@ pub(super) async fn probe(
     deadline: Instant,
 ) -> Result<Probed, ProbeFailure> {
     let mut frames = Frames::new(stream);
-    let work = run_probe(&mut frames, profile, previous, BytesMut::new());
-    let timeout = || ProbeFailure::Broken(io::ErrorKind::TimedOut.into());
-    let done = tokio::time::timeout_at(deadline, work)
-        .await
-        .map_err(|_| timeout())?;
-    if !frames.into_ahead().is_empty() {
-        let text = "the server spoke behind a probe";
-        return Err(ProbeFailure::Broken(io::Error::new(
-            io::ErrorKind::InvalidData,
-            text,
-        )));
-    }
-    done
+    let work = async {
+        let mut done = run_probe(&mut frames, profile, previous, BytesMut::new()).await;
+        while frames.is_ahead() {
+            let message = frames.next().await.map_err(ProbeFailure::Broken)?;
+            if !message.is_asynchronous() {
+                let text = "the server spoke behind a probe";
+                let error = io::Error::new(io::ErrorKind::InvalidData, text);
+                return Err(ProbeFailure::Broken(error));
+            }
+            let for_client = match &mut done {
+                Ok(probed) => &mut probed.for_client,
+                Err(ProbeFailure::Refused(_, for_client)) => for_client,
+                Err(ProbeFailure::Broken(_)) => break,
+            };
+            put(for_client, message.tag, |out| out.put_slice(&message.body));
+        }
+        done
+    };
+    let timeout = |_| ProbeFailure::Broken(io::ErrorKind::TimedOut.into());
+    let done = tokio::time::timeout_at(deadline, work).await;
+    done.map_err(timeout)?
 }
 
 pub(super) async fn run_probe(
@@ -264,7 +272,9 @@ pub(super) async fn read_probe(
                     for_client,
                 });
             }
-            Err(error) if error.usable => return Err(ProbeFailure::Refused(error.to_string())),
+            Err(error) if error.usable => {
+                return Err(ProbeFailure::Refused(error.to_string(), for_client));
+            }
             Err(error) => {
                 return Err(ProbeFailure::Broken(io::Error::other(error.to_string())));
             }
@@ -276,6 +286,7 @@ pub(super) async fn read_probe(
 pub(super) struct Ready {
     link: Link,
     params: Vec<(Bytes, Bytes)>,
+    notices: BytesMut,
 }
 
 /// Logs in ahead of a move, while the session still works on its old server connection.
@@ -311,7 +322,7 @@ pub(super) async fn open(
         None => Ok(Opened {
             link: ready.link,
             params: ready.params,
-            for_client: BytesMut::new(),
+            for_client: ready.notices,
         }),
     }
 }
@@ -320,7 +331,9 @@ async fn log_in(profile: &Profile, lease: Lease, deadline: Instant) -> Result<Re
     let connected = connect(&profile.login(&lease, deadline)).await?;
     note_version(profile, &connected);
     let params = connected.params.clone();
+    let notices = connected.notices.clone();
     Ok(Ready {
+        notices,
         link: Link::new(connected, lease),
         params,
     })
@@ -334,9 +347,11 @@ pub(super) async fn carry(
     seen: Seen,
     deadline: Instant,
 ) -> Result<Opened, OpenError> {
+    // What a login says was said at the session's own.
     let Ready {
         mut link,
         mut params,
+        notices: _,
     } = ready;
     let began = Instant::now();
     let started_at = link
@@ -362,7 +377,7 @@ pub(super) async fn carry(
 
 pub(super) fn open_error(failure: ProbeFailure) -> OpenError {
     match failure {
-        ProbeFailure::Refused(reason) => OpenError::State(reason),
+        ProbeFailure::Refused(reason, _) => OpenError::State(reason),
         ProbeFailure::Broken(error) => OpenError::Io(error),
     }
 }

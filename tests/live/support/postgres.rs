@@ -1,7 +1,7 @@
 //! Starts PostgreSQL servers for tests: initdb once per machine into a template, a copy per server.
 
 use super::wire::{Client, Target};
-use super::{SOON, wait_for};
+use super::{SOON, servers, wait_for};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
@@ -36,7 +36,12 @@ const ROLES: &[&str] = &[
     "CREATE DATABASE app OWNER app",
 ];
 
-/// The directory with PostgreSQL's programs.
+/// The directory with the server programs to test with.
+pub(crate) fn server_binaries() -> PathBuf {
+    std::env::var_os(servers::BINARIES).map_or_else(binaries, Into::into)
+}
+
+/// The directory with PostgreSQL's programs of the newest installed version, clients among them.
 pub(crate) fn binaries() -> PathBuf {
     let newest = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -62,7 +67,7 @@ fn account() -> Option<User> {
 
 /// `program` of PostgreSQL's, to run under the servers' account.
 fn command(program: &str) -> Command {
-    let mut command = Command::new(binaries().join(program));
+    let mut command = Command::new(server_binaries().join(program));
     if let Some(user) = account() {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
@@ -343,6 +348,11 @@ impl Postgres {
         Target::new(self.port(), APP, "app")
     }
 
+    /// The ordinary user with an application name.
+    pub(crate) fn named(&self, application: &str) -> Target {
+        self.app().with("application_name", application)
+    }
+
     /// Runs statements as the superuser, straight on the server.
     pub(crate) fn run(&self, statements: &[&str]) {
         let mut client = Client::connect(&self.admin()).expect("the server takes its superuser");
@@ -437,14 +447,8 @@ fn copy_cluster(from: &Path, to: &Path) {
 
 /// The template cluster, made on first use.
 fn template() -> PathBuf {
-    let version = binaries()
-        .parent()
-        .and_then(Path::file_name)
-        .unwrap()
-        .to_owned();
     let base = std::env::temp_dir().join(format!(
-        "slackwater-test-template-{}-{}-{:x}",
-        version.to_string_lossy(),
+        "slackwater-test-template-{}-{:x}",
         nix::unistd::geteuid(),
         content()
     ));
@@ -466,7 +470,7 @@ fn template() -> PathBuf {
 fn content() -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hash = DefaultHasher::new();
-    (HBA, ROLES).hash(&mut hash);
+    (HBA, ROLES, server_binaries()).hash(&mut hash);
     hash.finish()
 }
 

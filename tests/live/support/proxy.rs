@@ -1,8 +1,10 @@
 //! Starts the program itself with a configuration made for the test.
 
 use super::admin::{Admin, CLUSTER};
+use super::middle::Middle;
 use super::postgres::{
     APP, Port, Postgres, SERVICE, copy_template, give_away, kill_by_pid_file, kill_tree, pid_in,
+    server_binaries,
 };
 use super::wire::{Client, Target};
 use super::{SOON, wait_for, wait_until};
@@ -73,6 +75,15 @@ impl Proxy {
         Self::spawn(&provider, options, None)
     }
 
+    /// In front of something that speaks to a server without TLS.
+    pub(crate) fn behind(middle: &Middle, options: &Options) -> Self {
+        let mut options = options.clone();
+        options.provider.push_str("server_tls = \"disable\"\n");
+        let proxy = Self::unready(&middle.address(), &options);
+        proxy.wait_ready();
+        proxy
+    }
+
     /// With a PostgreSQL server of its own that it restarts at each event.
     pub(crate) fn local(options: &Options) -> Self {
         let dir = tempfile::Builder::new()
@@ -88,8 +99,9 @@ impl Proxy {
         copy_template(&data.join("pgdata"));
         let provider = format!(
             "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"restart\"\n\
-             memory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
+             binaries = \"{}\"\nmemory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
             data.display(),
+            server_binaries().display(),
             options.provider
         );
         let proxy = Self::spawn(&provider, options, Some(data));
