@@ -190,25 +190,31 @@ pub(super) async fn probe(
     let mut frames = Frames::new(stream);
     let work = async {
         let mut done = run_probe(&mut frames, profile, previous, BytesMut::new()).await;
-        while frames.is_ahead() {
-            let message = frames.next().await.map_err(ProbeFailure::Broken)?;
-            if !message.is_asynchronous() {
-                let text = "the server spoke behind a probe";
-                let error = io::Error::new(io::ErrorKind::InvalidData, text);
-                return Err(ProbeFailure::Broken(error));
-            }
-            let for_client = match &mut done {
-                Ok(probed) => &mut probed.for_client,
-                Err(ProbeFailure::Refused(_, for_client)) => for_client,
-                Err(ProbeFailure::Broken(_)) => break,
-            };
-            put(for_client, message.tag, |out| out.put_slice(&message.body));
-        }
+        let for_client = match &mut done {
+            Ok(probed) => &mut probed.for_client,
+            Err(ProbeFailure::Refused(_, for_client)) => for_client,
+            Err(ProbeFailure::Broken(_)) => return done,
+        };
+        let ahead = read_ahead(&mut frames, for_client).await;
+        ahead.map_err(ProbeFailure::Broken)?;
         done
     };
     let timeout = |_| ProbeFailure::Broken(io::ErrorKind::TimedOut.into());
     let done = tokio::time::timeout_at(deadline, work).await;
     done.map_err(timeout)?
+}
+
+/// What was read with an answer and comes behind it: the server may say such things at any time.
+async fn read_ahead(frames: &mut Frames<'_>, for_client: &mut BytesMut) -> io::Result<()> {
+    while frames.is_ahead() {
+        let message = frames.next().await?;
+        if !message.is_asynchronous() {
+            let text = "the server spoke before it was asked";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        put(for_client, message.tag, |out| out.put_slice(&message.body));
+    }
+    Ok(())
 }
 
 pub(super) async fn run_probe(
@@ -299,11 +305,15 @@ pub(super) async fn make_ready(
     let stream = ready.link.stream().ok_or(OpenError::Timeout)?;
     let mut frames = Frames::new(stream);
     // The first probe of a server process reads catalogs that the second finds in its caches.
-    let work = run_probe(&mut frames, &profile, None, BytesMut::new());
-    let probed = tokio::time::timeout_at(deadline, work)
+    let work = async {
+        let probed = run_probe(&mut frames, &profile, None, BytesMut::new()).await;
+        probed.map_err(open_error)?;
+        read_ahead(&mut frames, &mut BytesMut::new()).await?;
+        Ok::<_, OpenError>(())
+    };
+    tokio::time::timeout_at(deadline, work)
         .await
-        .map_err(|_| OpenError::Timeout)?;
-    probed.map_err(open_error)?;
+        .map_err(|_| OpenError::Timeout)??;
     Ok(ready)
 }
 
@@ -360,7 +370,11 @@ pub(super) async fn carry(
         .unwrap_or_default();
     let stream = link.stream().ok_or(OpenError::Timeout)?;
     let mut frames = Frames::new(stream);
-    let work = restore(&mut frames, profile, snapshot, seen, &mut params);
+    let work = async {
+        let mut probed = restore(&mut frames, profile, snapshot, seen, &mut params).await?;
+        read_ahead(&mut frames, &mut probed.for_client).await?;
+        Ok::<_, OpenError>(probed)
+    };
     let probed = tokio::time::timeout_at(deadline, work)
         .await
         .map_err(|_| OpenError::Timeout)??;
