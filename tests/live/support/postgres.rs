@@ -27,6 +27,9 @@ const HBA: &str = "local all all scram-sha-256\n\
     local replication all scram-sha-256\n\
     host replication all 127.0.0.1/32 scram-sha-256\n";
 
+/// Before PostgreSQL 14 md5 was the default.
+const SETTINGS: &str = "password_encryption = 'scram-sha-256'\n";
+
 const ROLES: &[&str] = &[
     "CREATE ROLE slackwater SUPERUSER LOGIN PASSWORD 'service-secret'",
     "CREATE ROLE app LOGIN PASSWORD 'app-secret'",
@@ -470,7 +473,7 @@ fn template() -> PathBuf {
 fn content() -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hash = DefaultHasher::new();
-    (HBA, ROLES, server_binaries()).hash(&mut hash);
+    (HBA, SETTINGS, ROLES, server_binaries()).hash(&mut hash);
     hash.finish()
 }
 
@@ -482,6 +485,11 @@ fn make_template(base: &Path, data: &Path) {
         .unwrap();
     assert!(output.status.success(), "initdb: {output:?}");
     fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+    let mut settings = OpenOptions::new()
+        .append(true)
+        .open(data.join("postgresql.conf"))
+        .unwrap();
+    std::io::Write::write_all(&mut settings, SETTINGS.as_bytes()).unwrap();
     // A single-user server takes one statement per line.
     let mut child = command("postgres")
         .args(["--single", "-c", "fsync=off", "-D"])
