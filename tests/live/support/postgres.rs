@@ -294,7 +294,7 @@ impl Postgres {
         wait_for("the new rules are in force", SOON, || {
             let mut client = Client::connect(&self.admin()).ok()?;
             let sql = "select count(*) from pg_hba_file_rules where auth_method = 'md5'";
-            (client.value(sql) == "3").then_some(())
+            (client.value(sql) == "5").then_some(())
         });
     }
 
