@@ -13,7 +13,6 @@ pub mod janitor;
 mod leg;
 pub mod login;
 mod lost;
-mod peek;
 mod refuse;
 pub mod relay;
 #[cfg(test)]

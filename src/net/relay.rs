@@ -10,9 +10,8 @@
 
 pub use super::leg::Leg;
 use super::leg::READ_MAX;
-pub use super::peek::Fatal;
-use super::peek::{fatal, renamed};
 use super::refuse::Discard;
+pub use super::server_words::Fatal;
 use super::server_words::{fatal, renamed};
 use crate::backend::registry::{Handle, State};
 use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};

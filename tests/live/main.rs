@@ -42,7 +42,7 @@ mod ms8_drivers;
 mod operation;
 mod protocol;
 mod rehearsal;
-mod strangers;
 mod replication;
 mod safety;
+mod strangers;
 mod support;

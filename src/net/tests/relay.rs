@@ -717,10 +717,7 @@ fn case_40_a_stream_is_stopped_between_two_messages_however_much_comes() {
     let data = frame(b'd', &[7; 1000]);
     let (half, rest) = data.split_at(400);
     assert!(bench.server_sends(half).is_none());
-    assert!(
-        bench.relay.is_mid_frame(),
-        "the client has half of one"
-    );
+    assert!(bench.relay.is_mid_frame(), "the client has half of one");
     bench.relay.want_gap = true;
     let more = [rest, &data, &data].concat();
     assert!(matches!(bench.server_sends(&more), Some(Stop::Rested)));

@@ -148,7 +148,7 @@ impl Postgres {
             .prefix("slackwater-pg-")
             .tempdir()
             .unwrap();
-        Self::in_dir(dir, settings, false)
+        Self::in_dir(dir, data, settings, false)
     }
 
     /// The same on a file system of this size, such as `100m`. `None`: this account can't mount one.
@@ -164,7 +164,7 @@ impl Postgres {
             .arg(dir.path())
             .status()
             .is_ok_and(|status| status.success());
-        mounted.then(|| Self::in_dir(dir, settings, true))
+        mounted.then(|| Self::in_dir(dir, &template(), settings, true))
     }
 
     /// Makes the file system of [`Self::on_small_disk`] larger.
@@ -177,7 +177,7 @@ impl Postgres {
         assert!(status.success(), "remount");
     }
 
-    fn in_dir(dir: tempfile::TempDir, settings: &[&str], mounted: bool) -> Self {
+    fn in_dir(dir: tempfile::TempDir, data: &Path, settings: &[&str], mounted: bool) -> Self {
         give_away(dir.path());
         copy_cluster(data, &dir.path().join("data"));
         let mut server = Self {
