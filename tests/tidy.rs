@@ -79,6 +79,9 @@ const IMPURE_WORDS: &[&str] = &[
 
 const LINES_MAX: usize = 600;
 
+/// Rules of safety that have a test named after their number: `safety_NN_` is in its name.
+const SAFETY_RULES: &[u32] = &[1, 3, 4, 8, 9, 10, 12, 13, 17, 24, 26, 27, 28];
+
 #[test]
 fn source_is_tidy() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -110,6 +113,32 @@ fn tests_explain_themselves() {
         }
     }
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn each_safety_rule_has_its_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut names = Vec::new();
+    for path in [root.join("src"), root.join("tests")]
+        .iter()
+        .flat_map(|dir| rust_files(dir))
+    {
+        let text = fs::read_to_string(&path).expect("source file is readable");
+        let lines = text
+            .lines()
+            .map(|l| l.trim_start().trim_start_matches("async "));
+        names.extend(
+            lines.filter_map(|l| Some(l.strip_prefix("fn ")?.split('(').next()?.to_owned())),
+        );
+    }
+    let missing: Vec<_> = SAFETY_RULES
+        .iter()
+        .filter(|rule| {
+            let number = format!("safety_{rule:02}_");
+            !names.iter().any(|name| name.contains(&number))
+        })
+        .collect();
+    assert!(missing.is_empty(), "no test is named after {missing:?}");
 }
 
 #[test]

@@ -150,6 +150,7 @@ pub(super) async fn cluster(
         socket,
         max_outage: keys.scaling.max_outage,
         custom_settings: keys.sessions.custom_settings.clone(),
+        ends_replication: keys.sessions.ends_replication,
     };
     let cluster = Arc::new(Cluster::new(&keys.name, gate, registry, service, settings));
     let rules = Rules {

@@ -54,6 +54,8 @@ pub struct Cluster {
     pub max_outage: Duration,
     /// Names of custom settings that the operator gave.
     pub custom_settings: Vec<String>,
+    /// Replication connections are ended for an event, not waited for.
+    pub ends_replication: bool,
     /// Sessions that found a blocker in the present hold.
     blocked: AtomicUsize,
     names: Mutex<HashMap<String, BTreeSet<String>>>,
@@ -125,6 +127,7 @@ impl Cluster {
             socket: settings.socket,
             max_outage: settings.max_outage,
             custom_settings: settings.custom_settings,
+            ends_replication: settings.ends_replication,
             blocked: AtomicUsize::new(0),
             names: Mutex::default(),
             rehearsals: Mutex::default(),
@@ -357,4 +360,6 @@ pub struct Settings {
     pub max_outage: Duration,
     /// Names of custom settings that only functions set.
     pub custom_settings: Vec<String>,
+    /// Replication connections are ended for an event, not waited for.
+    pub ends_replication: bool,
 }

@@ -41,6 +41,8 @@ pub struct Connected {
     pub stream: Stream,
     /// What the server reported, in its order.
     pub params: Vec<(Bytes, Bytes)>,
+    /// NoticeResponse messages, as they came.
+    pub notices: BytesMut,
     /// The server process.
     pub process: i32,
     /// Its cancel key; empty when the server told none.
@@ -167,6 +169,9 @@ impl Connected {
     }
 }
 
+/// Bytes of notices that are kept of one login.
+const NOTICES_MAX: usize = 64 * 1024;
+
 /// How long a server may take to close after Terminate.
 const CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -236,10 +241,17 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     let mut exchange = Sasl::None;
     let mut negotiated = false;
     let mut params = Vec::new();
+    let mut notices = BytesMut::new();
     let mut process = 0;
     let mut secret = Bytes::new();
-    loop {
+    let mut ready = false;
+    // What comes at any time may come right behind ReadyForQuery.
+    while !ready || frames.is_ahead() {
         let message = frames.next().await.map_err(io)?;
+        if ready && !message.is_asynchronous() {
+            let text = "the server spoke before it was asked";
+            return Err(ConnectError::Auth(text.to_owned()));
+        }
         match message.tag {
             b'R' => {
                 let end_point = end_point.as_deref();
@@ -279,23 +291,22 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
                 negotiate(&message.body, negotiated).map_err(ConnectError::Auth)?;
                 negotiated = true;
             }
-            b'Z' => break,
-            // Notices.
-            b'N' => {}
+            b'Z' => ready = true,
+            b'N' if notices.len() + message.body.len() <= NOTICES_MAX => {
+                put(&mut notices, b'N', |out| out.put_slice(&message.body));
+            }
+            // Nobody listens yet.
+            b'N' | b'A' => {}
             tag => {
                 let text = format!("the server sent message '{}' during login", char::from(tag));
                 return Err(ConnectError::Auth(text));
             }
         }
     }
-    if !frames.into_ahead().is_empty() {
-        return Err(ConnectError::Auth(
-            "the server spoke before it was asked".into(),
-        ));
-    }
     Ok(Connected {
         stream,
         params,
+        notices,
         process,
         secret,
     })

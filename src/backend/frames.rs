@@ -19,6 +19,13 @@ pub struct Message {
     pub body: Bytes,
 }
 
+impl Message {
+    /// The server may send it at any time.
+    pub fn is_asynchronous(&self) -> bool {
+        matches!(self.tag, b'N' | b'A' | b'S')
+    }
+}
+
 /// A server's socket that is read message by message. What was read ahead is kept over calls, so that
 /// a read that is given up loses nothing.
 #[derive(Debug)]
@@ -36,9 +43,9 @@ impl<'a> Frames<'a> {
         }
     }
 
-    /// What was read ahead of the last message.
-    pub fn into_ahead(self) -> BytesMut {
-        self.ahead
+    /// Something was read ahead of the last message.
+    pub fn is_ahead(&self) -> bool {
+        !self.ahead.is_empty()
     }
 
     /// The next message. Safe to drop and to call again.

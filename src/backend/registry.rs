@@ -41,6 +41,8 @@ pub enum Ask {
     Move = 1 << 11,
     /// Give a move that was begun up: it took too long to come to a safe point.
     StayHere = 1 << 12,
+    /// End, as a replication connection that is to give way to an event: nobody else is left.
+    GiveWay = 1 << 13,
 }
 
 /// Where a session is.
@@ -105,6 +107,8 @@ pub struct Report {
     pub application: String,
     /// Why it can't be detached.
     pub blockers: Vec<Blocker>,
+    /// It can't, but is to be ended rather than waited for ([`Ask::GiveWay`]).
+    pub gives_way: bool,
     /// `None`: not probed since it last ran something.
     pub movable: Option<bool>,
     /// When it was last probed.
@@ -361,6 +365,13 @@ impl Registry {
         let number = self.reports.fetch_add(1, Ordering::AcqRel) + 1;
         self.ask_all(Ask::Report);
         number
+    }
+
+    /// Attached sessions that an event ends rather than waits for.
+    pub fn giving_way(&self) -> Vec<Arc<Handle>> {
+        let mut all = self.all();
+        all.retain(|h| h.with_report(|r| r.gives_way && r.generation.is_some()));
+        all
     }
 
     /// The number of the last [`Self::ask_reports`].

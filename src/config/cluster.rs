@@ -422,19 +422,17 @@ fn read_sessions(mut section: Section<'_, '_>) -> SessionsConfig {
             }
         }
     }
-    if let Some(item) = blockers.take("replication") {
-        match item.string() {
-            Some("block") | None => {}
-            Some("terminate") => item.later("ending replication streams", "use \"block\""),
-            Some(other) => item.problem(format!("{other:?} is not possible; \"block\" is")),
-        }
-    }
+    let ends_replication = blockers
+        .take("replication")
+        .and_then(|item| item.word(&[("block", false), ("terminate", true)]))
+        .unwrap_or(false);
     blockers.finish();
     section.finish();
     SessionsConfig {
         park_after: (!park_after.is_zero()).then_some(park_after),
         snapshot_after,
         custom_settings,
+        ends_replication,
         max_server_connections,
     }
 }

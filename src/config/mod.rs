@@ -217,6 +217,8 @@ pub struct SessionsConfig {
     pub snapshot_after: Duration,
     /// Settings such as `app.tenant` that only functions set, so that no statement names them.
     pub custom_settings: Vec<String>,
+    /// Replication connections are ended at an event's safe moment; otherwise the event waits for them.
+    pub ends_replication: bool,
     /// Server connections of the cluster at a time; requests above it wait.
     pub max_server_connections: u32,
 }

@@ -83,6 +83,24 @@ pub(super) fn not_restorable(machine: &Machine, reason: String, since: StdInstan
     blocker
 }
 
+/// A replication connection.
+pub(super) fn replication(machine: &Machine, detail: String, since: StdInstant) -> Blocker {
+    let mut blocker = blame(
+        machine,
+        BlockerKind::Replication,
+        detail,
+        &["start_replication"],
+    );
+    blocker.since = since;
+    blocker
+}
+
+/// What a replication connection holds besides its stream.
+pub(super) fn lasting(machine: &Machine, kind: BlockerKind, detail: &str) -> Blocker {
+    let words = &["base_backup", "create_replication_slot"];
+    blame(machine, kind, detail.to_owned(), words)
+}
+
 fn blame(machine: &Machine, kind: BlockerKind, detail: String, words: &[&str]) -> Blocker {
     let suspect = machine.recent.suspect(words);
     Blocker {

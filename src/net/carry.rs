@@ -33,7 +33,7 @@ pub(super) async fn restore(
                 return Ok(probed);
             }
             // A role's or database's setting was changed: the session keeps its value.
-            Ok(_) | Err(ProbeFailure::Refused(_)) => {}
+            Ok(_) | Err(ProbeFailure::Refused(_, _)) => {}
             Err(ProbeFailure::Broken(error)) => return Err(OpenError::Io(error)),
         }
     }

@@ -24,6 +24,8 @@ pub(super) enum End {
     ServerSaid(Box<Fatal>),
     /// The server was lost with a request in flight.
     OutcomeUnknown,
+    /// The server was lost with a stream of replication.
+    StreamLost,
     /// The server was lost inside a transaction, between two requests.
     TransactionLost,
     /// The server was lost at rest, and what the session held was not known.
@@ -36,6 +38,8 @@ pub(super) enum End {
     NotRestored(OpenError),
     /// A forced scale event.
     Forced,
+    /// A scale event that ends replication connections.
+    GaveWay,
     /// `max_connection_age`.
     Expired,
     /// `idle_session_timeout`.
@@ -75,6 +79,7 @@ impl End {
             self,
             Self::ServerSaid(_)
                 | Self::OutcomeUnknown
+                | Self::StreamLost
                 | Self::TransactionLost
                 | Self::StateLost
                 | Self::ServerLost(_)
@@ -88,12 +93,13 @@ impl End {
             Self::ServerGarbage(_)
             | Self::ServerSaid(_)
             | Self::OutcomeUnknown
+            | Self::StreamLost
             | Self::TransactionLost
             | Self::StateLost
             | Self::ServerLost(_)
             | Self::Outage(_)
             | Self::NotRestored(_) => ErrorKind::Server,
-            Self::Forced | Self::Drained | Self::Internal(_) => ErrorKind::Proxy,
+            Self::Forced | Self::GaveWay | Self::Drained | Self::Internal(_) => ErrorKind::Proxy,
             Self::Expired | Self::IdleTimeout => ErrorKind::Limit,
         }
     }
@@ -106,12 +112,14 @@ impl End {
             Self::ServerGarbage(_) => "server_protocol_violation",
             Self::ServerSaid(_) => "server_fatal",
             Self::OutcomeUnknown => "outcome_unknown",
+            Self::StreamLost => "stream_lost",
             Self::TransactionLost => "transaction_lost",
             Self::StateLost => "state_lost",
             Self::ServerLost(_) => "server_lost",
             Self::Outage(_) => "outage",
             Self::NotRestored(_) => "not_restored",
             Self::Forced => "forced",
+            Self::GaveWay => "gave_way",
             Self::Expired => "max_connection_age",
             Self::IdleTimeout => "idle_session_timeout",
             Self::Drained => "drained",
@@ -135,6 +143,11 @@ impl End {
                 "the server was lost before it answered: whether the last statement took effect is unknown",
             )
             .hint("Check the outcome before you send it again."),
+            Self::StreamLost => ErrorMessage::fatal(
+                "57P02",
+                "the server was lost: the replication stream ends",
+            )
+            .hint("Connect again; replication goes on from what was last confirmed."),
             Self::TransactionLost => ErrorMessage::fatal(
                 "57P02",
                 "the server was lost: the transaction was rolled back",
@@ -157,6 +170,11 @@ impl End {
                 "57P01",
                 "terminating connection due to serverless scale event timeout",
             ),
+            Self::GaveWay => ErrorMessage::fatal(
+                "57P01",
+                "terminating replication connection due to a scale event",
+            )
+            .hint("Connect again; replication goes on from what was last confirmed."),
             Self::Expired => ErrorMessage::fatal(
                 "57P01",
                 "terminating connection because it reached max_connection_age",
@@ -189,7 +207,7 @@ impl End {
         let session = identity.id;
         match self {
             Self::ClientGone => tracing::debug!(session, "the client left"),
-            Self::Expired | Self::IdleTimeout | Self::Drained => {
+            Self::Expired | Self::IdleTimeout | Self::Drained | Self::GaveWay => {
                 tracing::info!(session, reason = self.kind(), "session ended");
             }
             Self::ServerSaid(fatal) => {

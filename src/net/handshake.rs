@@ -85,6 +85,8 @@ pub struct Arrival {
     pub stream: Stream,
     /// Its parameters as it sent them, but for `slackwater.cluster` in `options` and protocol options.
     pub params: StartupParams,
+    /// Whether it wants to be a WAL sender's client.
+    pub replication: Replication,
     /// The cluster that `options` names.
     pub cluster: Option<String>,
     /// Minor version of protocol 3 that is spoken with it.
@@ -113,8 +115,12 @@ impl Arrival {
         self.params.get("user").unwrap_or_default()
     }
 
-    /// The database's name; the user's where the client gave none, as PostgreSQL does.
+    /// The database's name; the user's where the client gave none, as PostgreSQL does. Physical replication
+    /// is in none.
     pub fn database(&self) -> &[u8] {
+        if self.replication == Replication::Physical {
+            return b"";
+        }
         self.params
             .get("database")
             .filter(|name| !name.is_empty())
@@ -305,13 +311,8 @@ async fn arrive(
         let hint = "Connect with sslmode=require, verify-ca or verify-full.";
         return Err(refuse(stream, "28000", text, hint).await);
     }
-    match startup::replication(&params) {
-        Replication::No => {}
-        Replication::Yes => {
-            let text = "replication connections are not supported by Slackwater";
-            let hint = "Connect replication clients to the server itself.";
-            return Err(refuse(stream, "0A000", text, hint).await);
-        }
+    let replication = match startup::replication(&params) {
+        asked @ (Replication::No | Replication::Physical | Replication::Logical) => asked,
         Replication::Invalid => {
             let value = params.get("replication").unwrap_or_default();
             let value = String::from_utf8_lossy(value);
@@ -319,7 +320,7 @@ async fn arrive(
             let hint = "Valid values are: \"false\", 0, \"true\", 1, \"database\".";
             return Err(refuse(stream, "22023", &text, hint).await);
         }
-    }
+    };
     let cluster = match params.take_cluster().map(String::from_utf8) {
         None => None,
         Some(Ok(name)) => Some(name),
@@ -336,6 +337,7 @@ async fn arrive(
     Ok(Accepted::Session(Box::new(Arrival {
         stream,
         params,
+        replication,
         cluster,
         minor,
         end_point,
@@ -591,11 +593,6 @@ mod tests {
                 startup_packet(2 << 16, b"user\0u\0\0"),
                 "0A000",
                 "unsupported frontend protocol 2.0",
-            ),
-            (
-                start(b"user\0u\0replication\0database\0\0"),
-                "0A000",
-                "replication",
             ),
             (
                 start(b"user\0u\0replication\0maybe\0\0"),

@@ -22,6 +22,7 @@ use crate::wire::pg::backend::{
 };
 use crate::wire::pg::frame::put;
 use crate::wire::pg::options::settings;
+use crate::wire::pg::startup::Replication;
 use bytes::{BufMut, BytesMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -405,13 +406,14 @@ async fn first_server(
         user: registered.handle.identity.user.clone(),
         database: registered.handle.identity.database.clone(),
         params: arrival.params.clone(),
+        replication: arrival.replication,
         metrics: shared.metrics.cluster(&cluster.name),
         credential,
         server_version_num: AtomicU32::new(0),
     });
     cluster.learn_names(&profile.database, custom_names(&arrival));
     let mut stream = arrival.stream;
-    let opened = match log_in(&profile, &stream, deadline).await {
+    let mut opened = match log_in(&profile, &stream, deadline).await {
         Ok(opened) => opened,
         Err(Refusal::ClientGone) => return None,
         Err(Refusal::Because(error)) => {
@@ -429,12 +431,15 @@ async fn first_server(
         put_parameter_status(&mut out, name, value);
     }
     put_backend_key_data(&mut out, told, secret);
+    out.extend_from_slice(&std::mem::take(&mut opened.for_client));
     put_ready(&mut out, b'I');
     if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
         cluster.forget_process(told, opened.link.process);
         return None;
     }
-    scan_names(&cluster, &profile.database);
+    if profile.replication == Replication::No {
+        scan_names(&cluster, &profile.database);
+    }
     let client = Leg::new(stream, arrival.buffered);
     let session = Session::new(client, profile, registered, opened, told);
     Some((Box::new(session), key))

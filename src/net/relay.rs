@@ -11,11 +11,12 @@
 pub use super::leg::Leg;
 use super::leg::READ_MAX;
 use super::refuse::Discard;
+pub use super::server_words::Fatal;
 use super::server_words::{fatal, renamed};
 use crate::backend::registry::{Handle, State};
 use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};
 use crate::transport::stream::Stream;
-use crate::wire::pg::backend::{ErrorFields, put_parameter_status};
+use crate::wire::pg::backend::put_parameter_status;
 use crate::wire::pg::frame::{FrameError, HEADER_LEN, Header, Reader};
 use crate::wire::pg::parameters::Parameters;
 use bytes::{Bytes, BytesMut};
@@ -66,15 +67,6 @@ pub enum Stop {
     Rested,
 }
 
-/// A server's last words.
-#[derive(Debug)]
-pub struct Fatal {
-    /// Its fields.
-    pub fields: ErrorFields,
-    /// The whole frame as it came.
-    pub frame: BytesMut,
-}
-
 /// Both legs of one session and the machine between them.
 #[derive(Debug)]
 pub struct Relay {
@@ -86,6 +78,8 @@ pub struct Relay {
     pub mode: Mode,
     /// [`Stop::Rested`] is wanted at the next safe point.
     pub want_rest: bool,
+    /// [`Stop::Rested`] is wanted between two messages of the server, whatever it sends.
+    pub want_gap: bool,
     /// The carried client bytes hold a frame that was stopped.
     pub(super) stopped: bool,
     /// The carried client bytes may hold a whole frame that nobody has looked at.
@@ -95,9 +89,11 @@ pub struct Relay {
     /// The client has said good-bye behind requests that the server still works on: they run to their end,
     /// as they would without Slackwater, and what it says is told to the client while that is there.
     pub(super) leaving: bool,
+    /// The carried server bytes were stopped between two messages.
+    server_unread: bool,
     /// ParameterStatus as the client was last told.
-    params: Parameters,
-    names: Arc<dyn ProcessNames>,
+    pub(super) params: Parameters,
+    pub(super) names: Arc<dyn ProcessNames>,
     /// As last told to others.
     told_at_rest: bool,
     counts: Counts,
@@ -142,11 +138,13 @@ impl Relay {
             machine: Machine::default(),
             mode: Mode::Flow,
             want_rest: false,
+            want_gap: false,
             stopped: false,
             unread,
             discard: None,
             server_write_broken: false,
             leaving: false,
+            server_unread: false,
             params: Parameters::default(),
             names,
             told_at_rest: false,
@@ -364,6 +362,10 @@ impl Relay {
         let Some(server) = self.server.as_mut() else {
             return Poll::Pending;
         };
+        if std::mem::take(&mut self.server_unread) {
+            let kept = std::mem::take(&mut server.carry);
+            return Poll::Ready(self.server_chunk(cx, &kept));
+        }
         match ready!(server.poll_fill(cx, buffer)) {
             Ok(n) if n > 0 => {
                 self.counts.from_server += (n - server.carry.len()) as u64;
@@ -383,6 +385,11 @@ impl Relay {
         let mut remaining = server.remaining - pos;
         let mut stop = None;
         while remaining == 0 {
+            if self.want_gap {
+                self.want_gap = false;
+                stop = Some(Stop::Rested);
+                break;
+            }
             let rest = chunk.get(pos..).unwrap_or_default();
             let header = match Header::parse(rest) {
                 Ok(Some(header)) => header,
@@ -434,6 +441,7 @@ impl Relay {
         }
         server.remaining = remaining;
         server.keep(chunk.get(pos..).unwrap_or_default());
+        self.server_unread = matches!(stop, Some(Stop::Rested)) && !server.carry.is_empty();
         let passing = chunk.get(sent..pos).unwrap_or_default();
         self.client.deliver(cx, passing, self.leaving)?;
         stop.map_or(Ok(()), Err)

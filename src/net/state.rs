@@ -18,7 +18,7 @@ use crate::session::pg::snapshot::Snapshot;
 use crate::session::pg::told::Told;
 use crate::transport::stream::Stream;
 use crate::wire::pg::frame::put;
-use crate::wire::pg::startup::StartupParams;
+use crate::wire::pg::startup::{Replication, StartupParams};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::io;
 use std::sync::Arc;
@@ -42,6 +42,8 @@ pub(super) struct Profile {
     pub(super) shared: Arc<Shared>,
     /// The client's start-up packet, as servers get it.
     pub(super) params: StartupParams,
+    /// What of replication the client asked for.
+    pub(super) replication: Replication,
     /// Recovered at the client's login.
     pub(super) credential: Credential,
     /// The cluster's counters.
@@ -97,8 +99,8 @@ pub(super) struct Probed {
 
 /// Why there is no result.
 pub(super) enum ProbeFailure {
-    /// The server refused; the connection is as it was.
-    Refused(String),
+    /// The server refused; the connection is as it was. With what came in between and is the client's.
+    Refused(String, BytesMut),
     /// The connection can't be used any more.
     Broken(io::Error),
 }
@@ -186,19 +188,33 @@ pub(super) async fn probe(
     deadline: Instant,
 ) -> Result<Probed, ProbeFailure> {
     let mut frames = Frames::new(stream);
-    let work = run_probe(&mut frames, profile, previous, BytesMut::new());
-    let timeout = || ProbeFailure::Broken(io::ErrorKind::TimedOut.into());
-    let done = tokio::time::timeout_at(deadline, work)
-        .await
-        .map_err(|_| timeout())?;
-    if !frames.into_ahead().is_empty() {
-        let text = "the server spoke behind a probe";
-        return Err(ProbeFailure::Broken(io::Error::new(
-            io::ErrorKind::InvalidData,
-            text,
-        )));
+    let work = async {
+        let mut done = run_probe(&mut frames, profile, previous, BytesMut::new()).await;
+        let for_client = match &mut done {
+            Ok(probed) => &mut probed.for_client,
+            Err(ProbeFailure::Refused(_, for_client)) => for_client,
+            Err(ProbeFailure::Broken(_)) => return done,
+        };
+        let ahead = read_ahead(&mut frames, for_client).await;
+        ahead.map_err(ProbeFailure::Broken)?;
+        done
+    };
+    let timeout = |_| ProbeFailure::Broken(io::ErrorKind::TimedOut.into());
+    let done = tokio::time::timeout_at(deadline, work).await;
+    done.map_err(timeout)?
+}
+
+/// What was read with an answer and comes behind it: the server may say such things at any time.
+async fn read_ahead(frames: &mut Frames<'_>, for_client: &mut BytesMut) -> io::Result<()> {
+    while frames.is_ahead() {
+        let message = frames.next().await?;
+        if !message.is_asynchronous() {
+            let text = "the server spoke before it was asked";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        put(for_client, message.tag, |out| out.put_slice(&message.body));
     }
-    done
+    Ok(())
 }
 
 pub(super) async fn run_probe(
@@ -262,7 +278,9 @@ pub(super) async fn read_probe(
                     for_client,
                 });
             }
-            Err(error) if error.usable => return Err(ProbeFailure::Refused(error.to_string())),
+            Err(error) if error.usable => {
+                return Err(ProbeFailure::Refused(error.to_string(), for_client));
+            }
             Err(error) => {
                 return Err(ProbeFailure::Broken(io::Error::other(error.to_string())));
             }
@@ -274,6 +292,7 @@ pub(super) async fn read_probe(
 pub(super) struct Ready {
     link: Link,
     params: Vec<(Bytes, Bytes)>,
+    notices: BytesMut,
 }
 
 /// Logs in ahead of a move, while the session still works on its old server connection.
@@ -286,11 +305,15 @@ pub(super) async fn make_ready(
     let stream = ready.link.stream().ok_or(OpenError::Timeout)?;
     let mut frames = Frames::new(stream);
     // The first probe of a server process reads catalogs that the second finds in its caches.
-    let work = run_probe(&mut frames, &profile, None, BytesMut::new());
-    let probed = tokio::time::timeout_at(deadline, work)
+    let work = async {
+        let probed = run_probe(&mut frames, &profile, None, BytesMut::new()).await;
+        probed.map_err(open_error)?;
+        read_ahead(&mut frames, &mut BytesMut::new()).await?;
+        Ok::<_, OpenError>(())
+    };
+    tokio::time::timeout_at(deadline, work)
         .await
-        .map_err(|_| OpenError::Timeout)?;
-    probed.map_err(open_error)?;
+        .map_err(|_| OpenError::Timeout)??;
     Ok(ready)
 }
 
@@ -309,7 +332,7 @@ pub(super) async fn open(
         None => Ok(Opened {
             link: ready.link,
             params: ready.params,
-            for_client: BytesMut::new(),
+            for_client: ready.notices,
         }),
     }
 }
@@ -318,7 +341,9 @@ async fn log_in(profile: &Profile, lease: Lease, deadline: Instant) -> Result<Re
     let connected = connect(&profile.login(&lease, deadline)).await?;
     note_version(profile, &connected);
     let params = connected.params.clone();
+    let notices = connected.notices.clone();
     Ok(Ready {
+        notices,
         link: Link::new(connected, lease),
         params,
     })
@@ -332,9 +357,11 @@ pub(super) async fn carry(
     seen: Seen,
     deadline: Instant,
 ) -> Result<Opened, OpenError> {
+    // What a login says was said at the session's own.
     let Ready {
         mut link,
         mut params,
+        notices: _,
     } = ready;
     let began = Instant::now();
     let started_at = link
@@ -343,7 +370,11 @@ pub(super) async fn carry(
         .unwrap_or_default();
     let stream = link.stream().ok_or(OpenError::Timeout)?;
     let mut frames = Frames::new(stream);
-    let work = restore(&mut frames, profile, snapshot, seen, &mut params);
+    let work = async {
+        let mut probed = restore(&mut frames, profile, snapshot, seen, &mut params).await?;
+        read_ahead(&mut frames, &mut probed.for_client).await?;
+        Ok::<_, OpenError>(probed)
+    };
     let probed = tokio::time::timeout_at(deadline, work)
         .await
         .map_err(|_| OpenError::Timeout)??;
@@ -360,7 +391,7 @@ pub(super) async fn carry(
 
 pub(super) fn open_error(failure: ProbeFailure) -> OpenError {
     match failure {
-        ProbeFailure::Refused(reason) => OpenError::State(reason),
+        ProbeFailure::Refused(reason, _) => OpenError::State(reason),
         ProbeFailure::Broken(error) => OpenError::Io(error),
     }
 }

@@ -117,6 +117,10 @@ impl Run {
             blocked |= cluster.take_blocked() > 0;
             let held = hold.since().elapsed();
             let left = cluster.gate.working_leases();
+            let giving_way = cluster.registry.giving_way();
+            if left == giving_way.len() {
+                self.ask_to_give_way(&giving_way);
+            }
             match plan::settle(&Settle {
                 held,
                 max_hold,
@@ -164,7 +168,7 @@ impl Run {
         cluster.service.rest().await;
         // The fence: from here on only an instance that answered is served from.
         cluster.gate.serve_none();
-        self.event.moved = attached;
+        self.event.moved = attached.saturating_sub(self.gave_way);
         match self.coordinator.provider.cut_over(&self.from, to).await {
             CutOver::Completed(instance) => {
                 self.coordinator.serve(instance);

@@ -200,6 +200,7 @@ impl Coordinator {
             from,
             ended_some: false,
             prepared_at: tokio::time::Instant::now(),
+            gave_way: 0,
         };
         tokio::spawn(run.run());
         Ok(Some(event))

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_held_while_a_blocker_is_known() {
+    fn safety_04_nobody_is_held_while_a_blocker_is_known() {
         assert_eq!(search(&searching()), Next::Hold);
         assert_eq!(
             search(&Search {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_ends_at_its_limit_or_at_a_blocker() {
+    fn safety_04_a_hold_ends_at_its_limit_or_at_a_blocker() {
         let held = Settle {
             held: S(0),
             max_hold: S(1),

@@ -68,11 +68,15 @@ impl Run {
             self.event.moved += before.saturating_sub(left.len()) as u64;
             before = left.len();
             if left.is_empty() {
+                self.event.moved = self.event.moved.saturating_sub(self.gave_way);
                 if self.ended_some {
                     return Ended::new(EventOutcome::Forced, None);
                 }
                 self.event.waiting_for.clear();
                 return Ended::new(EventOutcome::Completed, None);
+            }
+            if left.iter().all(|h| h.with_report(|r| r.gives_way)) {
+                self.ask_to_give_way(&left);
             }
             let now = Instant::now();
             if now >= next_report {
@@ -157,6 +161,7 @@ impl Run {
             };
             if handle.has_offer()
                 || handle.is_moving()
+                || handle.with_report(|r| r.gives_way)
                 || self.event.waiting_for.iter().any(in_the_way)
             {
                 continue;

@@ -39,6 +39,8 @@ pub(super) struct Run {
     pub(super) ended_some: bool,
     /// When the provider was last asked to prepare.
     pub(super) prepared_at: Instant,
+    /// Replication connections that were ended as the cluster is told to.
+    pub(super) gave_way: u64,
 }
 
 /// How an event ended.
@@ -137,6 +139,8 @@ impl Run {
             .all()
             .iter()
             .map(|h| h.identity.database.clone())
+            // Physical replication is in none.
+            .filter(|database| !database.is_empty())
             .collect();
         for database in databases.into_iter().take(SCANNED_MAX) {
             if let Err(error) = cluster.scan_names(&database).await {
@@ -178,13 +182,21 @@ impl Run {
         }
     }
 
+    /// Nobody else is left: replication connections are asked to give way.
+    pub(super) fn ask_to_give_way(&mut self, those: &[Arc<Handle>]) {
+        self.gave_way = self.gave_way.max(those.len() as u64);
+        for handle in those {
+            handle.ask(Ask::GiveWay);
+        }
+    }
+
     pub(super) async fn in_the_way(&self) -> Vec<InTheWay> {
         let cluster = self.cluster();
         reports(cluster).await;
         let mut found = Vec::new();
         for handle in cluster.registry.all() {
             handle.with_report(|report| {
-                if report.generation.is_some() {
+                if report.generation.is_some() && !report.gives_way {
                     found.extend(report.blockers.iter().map(|blocker| InTheWay {
                         session: handle.identity.id,
                         blocker: blocker.clone(),

@@ -97,19 +97,6 @@ fn edges_before_the_login() {
 }
 
 #[test]
-fn edges_replication_is_refused_by_name() {
-    let server = Postgres::start(&[]);
-    let proxy = Proxy::on(&server);
-    let target =
-        Target::new(proxy.port(), ("repl", "repl-secret"), "app").with("replication", "true");
-    let error = Client::connect(&target).unwrap_err().server();
-    assert_eq!(
-        (error.severity.as_str(), error.code.as_str()),
-        ("FATAL", "0A000")
-    );
-}
-
-#[test]
 fn edges_silence_before_the_login_ends_at_its_deadline() {
     let server = Postgres::start(&[]);
     let options = Options {
@@ -126,7 +113,7 @@ fn edges_silence_before_the_login_ends_at_its_deadline() {
 }
 
 #[test]
-fn edges_age_limit_ends_sessions_at_rest_blockers_or_not() {
+fn edges_safety_28_age_limit_ends_sessions_at_rest_blockers_or_not() {
     let server = Postgres::start(&[]);
     let options = Options {
         limits: "max_connection_age = \"2s\"\nmax_connection_age_grace = \"2s\"".to_owned(),
@@ -153,7 +140,7 @@ fn edges_age_limit_ends_sessions_at_rest_blockers_or_not() {
 }
 
 #[test]
-fn edges_idle_session_timeout_counts_from_the_clients_last_request() {
+fn edges_safety_28_idle_session_timeout_counts_from_the_clients_last_request() {
     let server = Postgres::start(&[]);
     let options = Options {
         sessions: "snapshot_after = \"200ms\"".to_owned(),
@@ -175,7 +162,7 @@ fn edges_idle_session_timeout_counts_from_the_clients_last_request() {
 }
 
 #[test]
-fn edges_a_client_that_does_not_read_stops_only_itself() {
+fn edges_case_36_a_client_that_does_not_read_stops_only_itself() {
     let server = Postgres::start(&[]);
     let proxy = Proxy::on(&server);
     let mut slow = proxy.client("slow");
@@ -225,7 +212,7 @@ fn edges_large_messages_flow_in_bounded_memory() {
 }
 
 #[test]
-fn edges_process_numbers_stay_true_after_a_move() {
+fn edges_safety_27_process_numbers_stay_true_after_a_move() {
     let server = Postgres::start(&[]);
     let proxy = Proxy::on(&server);
     let mut client = proxy.client("listens");
@@ -265,7 +252,7 @@ fn edges_lost_server_is_told_and_nothing_is_doubled() {
 }
 
 #[test]
-fn edges_superuser_state_never_reaches_another_session() {
+fn edges_safety_17_superuser_state_never_reaches_another_session() {
     let server = Postgres::start(&[]);
     let options = Options {
         sessions: "max_server_connections = 4".to_owned(),

@@ -17,6 +17,8 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod cases;
+mod cases_faults;
 mod edges;
 mod fault_kills;
 mod fault_network;
@@ -38,7 +40,10 @@ mod ms6_long_transaction;
 mod ms7_idle;
 mod ms8_drivers;
 mod operation;
+mod protocol;
 mod rehearsal;
+mod replication;
+mod safety;
 mod standby;
 mod static_two;
 mod strangers;

@@ -3,72 +3,18 @@
 
 use crate::support::postgres::Postgres;
 use crate::support::proxy::Proxy;
-use crate::support::script::{self, Direct, Stage, Through};
+use crate::support::script::Direct;
+use crate::support::scripts::{self, FRESH_TABLE};
 use crate::support::wire::{Client, bind, execute, parse, sync};
 use crate::support::{SOON, wait_until};
-use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-
-const FRESH_TABLE: &[&str] = &[
-    // Never dropped: what clients read has its number in it.
-    "create table if not exists t (a int)",
-    "grant all on t to app",
-    "truncate t",
-];
-
-fn scripts() -> Vec<(String, String)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/live/scripts");
-    let mut out: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .map(|p| {
-            (
-                p.file_stem().unwrap().to_string_lossy().into_owned(),
-                fs::read_to_string(&p).unwrap(),
-            )
-        })
-        .collect();
-    out.sort();
-    assert!(out.len() > 20, "the scripts are there");
-    out
-}
-
-/// What the client read, or what went wrong.
-fn attempt(
-    server: &Postgres,
-    client: &mut Client,
-    text: &str,
-    stage: &mut dyn Stage,
-) -> Result<Vec<String>, String> {
-    server.run(FRESH_TABLE);
-    let result = catch_unwind(AssertUnwindSafe(|| script::run(text, client, stage)));
-    match result {
-        Ok(heard) => Ok(heard
-            .iter()
-            .map(|m| {
-                format!(
-                    "{} {}",
-                    m.label(),
-                    String::from_utf8_lossy(&m.body).escape_debug()
-                )
-            })
-            .collect()),
-        Err(said) => Err(said
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| said.downcast_ref::<&str>().map(|&s| s.to_owned()))
-            .unwrap_or_default()),
-    }
-}
 
 #[test]
 fn ms10_scripts_are_right_about_postgresql() {
     let server = Postgres::start(&[]);
     let mut faults = Vec::new();
-    for (name, text) in scripts() {
+    for (name, text) in scripts::all() {
         let mut client = Client::connect(&server.app()).unwrap();
-        if let Err(fault) = attempt(&server, &mut client, &text, &mut Direct) {
+        if let Err(fault) = scripts::attempt(&server, &mut client, &text, &mut Direct) {
             faults.push(format!("{name}: {fault}"));
         }
     }
@@ -76,59 +22,10 @@ fn ms10_scripts_are_right_about_postgresql() {
 }
 
 #[test]
-fn ms10_at_rest_traps_read_the_same_through_events() {
-    let server = Postgres::start(&[]);
-    let proxy = Proxy::on(&server);
+fn ms10_safety_01_at_rest_traps_read_the_same_through_events() {
     let only = std::env::var("SLACKWATER_TEST_SCRIPT").unwrap_or_default();
-    let mut faults = Vec::new();
-    for (name, text) in scripts()
-        .into_iter()
-        .filter(|(name, _)| name.contains(&only))
-    {
-        let mut client = Client::connect(&server.app()).unwrap();
-        let direct = attempt(&server, &mut client, &text, &mut Direct);
-        client.close();
-        let mut client = proxy.client(&name);
-        let before = client.server_process();
-        let mut stage = Through::new(proxy.admin(), &name);
-        let through = attempt(&server, &mut client, &text, &mut stage);
-        match (direct, through) {
-            (Ok(direct), Ok(through)) if direct == through => {
-                let stays = text.contains("! rolled_back");
-                if (client.server_process() == before) != stays {
-                    faults.push(format!("{name}: moved, or not, against the script"));
-                }
-            }
-            (Ok(direct), Ok(through)) => {
-                let at = direct
-                    .iter()
-                    .zip(&through)
-                    .position(|(a, b)| a != b)
-                    .unwrap_or_default();
-                let (want, got) = (direct.get(at), through.get(at));
-                faults.push(format!(
-                    "{name}: answer {at}: direct {want:?}, through the proxy {got:?}"
-                ));
-            }
-            (direct, through) => {
-                let text = format!(
-                    "{name}: direct {:?}, through the proxy {:?}",
-                    direct.err(),
-                    through.err()
-                );
-                faults.push(text);
-            }
-        }
-        // A script that failed must not leave its session in the way of the next.
-        client.close();
-        wait_until("the session is gone", SOON, || {
-            proxy.admin().session(&name).is_none()
-        });
-        wait_until("no event is left", SOON, || {
-            proxy.admin().cluster()["event"].is_null()
-        });
-    }
-    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    // Those of a case are run by its test.
+    scripts::compare(|name| !name.starts_with("case_") && name.contains(&only));
 }
 
 #[test]
@@ -173,7 +70,7 @@ fn ms10_request_held_for_a_client_that_left_is_never_sent() {
 }
 
 #[test]
-fn ms10_cancel_of_a_held_request_is_answered_at_once() {
+fn ms10_case_01_cancel_of_a_held_request_is_answered_at_once() {
     let server = Postgres::start(&[]);
     server.run(FRESH_TABLE);
     let proxy = Proxy::on(&server);
@@ -244,7 +141,7 @@ fn ms10_cancel_of_a_held_pipeline_takes_its_first_part_only() {
 }
 
 #[test]
-fn ms10_cancel_stops_a_running_statement_before_and_after_a_move() {
+fn ms10_case_07_cancel_stops_a_running_statement_before_and_after_a_move() {
     let server = Postgres::start(&[]);
     let proxy = Proxy::on(&server);
     let mut client = proxy.client("runs");
@@ -289,7 +186,7 @@ fn ms10_a_client_that_leaves_in_mid_statement_leaves_nothing_behind() {
 }
 
 #[test]
-fn ms10_a_late_cancel_hits_nothing() {
+fn ms10_case_02_a_late_cancel_hits_nothing() {
     let server = Postgres::start(&[]);
     let proxy = Proxy::on(&server);
     let (mut client, mut other) = (proxy.client("late"), proxy.client("other"));

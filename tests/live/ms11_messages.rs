@@ -197,7 +197,7 @@ fn ms11_dead_server_is_named() {
 }
 
 #[test]
-fn ms11_server_that_starts_is_waited_for() {
+fn ms11_case_38_server_that_starts_is_waited_for() {
     let mut server = Postgres::start(&[]);
     let proxy = Proxy::on(&server);
     server.stop();

@@ -1,9 +1,9 @@
 //! Must show 4: a session with much state goes through many swaps and is the same afterwards.
 
-use crate::support::postgres::Postgres;
+use crate::support::postgres::{ADMIN, Postgres};
 use crate::support::proxy::{Options, Proxy};
-use crate::support::sized;
-use crate::support::wire::{Client, Rows, bind, execute, parse, sync};
+use crate::support::wire::{Client, Rows, Target, bind, execute, parse, sync};
+use crate::support::{servers, sized};
 
 /// 30 settings, custom ones too.
 const SETTINGS: &[(&str, &str)] = &[
@@ -55,8 +55,9 @@ fn dump(client: &mut Client) -> Vec<Rows> {
         .collect()
 }
 
-fn prepare(server: &Postgres) {
-    server.run(&[
+fn prepare(admin: &Target) {
+    let mut admin = Client::connect(admin).unwrap();
+    for sql in [
         "create schema app_schema authorization app",
         "create schema \"Odd, Name\" authorization app",
         "create table app_schema.things (id int, name text)",
@@ -64,7 +65,9 @@ fn prepare(server: &Postgres) {
         "grant all on app_schema.things to app, helper",
         "grant usage on schema app_schema to helper",
         "create function hide() returns text language sql as $$ select set_config('fn.hidden', 'h1', false) $$",
-    ]);
+    ] {
+        admin.run(sql);
+    }
 }
 
 fn fill(client: &mut Client) {
@@ -113,7 +116,7 @@ fn use_statements(client: &mut Client, round: u32) {
 #[test]
 fn ms4_state_is_right_about_postgresql() {
     let server = Postgres::start(&[]);
-    prepare(&server);
+    prepare(&server.admin());
     let mut client = Client::connect(&server.app()).unwrap();
     fill(&mut client);
     let before = dump(&mut client);
@@ -121,15 +124,38 @@ fn ms4_state_is_right_about_postgresql() {
     assert_eq!(dump(&mut client), before);
 }
 
+fn hidden() -> Options {
+    Options {
+        sessions: "custom_settings = [\"fn.hidden\"]".to_owned(),
+        ..Options::default()
+    }
+}
+
+#[test]
+fn ms4_on_every_version() {
+    servers::on_every_version("ms4_", "ms4_on_every_version");
+}
+
 #[test]
 fn ms4_much_state_goes_through_swaps() {
     let server = Postgres::start(&[]);
-    prepare(&server);
-    let options = Options {
-        sessions: "custom_settings = [\"fn.hidden\"]".to_owned(),
-        ..Options::default()
-    };
-    let proxy = Proxy::with(&server, &options);
+    prepare(&server.admin());
+    let proxy = Proxy::with(&server, &hidden());
+    much_state_goes_through(&proxy, sized(5, 20));
+}
+
+#[test]
+fn ms4_much_state_goes_through_restarts_at_another_capacity() {
+    let proxy = Proxy::local(&hidden());
+    prepare(&Target::new(proxy.port(), ADMIN, "app"));
+    let mut watcher = proxy.client("watcher");
+    let before = watcher.value("show shared_buffers");
+    proxy.admin().swap();
+    assert_ne!(watcher.value("show shared_buffers"), before);
+    much_state_goes_through(&proxy, sized(3, 20));
+}
+
+fn much_state_goes_through(proxy: &Proxy, rounds: u32) {
     let target = proxy
         .app()
         .with("options", "-c geqo=off -c my_start.up=given")
@@ -146,7 +172,7 @@ fn ms4_much_state_goes_through_swaps() {
     );
     let mut told = client.parameters.clone();
     told.sort();
-    for round in 0..sized(5, 20) {
+    for round in 0..rounds {
         let process = client.server_process();
         proxy.admin().swap();
         assert_ne!(client.server_process(), process, "the session was moved");

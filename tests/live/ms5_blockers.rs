@@ -378,7 +378,7 @@ fn ms5_command_says_rolled_back_by_its_exit_code() {
 }
 
 #[test]
-fn ms5_static_force_ends_exactly_the_blocking_sessions() {
+fn ms5_safety_24_static_force_ends_exactly_the_blocking_sessions() {
     let (server, proxy) = start();
     force(&proxy);
     let mut watcher = Client::connect(&server.admin()).unwrap();
@@ -388,7 +388,7 @@ fn ms5_static_force_ends_exactly_the_blocking_sessions() {
 }
 
 #[test]
-fn ms5_local_force_ends_exactly_the_blocking_sessions() {
+fn ms5_safety_24_local_force_ends_exactly_the_blocking_sessions() {
     force(&start_local());
 }
 

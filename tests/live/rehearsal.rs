@@ -32,7 +32,7 @@ fn blocked(proxy: &Proxy, event: u64, reason: &str) {
 }
 
 #[test]
-fn rehearsal_finds_a_password_that_was_changed() {
+fn rehearsal_safety_09_finds_a_password_that_was_changed() {
     both(|proxy, superuser| {
         let admin = proxy.admin();
         let mut client = proxy.client("keeps");
@@ -59,7 +59,7 @@ fn rehearsal_finds_a_password_that_was_changed() {
 }
 
 #[test]
-fn rehearsal_finds_valid_until_and_sees_when_it_is_put_right() {
+fn rehearsal_safety_09_finds_valid_until_and_sees_when_it_is_put_right() {
     both(|proxy, superuser| {
         let admin = proxy.admin();
         let mut client = proxy.client("keeps");
@@ -78,7 +78,7 @@ fn rehearsal_finds_valid_until_and_sees_when_it_is_put_right() {
 }
 
 #[test]
-fn rehearsal_finds_a_role_that_may_not_be_taken_any_more() {
+fn rehearsal_safety_09_finds_a_role_that_may_not_be_taken_any_more() {
     both(|proxy, superuser| {
         let admin = proxy.admin();
         let mut client = proxy.client("keeps");

@@ -123,7 +123,7 @@ fn every_setting_that_a_user_can_change_comes_back() {
 }
 
 #[test]
-fn names_of_custom_settings_come_from_catalogs_and_statements() {
+fn safety_12_names_of_custom_settings_come_from_catalogs_and_statements() {
     let server = Server::shared();
     let mut client = server.app();
     client.query(

@@ -8,6 +8,8 @@
 mod costs;
 mod edges;
 mod server;
+#[path = "../common/servers.rs"]
+mod servers;
 
 use bytes::BytesMut;
 use server::{Client, Row, Server, tokio_now};
@@ -58,6 +60,9 @@ fn furnish(client: &mut Client) {
     client.query("SELECT pg_temp.x()");
     client.query("DISCARD TEMP");
     for (name, value) in SETTINGS {
+        if name == "idle_session_timeout" && client.version < 140_000 {
+            continue;
+        }
         let value = value.replace('\'', "''");
         client.query(&format!("SELECT set_config('{name}', '{value}', false)"));
     }
@@ -75,7 +80,7 @@ fn furnish(client: &mut Client) {
 const CUSTOM: [&str; 4] = ["myapp.user_id", "myapp.name", "myapp.left", "myapp.never"];
 
 #[test]
-fn a_furnished_session_stays_the_same_through_twenty_moves() {
+fn safety_10_a_furnished_session_stays_the_same_through_twenty_moves() {
     let server = Server::shared();
     let mut client = server.open(&[
         ("user", "app"),
@@ -95,7 +100,12 @@ fn a_furnished_session_stays_the_same_through_twenty_moves() {
     assert_eq!(first.findings, []);
     let plpgsql = first.modules.iter().any(|m| m.contains("plpgsql"));
     assert_eq!(plpgsql, client.version >= 180_000, "{:?}", first.modules);
-    assert_eq!(first.idle_session_timeout_ms, 3_600_000);
+    let timeout = if client.version < 140_000 {
+        0
+    } else {
+        3_600_000
+    };
+    assert_eq!(first.idle_session_timeout_ms, timeout);
     let mut snapshot = first.snapshot;
     assert!(!snapshot.is_plain());
     for round in 0..20 {
@@ -121,6 +131,11 @@ fn a_furnished_session_stays_the_same_through_twenty_moves() {
     );
     assert_eq!(client.query("EXECUTE sq1(4)")[0][0].as_deref(), Some("5"));
     assert_eq!(client.execute("ps1", &["1", "x"]).unwrap().len(), 0);
+}
+
+#[test]
+fn on_every_version() {
+    servers::on_every_version("", "on_every_version");
 }
 
 #[test]
@@ -227,7 +242,7 @@ fn hostile_settings_do_not_fool_the_probe() {
 }
 
 #[test]
-fn a_tiny_statement_timeout_ends_neither_probe_nor_restore() {
+fn safety_10_a_tiny_statement_timeout_ends_neither_probe_nor_restore() {
     let server = Server::shared();
     for (startup, set) in [
         ("", "SET statement_timeout = '2ms'"),
@@ -381,7 +396,7 @@ fn a_temporary_schema_without_objects_is_no_finding() {
 }
 
 #[test]
-fn role_settings_changed_in_between_keep_the_session_as_it_was() {
+fn safety_10_role_settings_changed_in_between_keep_the_session_as_it_was() {
     let server = Server::shared();
     let mut adm = server.adm();
     adm.query("CREATE ROLE tenant LOGIN");
@@ -390,13 +405,17 @@ fn role_settings_changed_in_between_keep_the_session_as_it_was() {
     adm.query("ALTER ROLE tenant SET jit = off");
     adm.query("ALTER ROLE tenant SET acme.tenant = 'one'");
     adm.query("ALTER ROLE tenant SET timezone = 'europe/berlin'");
-    adm.query("ALTER ROLE tenant SET idle_session_timeout = '90s'");
+    let timeouts = adm.version >= 140_000;
+    if timeouts {
+        adm.query("ALTER ROLE tenant SET idle_session_timeout = '90s'");
+    }
     let mut client = server.open(&[("user", "tenant"), ("database", "postgres")]);
     let ask = "SELECT name, setting, source FROM pg_settings WHERE name IN \
                ('work_mem', 'statement_timeout', 'jit', 'TimeZone', 'enable_sort') ORDER BY 1";
     let before = client.query(ask);
     let probe = client.probe(&[]);
-    assert_eq!(probe.idle_session_timeout_ms, 90_000);
+    let timeout = if timeouts { 90_000 } else { 0 };
+    assert_eq!(probe.idle_session_timeout_ms, timeout);
     let role_settings = probe.role_settings;
     // Nothing changed: the same rows, and "user" stays "user", even after a needless restore.
     let (mut new, _, probe) = client.moved(&probe.snapshot);
@@ -451,7 +470,7 @@ fn session_authorization_and_role_come_back_in_order() {
 }
 
 #[test]
-fn a_failing_probe_cleans_up_and_leaves_the_unnamed_statement() {
+fn safety_08_a_failing_probe_cleans_up_and_leaves_the_unnamed_statement() {
     let server = Server::shared();
     let mut client = server.app();
     client.parse("_px4", "SELECT 'mine'");
@@ -494,7 +513,7 @@ fn a_failing_probe_cleans_up_and_leaves_the_unnamed_statement() {
 }
 
 #[test]
-fn more_state_than_fits_is_unknown_and_harmless() {
+fn safety_08_more_state_than_fits_is_unknown_and_harmless() {
     let server = Server::shared();
     let mut client = server.app();
     client.parse("huge", format!("SELECT '{}'", "x".repeat(17 << 20)));

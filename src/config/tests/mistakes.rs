@@ -30,10 +30,10 @@ fn later_features_are_refused_by_name() {
             "moving listen is not in this release",
         ),
         (
-            with("[clusters.shop.sessions]\non_blocker = { replication = \"terminate\" }"),
+            with("[clusters.shop.sessions]\non_blocker = { replication = \"move\" }"),
             17,
             "clusters.shop.sessions.on_blocker.replication",
-            "not in this release",
+            "\"move\" is not possible; \"block\", \"terminate\" are",
         ),
         (
             with("[clusters.shop.capacity]\nmin = 0"),

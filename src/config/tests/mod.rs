@@ -108,6 +108,7 @@ fn defaults_are_the_documented_ones() {
             park_after: None,
             snapshot_after: Duration::from_secs(1),
             custom_settings: vec![],
+            ends_replication: false,
             max_server_connections: 90,
         }
     );

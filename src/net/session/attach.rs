@@ -183,7 +183,7 @@ impl Session {
         let Some(stream) = link.lend() else { return };
         self.relay
             .tell_parameters(params.iter().map(|(n, v)| (&**n, &**v)));
-        self.relay.tell(|out| out.extend_from_slice(&for_client));
+        self.relay.pass_on(&for_client);
         self.relay.attach(Leg::new(stream, BytesMut::new()));
         self.link = Some(link.for_session());
         self.relay.forget_told_state();

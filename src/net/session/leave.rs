@@ -107,6 +107,7 @@ impl Session {
         if let Some(end) = self.ending.take() {
             return Err(end);
         }
+        self.give_way()?;
         match self.phase {
             Phase::Held if !self.exempt => self.detach_for_event().await?,
             Phase::Rolling { .. } if self.may_move_over() => self.move_over().await?,
@@ -152,10 +153,11 @@ impl Session {
                 self.probed_at = Some(Instant::now());
                 self.snapshot = Some(Arc::new(probed.probe.snapshot));
                 Profile::note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
-                self.relay
-                    .tell(|out| out.extend_from_slice(&probed.for_client));
+                self.relay.pass_on(&probed.for_client);
             }
-            Err(state::ProbeFailure::Refused(reason)) => {
+            Err(state::ProbeFailure::Refused(reason, for_client)) => {
+                self.relay.pass_on(&for_client);
+                let machine = &self.relay.machine;
                 self.probed_at = Some(Instant::now());
                 self.found = vec![blame::unknown(machine, reason)];
                 self.snapshot = None;

@@ -60,7 +60,9 @@ impl Session {
 
     fn lost(&self) -> End {
         let machine = &self.relay.machine;
-        if machine.was_rolled_back(self.snapshot.as_deref()) {
+        if machine.is_streaming() {
+            End::StreamLost
+        } else if machine.was_rolled_back(self.snapshot.as_deref()) {
             End::TransactionLost
         } else if machine.is_in_flight() || !machine.is_quiet() {
             End::OutcomeUnknown

@@ -8,6 +8,7 @@
 mod attach;
 mod leave;
 mod lost;
+mod replication;
 
 use super::blame;
 use super::end::End;
@@ -73,6 +74,8 @@ pub(super) struct Session {
     trial: Option<leave::Trial>,
     /// The session's transaction was lost with its server; the client has not ended it yet.
     aborted: Option<Box<Aborted>>,
+    /// A replication connection that is to end for an event, as soon as it can.
+    giving_way: bool,
     told: i32,
 }
 
@@ -109,11 +112,16 @@ impl Session {
             next_began: registered_at,
             trial: None,
             aborted: None,
+            giving_way: false,
             told,
         };
         session.relay.adopt_parameters(&opened.params);
         session.install(opened);
         session.relay.machine.begin();
+        if session.is_replication() {
+            session.relay.machine.walsender = Some(Box::default());
+            session.publish();
+        }
         session
     }
 
@@ -187,6 +195,9 @@ impl Session {
                 self.ending.get_or_insert(end);
             }
         }
+        if self.is_replication() {
+            self.attend_replication()?;
+        }
         if self.ending.is_some() {
             self.relay.want_rest = true;
             if self.is_resting() {
@@ -216,7 +227,9 @@ impl Session {
 
     /// The client waits for nothing.
     fn is_resting(&self) -> bool {
-        self.relay.at_safe_point() || (!self.relay.is_attached() && !self.relay.holds_request())
+        self.relay.at_safe_point()
+            || (!self.relay.is_attached() && !self.relay.holds_request())
+            || (self.relay.machine.is_streaming() && !self.relay.is_mid_frame())
     }
 
     fn look_at_gate(&mut self) {
@@ -224,7 +237,7 @@ impl Session {
         if view.phase != self.phase || view.held_since != self.held_since {
             self.phase = view.phase;
             self.held_since = view.held_since;
-            self.exempt = false;
+            self.exempt = self.is_replication();
             if !matches!(self.phase, Phase::Rolling { .. }) {
                 self.stay();
             }
@@ -341,7 +354,10 @@ impl Session {
         let now = Instant::now().into_std();
         let machine = &self.relay.machine;
         let mut blockers = Vec::new();
-        if self.relay.is_attached() {
+        let gives_way = self.is_replication() && self.gives_way();
+        if self.is_replication() {
+            blockers = self.replication_blockers();
+        } else if self.relay.is_attached() {
             let wire = blame::wire_blocker(machine, now);
             let kind = wire.as_ref().map(|b| b.kind);
             blockers.extend(wire);
@@ -372,6 +388,7 @@ impl Session {
         let number = self.profile.cluster.registry.report_number();
         self.handle().with_report(|report| {
             report.blockers = blockers;
+            report.gives_way = gives_way;
             report.movable = movable;
             report.generation = generation;
             report.probed_at = probed_at;
@@ -386,8 +403,10 @@ impl Session {
 
     async fn finish(mut self: Box<Self>, end: End) {
         let handle = Arc::clone(&self.registered.handle);
-        if matches!(end, End::Forced) {
+        if matches!(end, End::Forced | End::GaveWay) {
             self.profile.metrics.session_move(MoveOutcome::Terminated);
+        }
+        if matches!(end, End::Forced) {
             self.deliver_last(&handle).await;
         }
         end.log(&handle.identity);
@@ -397,7 +416,9 @@ impl Session {
         }
         let real = self.link.as_ref().map_or(0, |l| l.process);
         self.profile.cluster.forget_process(self.told, real);
-        let in_flight = self.relay.machine.is_in_flight() || !self.relay.machine.is_quiet();
+        let machine = &self.relay.machine;
+        // A stream ends by itself when it is told goodbye.
+        let in_flight = (machine.is_in_flight() || !machine.is_quiet()) && !machine.is_streaming();
         let mid_frame = self.relay.is_mid_frame();
         if let Some(mut link) = self.link.take() {
             if let Some(leg) = self.relay.detach() {
@@ -423,7 +444,12 @@ impl Session {
         if !self.relay.machine.is_in_flight() {
             return;
         }
-        if self.cancel().is_err() {
+        if self.relay.machine.is_streaming() {
+            if !self.relay.is_mid_frame() {
+                return;
+            }
+            self.relay.want_gap = true;
+        } else if self.cancel().is_err() {
             return;
         }
         self.relay.mode = Mode::LockStep;

@@ -366,7 +366,7 @@ fn half_a_message_is_known() {
 }
 
 #[test]
-fn both_sides_may_write_more_than_all_buffers() {
+fn case_25_both_sides_may_write_more_than_all_buffers() {
     let client: Vec<u8> = (0..3_000)
         .flat_map(|n| frame(b'Q', &[&vec![b'q'; n % 1500][..], b"\0"].concat()))
         .collect();
@@ -413,7 +413,7 @@ fn large_messages_stream_in_bounded_memory() {
 }
 
 #[test]
-fn a_client_that_does_not_read_stops_only_itself() {
+fn case_36_a_client_that_does_not_read_stops_only_itself() {
     let mut bench = Bench::new(1 << 10);
     assert_eq!(bench.forwards("Q:rows"), "Q");
     let rows: Vec<u8> = (0..9_000_u32)
@@ -449,7 +449,7 @@ fn a_client_that_does_not_read_stops_only_itself() {
 }
 
 #[test]
-fn lock_step_stops_at_the_next_request() {
+fn safety_03_lock_step_stops_at_the_next_request() {
     let mut bench = Bench::new(1 << 16);
     assert_eq!(bench.forwards("Q:1"), "Q");
     bench.lock_step();
@@ -512,7 +512,7 @@ fn lock_step_lets_skipping_come_to_its_sync() {
 }
 
 #[test]
-fn a_partial_frame_is_no_safe_point() {
+fn safety_01_a_partial_frame_is_no_safe_point() {
     let mut bench = Bench::new(1 << 16);
     let copy = frame(b'd', &[1; 100]);
     bench.forwards("Q:copy");
@@ -529,7 +529,7 @@ fn a_partial_frame_is_no_safe_point() {
 }
 
 #[test]
-fn late_copy_data_is_no_request() {
+fn case_34_late_copy_data_is_no_request() {
     // To a server it is sent on, which ignores it; without one it is dropped.
     let mut bench = Bench::detached();
     let late = [frames("d:late c H"), frame(b'd', &[1; 5_000])].concat();
@@ -706,6 +706,40 @@ fn terminate_ends_behind_what_was_sent() {
     let mut bench = Bench::detached();
     let stop = bench.client_sends(&frames("X Q:2"));
     assert!(matches!(stop, Some(Stop::ClientGone)));
+}
+
+#[test]
+fn case_40_a_stream_is_stopped_between_two_messages_however_much_comes() {
+    let mut bench = Bench::new(1 << 20);
+    assert_eq!(bench.forwards("Q:START"), "Q");
+    assert!(bench.replies("W d:one").is_none());
+    assert!(bench.relay.machine.is_streaming() && !bench.relay.is_mid_frame());
+    let data = frame(b'd', &[7; 1000]);
+    let (half, rest) = data.split_at(400);
+    assert!(bench.server_sends(half).is_none());
+    assert!(bench.relay.is_mid_frame(), "the client has half of one");
+    bench.relay.want_gap = true;
+    let more = [rest, &data, &data].concat();
+    assert!(matches!(bench.server_sends(&more), Some(Stop::Rested)));
+    assert!(!bench.relay.is_mid_frame());
+    let told = drain(&mut bench.client);
+    assert_eq!(tags(&told), "d", "no more than the rest of it");
+    assert!(bench.turn().is_none(), "asked once");
+    assert_eq!(tags(&drain(&mut bench.client)), "d d", "nothing is kept");
+    assert!(bench.replies("c").is_none());
+}
+
+#[test]
+fn case_37_what_came_beside_a_probe_is_the_clients() {
+    let mut bench = Bench::new(1 << 20);
+    let status = frame(b'S', b"TimeZone\0UTC\0");
+    let notice = frame(b'N', b"SNOTICE\0\0");
+    let came = [&notification(77)[..], &status, &notice, &notification(5)].concat();
+    bench.relay.pass_on(&came);
+    assert!(bench.turn().is_none());
+    let told = [&notification(1234)[..], &status, &notice, &notification(5)].concat();
+    assert_eq!(drain(&mut bench.client), told);
+    assert_eq!(bench.relay.parameter(b"TimeZone").as_deref(), Some("UTC"));
 }
 
 #[test]

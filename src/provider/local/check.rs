@@ -17,7 +17,8 @@ use std::time::Duration;
 const PROGRAM_PATIENCE: Duration = Duration::from_secs(20);
 /// Disk space that a stop and a start may need: two WAL segments and small files.
 const DISK_BYTES: u64 = 64 << 20;
-/// A receiver of the log that is further behind would make the stop wait for it.
+/// A receiver of the log that is further behind would make the stop wait for it. Those that come through
+/// Slackwater, by the server's socket, are sessions: the event waits for them, or ends them, before the stop.
 const WALSENDER_LAG_BYTES: u64 = 16 << 20;
 
 /// The running server: libraries loaded at its start, shared_buffers in kB, complaints about pg_hba.conf,
@@ -103,7 +104,7 @@ impl LocalProvider {
              (SELECT pg_catalog.string_agg(pg_catalog.format('line %s: %s', line_number, error), '; ') \
                FROM pg_catalog.pg_hba_file_rules WHERE error IS NOT NULL), \
              (SELECT pg_catalog.string_agg(pg_catalog.format('%s (%s)', application_name, state), ', ') \
-               FROM pg_catalog.pg_stat_replication WHERE application_name NOT IN ('{STANDBY}', '{COPYING}') AND pg_catalog.pg_wal_lsn_diff( \
+               FROM pg_catalog.pg_stat_replication WHERE client_addr IS NOT NULL AND application_name NOT IN ('{STANDBY}', '{COPYING}') AND pg_catalog.pg_wal_lsn_diff( \
                pg_catalog.pg_current_wal_lsn(), coalesce(flush_lsn, sent_lsn, '0/0')) > {WALSENDER_LAG_BYTES})"
         );
         let mut rows = self.ask(at, &sql).await?;

@@ -7,7 +7,8 @@ use std::time::Instant;
 impl Machine {
     pub(super) fn parse_sent(&mut self, header: Header, head: &[u8], now: Instant) {
         let mut reader = Reader::new(head);
-        let name = reader.cstr().unwrap_or_default();
+        // A name that is longer than what is looked at is a name.
+        let name = reader.cstr().unwrap_or(head);
         let text = reader.cstr().unwrap_or_else(|_| reader.rest());
         self.recent.note(now, text, false);
         let hints = self.watched.on_text(Some(name), text);

@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_cannot_be_read() {
+    fn safety_12_names_that_cannot_be_read() {
         for text in [
             "SELECT set_config(name, value, false) FROM settings",
             "SELECT set_config('app.' || k, v, false) FROM x",
@@ -660,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn watched_statements() {
+    fn safety_13_watched_statements() {
         for (text, wanted) in [
             ("SELECT pg_backup_start('x')", &[Watch::BackupStart][..]),
             (

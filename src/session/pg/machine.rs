@@ -12,6 +12,7 @@ use super::recent::Recent;
 use super::since::Since;
 use super::told::Told;
 use super::unnamed::{MAX_KEPT, Unnamed};
+use super::walsender::Walsender;
 use super::watched::Watched;
 use crate::session::blocker::BlockerKind;
 use crate::wire::pg::backend::ErrorFields;
@@ -21,10 +22,6 @@ use std::time::Instant;
 
 /// Bytes of a body that are looked at; the rest streams through.
 pub const HEAD_MAX: usize = 16 * 1024;
-
-/// The server ends the session (before 14: the COPY) when a COPY reads this; a COPY that has failed by
-/// then leaves it to be run.
-pub(super) const INSIDE_COPY: &str = "a message inside COPY that is no part of it";
 
 /// Transaction status of the last ReadyForQuery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +104,8 @@ pub struct Machine {
     pub(super) copy_in: bool,
     /// The server sends COPY data.
     pub(super) copy_out: bool,
+    /// COPY began in both directions: a stream of replication.
+    pub(super) copy_both: bool,
     /// The running COPY IN was sent data.
     pub(super) copy_data: bool,
     /// Syncs that the running COPY IN swallows: sent before its first data, and behind that.
@@ -129,6 +128,8 @@ pub struct Machine {
     pub recent: Recent,
     /// What texts gave away.
     pub watched: Watched,
+    /// There on a replication connection only: what its commands left behind.
+    pub walsender: Option<Box<Walsender>>,
 }
 
 impl Default for Machine {
@@ -140,6 +141,7 @@ impl Default for Machine {
             skipping: false,
             copy_in: false,
             copy_out: false,
+            copy_both: false,
             copy_data: false,
             swallowed: (0, 0),
             doubtful: 0,
@@ -151,6 +153,7 @@ impl Default for Machine {
             told: Told::default(),
             recent: Recent::default(),
             watched: Watched::default(),
+            walsender: None,
         }
     }
 }
@@ -209,7 +212,8 @@ impl Machine {
             }
             return ClientFrame::Forward;
         }
-        if self.copy_in && self.in_copy(header.tag) {
+        if self.copy_in {
+            self.in_copy(header.tag);
             return ClientFrame::Forward;
         }
         match header.tag {
@@ -218,6 +222,9 @@ impl Machine {
                 self.recent.note(now, text, false);
                 let hints = self.watched.on_text(None, text);
                 self.since.text(&hints, head.len() == header.body, false);
+                if let Some(walsender) = &mut self.walsender {
+                    walsender.on_command(text);
+                }
                 self.batch_open = false;
                 self.owed.push_back(Owed::Query);
             }
@@ -309,7 +316,7 @@ impl Machine {
                 self.error(head);
                 return ServerFrame::Error;
             }
-            b'G' => self.copy_in_begins(),
+            b'G' | b'W' => self.copy_in_begins(header.tag == b'W'),
             b'H' => match self.owed.front() {
                 Some(Owed::Query | Owed::Execute) => self.copy_out = true,
                 _ => self.ambiguous("CopyOutResponse without a statement"),
@@ -362,6 +369,11 @@ impl Machine {
     /// The server works on what was sent, and would do so to the end if the client said good-bye now.
     pub fn is_running(&self) -> bool {
         !self.owed.is_empty() && !self.copy_in
+    }
+
+    /// COPY runs in both directions: a stream of replication.
+    pub fn is_streaming(&self) -> bool {
+        self.copy_both
     }
 
     /// Transaction status of the last ReadyForQuery.
@@ -430,8 +442,7 @@ impl Machine {
     }
 
     fn complete(&mut self) {
-        self.copy_in = false;
-        self.copy_out = false;
+        self.copy_ends();
         self.swallowed = (0, 0);
         match self.owed.front() {
             Some(Owed::Execute) => {
@@ -458,8 +469,7 @@ impl Machine {
                 _ => self.ambiguous("ReadyForQuery that nobody asked for"),
             }
         }
-        self.copy_in = false;
-        self.copy_out = false;
+        self.copy_ends();
         self.drop_copy();
         self.status = match head.first() {
             Some(b'I') => Status::Idle,
@@ -492,8 +502,7 @@ impl Machine {
         if swallowed != (0, 0) {
             self.doubtful = ReadBefore::error(head).unread(swallowed);
         }
-        self.copy_in = false;
-        self.copy_out = false;
+        self.copy_ends();
         match self.owed.front() {
             Some(Owed::Query) if self.doubtful > 0 => {
                 // Its ReadyForQuery comes first, with no other reply that could tell it apart.

@@ -129,7 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn literals_go_and_the_rest_stays_readable() {
+    fn safety_27_literals_go_and_the_rest_stays_readable() {
         for (text, wanted) in [
             (
                 "SELECT  *\n FROM t WHERE a = 'secret' AND b=42",

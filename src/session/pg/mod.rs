@@ -19,6 +19,7 @@ pub mod since;
 pub mod snapshot;
 pub mod told;
 pub mod unnamed;
+pub mod walsender;
 pub mod watched;
 
 #[cfg(test)]

@@ -219,8 +219,10 @@ fn parse_startup(version: i32, body: &[u8]) -> Result<Startup, StartupError> {
 pub enum Replication {
     /// An ordinary session.
     No,
-    /// A WAL sender, physical or logical.
-    Yes,
+    /// A WAL sender of the whole server, in no database.
+    Physical,
+    /// A WAL sender in a database, where it can decode changes and run SQL.
+    Logical,
     /// Neither a boolean nor `database`.
     Invalid,
 }
@@ -235,8 +237,10 @@ pub fn replication(params: &StartupParams) -> Replication {
     let truth = prefix_of(b"true", 1) || prefix_of(b"yes", 1) || word == b"on" || word == b"1";
     let falsehood =
         prefix_of(b"false", 1) || prefix_of(b"no", 1) || prefix_of(b"off", 2) || word == b"0";
-    if truth || value == b"database" {
-        Replication::Yes
+    if value == b"database" {
+        Replication::Logical
+    } else if truth {
+        Replication::Physical
     } else if falsehood {
         Replication::No
     } else {
@@ -398,11 +402,11 @@ mod tests {
     #[test]
     fn replication_values() {
         for (value, expected) in [
-            ("true", Replication::Yes),
-            ("T", Replication::Yes),
-            ("on", Replication::Yes),
-            ("database", Replication::Yes),
-            ("1", Replication::Yes),
+            ("true", Replication::Physical),
+            ("T", Replication::Physical),
+            ("on", Replication::Physical),
+            ("database", Replication::Logical),
+            ("1", Replication::Physical),
             ("false", Replication::No),
             ("of", Replication::No),
             ("0", Replication::No),

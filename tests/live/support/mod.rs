@@ -3,10 +3,14 @@
 pub(crate) mod admin;
 pub(crate) mod direct;
 pub(crate) mod ledger;
+pub(crate) mod middle;
 pub(crate) mod pgbench;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod script;
+pub(crate) mod scripts;
+#[path = "../../common/servers.rs"]
+pub(crate) mod servers;
 pub(crate) mod wire;
 
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Starts PostgreSQL servers for tests: initdb once per machine into a template, a copy per server.
 
 use super::wire::{Client, Target};
-use super::{SOON, wait_for};
+use super::{SOON, servers, wait_for};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
@@ -16,15 +16,19 @@ use std::time::Duration;
 pub(crate) const ADMIN: (&str, &str) = ("postgres", "admin-secret");
 /// Name and password of the proxy's service account (superuser).
 pub(crate) const SERVICE: (&str, &str) = ("slackwater", "service-secret");
+/// Name and password of a user that may replicate.
+pub(crate) const REPL: (&str, &str) = ("repl", "repl-secret");
 /// Name and password of the ordinary user, who owns the database of the same name.
 pub(crate) const APP: (&str, &str) = ("app", "app-secret");
 
-/// Changes whenever the template's content does.
-const TEMPLATE_VERSION: u32 = 4;
-
 const HBA: &str = "local all all scram-sha-256\n\
     host all all 127.0.0.1/32 scram-sha-256\n\
-    host all all ::1/128 scram-sha-256\n";
+    host all all ::1/128 scram-sha-256\n\
+    local replication all scram-sha-256\n\
+    host replication all 127.0.0.1/32 scram-sha-256\n";
+
+/// Before PostgreSQL 14 md5 was the default.
+const SETTINGS: &str = "password_encryption = 'scram-sha-256'\n";
 
 const ROLES: &[&str] = &[
     "CREATE ROLE slackwater SUPERUSER LOGIN PASSWORD 'service-secret'",
@@ -35,7 +39,12 @@ const ROLES: &[&str] = &[
     "CREATE DATABASE app OWNER app",
 ];
 
-/// The directory with PostgreSQL's programs.
+/// The directory with the server programs to test with.
+pub(crate) fn server_binaries() -> PathBuf {
+    std::env::var_os(servers::BINARIES).map_or_else(binaries, Into::into)
+}
+
+/// The directory with PostgreSQL's programs of the newest installed version, clients among them.
 pub(crate) fn binaries() -> PathBuf {
     let newest = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -61,7 +70,7 @@ fn account() -> Option<User> {
 
 /// `program` of PostgreSQL's, to run under the servers' account.
 fn command(program: &str) -> Command {
-    let mut command = Command::new(binaries().join(program));
+    let mut command = Command::new(server_binaries().join(program));
     if let Some(user) = account() {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
@@ -130,11 +139,16 @@ pub(crate) struct Postgres {
 impl Postgres {
     /// Starts a fresh server with these settings (`name=value`).
     pub(crate) fn start(settings: &[&str]) -> Self {
+        Self::start_from(&template(), settings)
+    }
+
+    /// Starts a server on a copy of `data` with these settings.
+    pub(crate) fn start_from(data: &Path, settings: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("slackwater-pg-")
             .tempdir()
             .unwrap();
-        Self::in_dir(dir, settings, false)
+        Self::in_dir(dir, data, settings, false)
     }
 
     /// The same on a file system of this size, such as `100m`. `None`: this account can't mount one.
@@ -150,7 +164,7 @@ impl Postgres {
             .arg(dir.path())
             .status()
             .is_ok_and(|status| status.success());
-        mounted.then(|| Self::in_dir(dir, settings, true))
+        mounted.then(|| Self::in_dir(dir, &template(), settings, true))
     }
 
     /// Makes the file system of [`Self::on_small_disk`] larger.
@@ -163,9 +177,9 @@ impl Postgres {
         assert!(status.success(), "remount");
     }
 
-    fn in_dir(dir: tempfile::TempDir, settings: &[&str], mounted: bool) -> Self {
+    fn in_dir(dir: tempfile::TempDir, data: &Path, settings: &[&str], mounted: bool) -> Self {
         give_away(dir.path());
-        copy_template(&dir.path().join("data"));
+        copy_cluster(data, &dir.path().join("data"));
         let mut server = Self {
             dir,
             port: Port::take(),
@@ -345,7 +359,7 @@ impl Postgres {
         wait_for("the new rules are in force", SOON, || {
             let mut client = Client::connect(&self.admin()).ok()?;
             let sql = "select count(*) from pg_hba_file_rules where auth_method = 'md5'";
-            (client.value(sql) == "3").then_some(())
+            (client.value(sql) == "5").then_some(())
         });
     }
 
@@ -400,6 +414,11 @@ impl Postgres {
     /// The ordinary user, straight to the server.
     pub(crate) fn app(&self) -> Target {
         Target::new(self.port(), APP, "app")
+    }
+
+    /// The ordinary user with an application name.
+    pub(crate) fn named(&self, application: &str) -> Target {
+        self.app().with("application_name", application)
     }
 
     /// Runs statements as the superuser, straight on the server.
@@ -475,26 +494,31 @@ fn is_zombie(pid: i32) -> bool {
 
 /// Copies the template cluster to `to`.
 pub(crate) fn copy_template(to: &Path) {
-    let status = Command::new("cp")
+    copy_cluster(&template(), to);
+}
+
+/// Copies a data directory to `to`, where it belongs to the servers' account.
+fn copy_cluster(from: &Path, to: &Path) {
+    let run = |command: &mut Command| {
+        let status = command.status().unwrap();
+        assert!(status.success(), "copying a cluster: {command:?}");
+    };
+    run(Command::new("cp")
         .args(["-a", "--reflink=auto"])
-        .arg(template())
-        .arg(to)
-        .status()
-        .unwrap();
-    assert!(status.success(), "copying the template cluster");
+        .arg(from)
+        .arg(to));
+    if let Some(user) = account() {
+        let owner = format!("{}:{}", user.uid, user.gid);
+        run(Command::new("chown").args(["-R", &owner]).arg(to));
+    }
 }
 
 /// The template cluster, made on first use.
 fn template() -> PathBuf {
-    let version = binaries()
-        .parent()
-        .and_then(Path::file_name)
-        .unwrap()
-        .to_owned();
     let base = std::env::temp_dir().join(format!(
-        "slackwater-test-template-{}-{}-{TEMPLATE_VERSION}",
-        version.to_string_lossy(),
-        nix::unistd::geteuid()
+        "slackwater-test-template-{}-{:x}",
+        nix::unistd::geteuid(),
+        content()
     ));
     fs::create_dir_all(&base).unwrap();
     give_away(&base);
@@ -510,6 +534,14 @@ fn template() -> PathBuf {
     ready
 }
 
+/// Tells templates of another content apart.
+fn content() -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hash = DefaultHasher::new();
+    (HBA, SETTINGS, ROLES, server_binaries()).hash(&mut hash);
+    hash.finish()
+}
+
 fn make_template(base: &Path, data: &Path) {
     let output = command("initdb")
         .args(["-N", "-U", ADMIN.0, "-E", "UTF8", "--locale=C.UTF-8", "-D"])
@@ -518,6 +550,11 @@ fn make_template(base: &Path, data: &Path) {
         .unwrap();
     assert!(output.status.success(), "initdb: {output:?}");
     fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+    let mut settings = OpenOptions::new()
+        .append(true)
+        .open(data.join("postgresql.conf"))
+        .unwrap();
+    std::io::Write::write_all(&mut settings, SETTINGS.as_bytes()).unwrap();
     // A single-user server takes one statement per line.
     let mut child = command("postgres")
         .args(["--single", "-c", "fsync=off", "-D"])

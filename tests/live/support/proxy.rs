@@ -1,8 +1,10 @@
 //! Starts the program itself with a configuration made for the test.
 
 use super::admin::{Admin, CLUSTER};
+use super::middle::Middle;
 use super::postgres::{
     APP, Port, Postgres, SERVICE, copy_template, give_away, kill_by_pid_file, kill_tree, pid_in,
+    server_binaries,
 };
 use super::wire::{Client, Target};
 use super::{SOON, wait_for, wait_until};
@@ -86,6 +88,15 @@ impl Proxy {
         proxy
     }
 
+    /// In front of something that speaks to a server without TLS.
+    pub(crate) fn behind(middle: &Middle, options: &Options) -> Self {
+        let mut options = options.clone();
+        options.provider.push_str("server_tls = \"disable\"\n");
+        let proxy = Self::unready(&middle.address(), &options);
+        proxy.wait_ready();
+        proxy
+    }
+
     /// With a PostgreSQL server of its own that it restarts at each event.
     pub(crate) fn local(options: &Options) -> Self {
         let proxy = Self::local_unready("restart", options);
@@ -127,8 +138,9 @@ impl Proxy {
         }
         let provider = format!(
             "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"{switch}\"\n\
-             memory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
+             binaries = \"{}\"\nmemory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
             data.display(),
+            server_binaries().display(),
             options.provider
         );
         Self::spawn(&provider, options, Some(data))
@@ -231,6 +243,12 @@ impl Proxy {
     /// The port that clients connect to, on 127.0.0.1.
     pub(crate) fn port(&self) -> u16 {
         self.port.number
+    }
+
+    /// The data directory of its own server.
+    pub(crate) fn local_pgdata(&self) -> PathBuf {
+        let data = self.local_data.as_ref().expect("a local server");
+        data.join("pgdata")
     }
 
     /// The program's process number.

@@ -191,6 +191,8 @@ pub(crate) struct Client {
     pub(crate) secret: Vec<u8>,
     /// ParameterStatus as last told.
     pub(crate) parameters: Vec<(String, String)>,
+    /// What NoticeResponses said.
+    pub(crate) notices: Vec<String>,
     target: Target,
 }
 
@@ -207,6 +209,7 @@ impl Client {
             process: 0,
             secret: Vec::new(),
             parameters: Vec::new(),
+            notices: Vec::new(),
             target: target.clone(),
         };
         client.log_in(target)?;
@@ -311,6 +314,9 @@ impl Client {
     }
 
     fn note(&mut self, message: &Message) {
+        if message.tag == b'N' {
+            self.notices.push(ServerError::parse(&message.body).message);
+        }
         if message.tag == b'S' {
             let mut texts = message.body.split(|b| *b == 0);
             let mut text =

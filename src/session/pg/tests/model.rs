@@ -518,7 +518,7 @@ proptest! {
 
     /// Any messages in any order: at rest is never said wrongly, and is said when nothing is in doubt.
     #[test]
-    fn rest_is_told_truly(steps in steps(prop::collection::vec(message(), 1..6))) {
+    fn safety_01_rest_is_told_truly(steps in steps(prop::collection::vec(message(), 1..6))) {
         let mut world = world();
         for step in steps {
             world.step(step)?;

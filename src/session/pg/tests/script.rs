@@ -132,7 +132,7 @@ fn simple_queries() {
 }
 
 #[test]
-fn what_comes_at_any_time_changes_nothing() {
+fn case_37_what_comes_at_any_time_changes_nothing() {
     check(
         "< N S A              = rest
          > Q                  = statement flight stop
@@ -144,7 +144,7 @@ fn what_comes_at_any_time_changes_nothing() {
 }
 
 #[test]
-fn an_implicit_transaction_stays_open_until_sync() {
+fn safety_01_an_implicit_transaction_stays_open_until_sync() {
     check(
         "> P:a B E H          = statement flight
          < 1 2 C              = transaction u=a
@@ -177,7 +177,7 @@ fn syncs_are_answered_in_order() {
 }
 
 #[test]
-fn an_error_skips_to_sync_and_queries_too() {
+fn case_24_an_error_skips_to_sync_and_queries_too() {
     check(
         "> Pn B E S
          < E                  = statement flight stop
@@ -234,6 +234,26 @@ fn the_unnamed_statement() {
 }
 
 #[test]
+fn case_30_a_name_longer_than_what_is_looked_at_is_a_name() {
+    let mut machine = Machine::default();
+    let body = [&b"n".repeat(100_000)[..], b"\0select 1\0\0\0"].concat();
+    let header = Header {
+        tag: b'P',
+        body: body.len(),
+    };
+    let head = &body[..Machine::client_head(header)];
+    machine.on_client(header, head, Instant::now().into_std());
+    client(&mut machine, "S");
+    server(&mut machine, "1");
+    server(&mut machine, "Z:I");
+    assert_eq!(
+        facts(&machine),
+        "rest",
+        "no unnamed statement, large or not"
+    );
+}
+
+#[test]
 fn copy_out() {
     check("> Q\n < H = copy flight stop\n < d d c = statement flight stop\n < C Z:I = rest");
     check("> Pn B E S\n < 1 2 H d c C Z:I = rest");
@@ -269,7 +289,7 @@ fn copy_in() {
 }
 
 #[test]
-fn copy_in_swallows_syncs() {
+fn case_34_copy_in_swallows_syncs() {
     // As libpq does it: a Sync behind Execute, another behind CopyDone.
     check(
         "> Pn B E S           = statement flight stop
@@ -287,7 +307,7 @@ fn copy_in_swallows_syncs() {
 }
 
 #[test]
-fn copy_that_fails_with_syncs_inside() {
+fn case_34_copy_that_fails_with_syncs_inside() {
     let libpq = "> Pn B E S\n < 1 2 G\n > d\n";
     // CopyFail, and an error in a line: the first Sync was read.
     check(&format!(
@@ -336,6 +356,45 @@ fn copy_that_fails_with_syncs_inside() {
     check("> Q S d c\n < G E = ambiguous flight stop\n < Z:I = ambiguous\n < Z:I = rest");
     check("> Q S d c Q\n < G E Z:I = ambiguous flight stop\n < C Z:I = rest");
     check("> Q S d c Q\n < G E Z:I Z:I = statement flight stop\n < C Z:I = rest");
+}
+
+#[test]
+fn case_40_copy_both_flows_both_ways_until_both_have_ended_it() {
+    // The client ends it; what the server had sent by then is followed by its own end.
+    check(
+        "> Q                  = statement flight stop
+         < W                  = copy flight
+         < d d N d
+         > d d                = copy flight
+         > c                  = copy flight stop
+         < d c C Z:I          = rest
+         > d c                = rest",
+    );
+    // The end of a timeline: the server ends it, is answered, and says what comes next.
+    check(
+        "> Q
+         < W d c              = copy flight
+         > d c                = statement flight stop
+         < T D C C Z:I        = rest",
+    );
+    // Answers that were sent before the stream began, and a command that was sent behind its end.
+    check(
+        "> Q d c Q
+         < W c C Z:I          = statement flight stop
+         < T D C Z:I          = rest",
+    );
+    check(
+        "> Q
+         < W d E              = statement flight stop
+         > d                  = statement flight stop
+         < Z:I                = rest",
+    );
+    check("> Q\n < W d\n > Q = ambiguous flight");
+    check("> Q\n < W d\n > S = ambiguous flight");
+    check("> Q\n < W d\n > f = ambiguous flight");
+    check("> Q S\n < W = ambiguous flight");
+    check("> P:a B E S\n < 1 2 W E:fatal = ambiguous u=a");
+    check("< W = ambiguous");
 }
 
 #[test]

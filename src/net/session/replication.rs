@@ -1,0 +1,83 @@
+//! A session that is a WAL sender's client. It is never moved: a stream can't be put onto another server
+//! connection. An event waits for it or, where the cluster is told so, ends it when nobody else is left.
+
+use super::super::blame;
+use super::super::end::End;
+use super::Session;
+use crate::backend::registry::Ask;
+use crate::session::blocker::Blocker;
+use crate::wire::pg::startup::Replication;
+
+impl Session {
+    pub(super) fn is_replication(&self) -> bool {
+        self.profile.replication != Replication::No
+    }
+
+    /// What others ask of sessions, as far as it means something to this one.
+    pub(super) fn attend_replication(&mut self) -> Result<(), End> {
+        // It can't be probed, moved, or parked.
+        let asks = [Ask::Probe, Ask::Move, Ask::Park];
+        let asked = asks.map(|ask| self.handle().take(ask));
+        if asked.contains(&true) {
+            drop(self.handle().take_offer());
+            self.publish();
+        }
+        if self.handle().take(Ask::GiveWay) {
+            self.giving_way = true;
+            self.give_way()?;
+        }
+        if self.ending.is_some() && self.relay.machine.is_streaming() {
+            self.relay.want_gap = true;
+        }
+        Ok(())
+    }
+
+    /// Ends for an event, if it still is to and can; between two messages, so that its client can be told.
+    pub(super) fn give_way(&mut self) -> Result<(), End> {
+        if !std::mem::take(&mut self.giving_way) || !self.must_leave() || !self.gives_way() {
+            return Ok(());
+        }
+        if !self.relay.is_mid_frame() {
+            return Err(End::GaveWay);
+        }
+        self.giving_way = true;
+        self.relay.want_gap = true;
+        Ok(())
+    }
+
+    /// An event may end it: its client connects again and goes on from where it was.
+    pub(super) fn gives_way(&self) -> bool {
+        let machine = &self.relay.machine;
+        self.profile.cluster.ends_replication
+            && (machine.is_streaming() || machine.at_rest())
+            && self.lasting().is_none()
+    }
+
+    pub(super) fn replication_blockers(&self) -> Vec<Blocker> {
+        let kind = match self.profile.replication {
+            Replication::Logical => "a logical replication connection",
+            _ => "a physical replication connection",
+        };
+        let machine = &self.relay.machine;
+        let streams = if machine.is_streaming() {
+            ", streaming"
+        } else {
+            ""
+        };
+        let since = self.handle().identity.connected_at;
+        let mut blockers = vec![blame::replication(
+            machine,
+            format!("{kind}{streams}"),
+            since,
+        )];
+        blockers.extend(self.lasting());
+        blockers
+    }
+
+    /// What its client would miss for good.
+    fn lasting(&self) -> Option<Blocker> {
+        let machine = &self.relay.machine;
+        let (kind, detail) = machine.walsender.as_ref()?.blocker(!machine.at_rest())?;
+        Some(blame::lasting(machine, kind, detail))
+    }
+}
