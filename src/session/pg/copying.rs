@@ -1,12 +1,14 @@
 //! What the machine makes of messages inside COPY FROM STDIN, and of those that are sent around one.
 
 use super::machine::{INSIDE_COPY, Machine, Owed};
+use crate::wire::pg::frame::Header;
 
 impl Machine {
     /// A client's frame while the server reads COPY data; true when that is all it means.
-    pub(super) fn in_copy(&mut self, tag: u8) -> bool {
-        match tag {
-            b'H' => {}
+    pub(super) fn in_copy(&mut self, header: Header) -> bool {
+        match header.tag {
+            // With a body it is an error if the COPY has failed by then.
+            b'H' if header.body == 0 => {}
             b'd' => self.copy_data = true,
             b'S' => self.swallow_sync(),
             b'c' | b'f' => self.copy_in = false,

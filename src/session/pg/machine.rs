@@ -201,7 +201,7 @@ impl Machine {
                     self.batch_open = false;
                     self.owed.push_back(Owed::Sync);
                 }
-                b'd' | b'c' | b'f' | b'H' => {}
+                _ if Self::means_nothing(header) => {}
                 _ if self.doubtful > 0 => {
                     self.ambiguous("a message behind a COPY that failed with a Sync inside it");
                 }
@@ -209,7 +209,7 @@ impl Machine {
             }
             return ClientFrame::Forward;
         }
-        if self.copy_in && self.in_copy(header.tag) {
+        if self.copy_in && self.in_copy(header) {
             return ClientFrame::Forward;
         }
         match header.tag {
@@ -540,3 +540,7 @@ impl Machine {
         self.ambiguous.get_or_insert(why);
     }
 }
+
+#[cfg(fuzzing)]
+#[path = "shape.rs"]
+mod shape;
