@@ -17,6 +17,7 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod differential;
 mod edges;
 mod fault_kills;
 mod fault_network;

@@ -5,6 +5,7 @@ pub(crate) mod ledger;
 pub(crate) mod pgbench;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
+pub(crate) mod random;
 pub(crate) mod script;
 pub(crate) mod wire;
 
