@@ -159,14 +159,22 @@ pub fn scripted(data: &[u8], mut look: impl FnMut(&Machine)) {
     }
 }
 
-/// Any frames from both sides: `[tag, length, body...]`, the top bit of the length tells the side.
+/// A body longer than the session machine keeps.
+const LONG: usize = 70_000;
+
+/// Any frames from both sides: `[tag, length, body...]`, the top bit of the length tells the side. The largest
+/// length stands for [`LONG`].
 pub fn raw(mut data: &[u8], mut look: impl FnMut(&Machine)) {
     let mut machine = Machine::default();
     let now = Instant::now();
     let mut doubt = None;
     while let [tag, length, rest @ ..] = data {
         let (body, behind) = rest.split_at(rest.len().min(usize::from(length & 0x7f)));
-        if length & 0x80 == 0 {
+        if *length == 0x7f {
+            let mut long = body.to_vec();
+            long.resize(LONG, 0);
+            send(&mut machine, *tag, &long, now);
+        } else if length & 0x80 == 0 {
             send(&mut machine, *tag, body, now);
         } else {
             deliver(&mut machine, *tag, body);

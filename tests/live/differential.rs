@@ -50,18 +50,20 @@ const RESET: &str = "drop table if exists t, x, other.x; create table t (a int, 
 /// The server that is asked straight.
 struct Direct {
     server: Postgres,
+    owner: Client,
     client: Client,
     watcher: Client,
 }
 
 /// The proxy's side.
 struct Through {
-    server: Postgres,
+    owner: Client,
     proxy: Proxy,
     admin: Admin,
     client: Client,
     event: Option<u64>,
     tally: BTreeMap<String, u64>,
+    _server: Postgres,
 }
 
 /// What the direct side read after one segment.
@@ -92,12 +94,6 @@ fn connect(target: &Target) -> Client {
     Client::connect(&target.clone().with("application_name", APPLICATION)).unwrap()
 }
 
-fn reset(server: &Postgres) {
-    let mut client = Client::connect(&server.app()).unwrap();
-    client.run(RESET);
-    client.close();
-}
-
 fn bytes(segment: &Segment) -> Vec<u8> {
     segment.lines.iter().flat_map(|line| encode(line, line)).collect()
 }
@@ -107,6 +103,7 @@ impl Direct {
         let server = server();
         Self {
             client: connect(&server.app()),
+            owner: Client::connect(&server.app()).unwrap(),
             watcher: Client::connect(&server.admin()).unwrap(),
             server,
         }
@@ -188,7 +185,8 @@ impl Through {
             admin: proxy.admin(),
             client: connect(&proxy.app()),
             proxy,
-            server,
+            owner: Client::connect(&server.app()).unwrap(),
+            _server: server,
             event: None,
             tally: BTreeMap::new(),
         }
@@ -370,6 +368,10 @@ fn show(messages: &[Message]) -> String {
     out
 }
 
+fn say(text: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
+}
+
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -388,8 +390,8 @@ fn differential_random_scripts_read_the_same() {
             direct.log_in();
             through.log_in();
         }
-        reset(&direct.server);
-        reset(&through.server);
+        direct.owner.run(RESET);
+        through.owner.run(RESET);
         let heard = direct.run(&script);
         let result = through.run(number, &script, &heard, direct.client.process);
         fresh = result.is_ok()
@@ -402,6 +404,7 @@ fn differential_random_scripts_read_the_same() {
                 let lines = segment.lines.join("\n    ");
                 let _ = writeln!(text, "{at:2}  {lines}");
             }
+            say(&text);
             faults.push(text);
             if faults.len() >= 5 {
                 break;
@@ -411,8 +414,8 @@ fn differential_random_scripts_read_the_same() {
             through.settle_events();
         }
     }
-    let tally = format!("scripts {first} to {}: {:?}\n", first + count, through.tally);
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), tally.as_bytes());
+    let tally = format!("scripts {first} to {}: {:?}", first + count, through.tally);
+    say(&tally);
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
     assert!(through.tally.get("moved at rest").is_some_and(|n| *n * 2 > count), "{tally}");
 }
