@@ -26,7 +26,9 @@ fn prove() {
 }
 
 fn corpus(target: &str) -> impl Iterator<Item = Vec<u8>> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
     let files = fs::read_dir(&dir).expect("the corpus is kept");
     files.map(|file| fs::read(file.expect("a file").path()).expect("readable"))
 }

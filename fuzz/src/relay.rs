@@ -118,7 +118,10 @@ impl Bench {
         let mut cx = Context::from_waker(Waker::noop());
         self.client.push(&mut cx);
         self.server.push(&mut cx);
-        match self.relay.poll(&mut cx, &self.registered.handle, Instant::now()) {
+        match self
+            .relay
+            .poll(&mut cx, &self.registered.handle, Instant::now())
+        {
             Poll::Pending => {}
             Poll::Ready(Stop::SafePoint | Stop::Rested) => self.relay.mode = Mode::Flow,
             Poll::Ready(Stop::Asked) => self.registered.handle.forget_asked(),
@@ -129,8 +132,14 @@ impl Bench {
 
     fn check(&self) {
         let (client, server) = (&self.client, &self.server);
-        assert!(client.sent.starts_with(&server.read), "the server read else");
-        assert!(server.sent.starts_with(&client.read), "the client read else");
+        assert!(
+            client.sent.starts_with(&server.read),
+            "the server read else"
+        );
+        assert!(
+            server.sent.starts_with(&client.read),
+            "the client read else"
+        );
     }
 }
 
@@ -144,7 +153,10 @@ fn framed(tag: u8, body: &[u8]) -> BytesMut {
 fn whole(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Ok(Some(header)) = Header::parse(&bytes[at..]) {
-        let Some(end) = at.checked_add(header.frame_len()).filter(|end| *end <= bytes.len()) else {
+        let Some(end) = at
+            .checked_add(header.frame_len())
+            .filter(|end| *end <= bytes.len())
+        else {
             break;
         };
         at = end;
@@ -171,7 +183,11 @@ pub fn scripted(data: &[u8]) {
             Step::ServerReads(n) => bench.server.pull(&mut cx, usize::from(n)),
             Step::Turn => bench.turn(),
             Step::Mode(lock_step) if !bench.over => {
-                bench.relay.mode = if lock_step { Mode::LockStep } else { Mode::Flow };
+                bench.relay.mode = if lock_step {
+                    Mode::LockStep
+                } else {
+                    Mode::Flow
+                };
             }
             Step::Mode(_) => {}
         }
@@ -192,7 +208,13 @@ pub fn scripted(data: &[u8]) {
     }
     bench.check();
     if !bench.over {
-        assert!(bench.server.read.len() >= whole(&bench.client.sent), "kept from the server");
-        assert!(bench.client.read.len() >= whole(&bench.server.sent), "kept from the client");
+        assert!(
+            bench.server.read.len() >= whole(&bench.client.sent),
+            "kept from the server"
+        );
+        assert!(
+            bench.client.read.len() >= whole(&bench.server.sent),
+            "kept from the client"
+        );
     }
 }

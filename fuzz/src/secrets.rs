@@ -50,7 +50,11 @@ fn server_side(data: &[u8]) {
     let secret = [7; 32];
     let real = ServerExchange::new(VERIFIER.clone(), &NONCE).client_first(first);
     let mock = ServerExchange::mock(&secret, b"nobody", &NONCE).client_first(first);
-    assert_eq!(real.is_ok(), mock.is_ok(), "an unknown user looks different");
+    assert_eq!(
+        real.is_ok(),
+        mock.is_ok(),
+        "an unknown user looks different"
+    );
     if let (Ok((real, _)), Ok((mock, answer))) = (real, mock) {
         // The rest of the nonce, as an honest client repeats it.
         let nonce = answer.split(|b| *b == b',').next().unwrap_or_default();
@@ -146,7 +150,11 @@ pub fn stored(data: &[u8]) {
     }
     if let Ok(Verifier::Md5(stored)) = &verifier {
         let salt = [1, 2, 3, 4];
-        assert!(md5::verify(stored, salt, md5::response(stored, salt).as_bytes()));
+        assert!(md5::verify(
+            stored,
+            salt,
+            md5::response(stored, salt).as_bytes()
+        ));
         assert!(!md5::verify(stored, salt, data));
     }
     match Secret::parse(&text, SALT) {

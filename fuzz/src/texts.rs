@@ -1,9 +1,7 @@
 //! Statement texts: any bytes, and statements made of pieces of which some must never be shown.
 
 use arbitrary::{Arbitrary, Unstructured};
-use slackwater::session::pg::hints::{
-    SCAN_LIMIT, custom_names_from_bind, first_keyword, scan,
-};
+use slackwater::session::pg::hints::{SCAN_LIMIT, custom_names_from_bind, first_keyword, scan};
 use slackwater::session::pg::mask::mask;
 use slackwater::session::pg::watched::Watched;
 
@@ -34,10 +32,32 @@ struct Inside {
 }
 
 const WORDS: &[&str] = &[
-    "select", "SET", "set_config", "e", "b", "x", "n", "u&", "do", "prepare", "local", "session",
-    "current_setting", "load", "pg_backup_start", "from", "value_1", "a$b", "é", "app.x", "$", "E",
+    "select",
+    "SET",
+    "set_config",
+    "e",
+    "b",
+    "x",
+    "n",
+    "u&",
+    "do",
+    "prepare",
+    "local",
+    "session",
+    "current_setting",
+    "load",
+    "pg_backup_start",
+    "from",
+    "value_1",
+    "a$b",
+    "é",
+    "app.x",
+    "$",
+    "E",
 ];
-const SIGNS: &[&str] = &["(", ")", ",", ";", "=", "::", ".", "-", "/", "*", "\\", ":=", "[", "<"];
+const SIGNS: &[&str] = &[
+    "(", ")", ",", ";", "=", "::", ".", "-", "/", "*", "\\", ":=", "[", "<",
+];
 
 impl Inside {
     fn put(&self, out: &mut String, odd: &[&str]) {
@@ -70,7 +90,8 @@ fn put(out: &mut String, piece: &Piece) {
             out.push_str(tag);
         }
         Piece::Number(form) => {
-            let form = ["{}", "{}.{}", ".{}", "1e{}", "0x{}", "1_{}", "{}e-{}"][usize::from(form % 7)];
+            let form =
+                ["{}", "{}.{}", ".{}", "1e{}", "0x{}", "1_{}", "{}e-{}"][usize::from(form % 7)];
             out.push_str(&form.replace("{}", NUMBER));
         }
         Piece::Line => out.push_str("-- s3cr3t ' \" $$ /*\n"),
@@ -95,7 +116,11 @@ pub fn any(text: &[u8]) {
     assert!(first_keyword(text).len() <= text.len());
     for most in [0, 1, 20, usize::MAX] {
         let masked = mask(text, most);
-        assert!(masked.chars().count() <= most.max(1), "{masked:?} of {:?}, {most}", String::from_utf8_lossy(text));
+        assert!(
+            masked.chars().count() <= most.max(1),
+            "{masked:?} of {:?}, {most}",
+            String::from_utf8_lossy(text)
+        );
         assert!(!masked.chars().any(char::is_control));
     }
     let mut watched = Watched::default();
@@ -113,7 +138,8 @@ pub fn masked(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let mut text = String::new();
     while !input.is_empty() && text.len() < 4096 {
-        let (Ok(piece), Ok(space)) = (Piece::arbitrary(&mut input), u8::arbitrary(&mut input)) else {
+        let (Ok(piece), Ok(space)) = (Piece::arbitrary(&mut input), u8::arbitrary(&mut input))
+        else {
             break;
         };
         put(&mut text, &piece);

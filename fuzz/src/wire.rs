@@ -135,7 +135,9 @@ fn options(data: &[u8]) {
             continue;
         };
         let mut wanted = read(data);
-        let last = wanted.iter().rfind(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()));
+        let last = wanted
+            .iter()
+            .rfind(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()));
         assert_eq!(last.map(|(_, v)| v), Some(&value));
         wanted.retain(|(n, _)| !n.eq_ignore_ascii_case(name.as_bytes()));
         assert_eq!(read(&rest), wanted, "{:?}", String::from_utf8_lossy(data));

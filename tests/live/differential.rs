@@ -97,7 +97,11 @@ fn connect(target: &Target) -> Client {
 }
 
 fn bytes(segment: &Segment) -> Vec<u8> {
-    segment.lines.iter().flat_map(|line| encode(line, line)).collect()
+    segment
+        .lines
+        .iter()
+        .flat_map(|line| encode(line, line))
+        .collect()
 }
 
 impl Direct {
@@ -174,7 +178,9 @@ impl Direct {
 fn is_read(at: u16, from: u16) -> bool {
     let (at, from) = (format!(":{at:04X}"), format!(":{from:04X}"));
     let table = fs::read_to_string("/proc/net/tcp").expect("the table of sockets");
-    let line = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
     line.filter(|f| f.len() > 4 && f[1].ends_with(&at) && f[2].ends_with(&from))
         .all(|f| f[4] == "00000000:00000000")
 }
@@ -197,7 +203,9 @@ impl Through {
     fn log_in(&mut self) {
         let next = connect(&self.proxy.app());
         std::mem::replace(&mut self.client, next).close();
-        wait_until("the old session is gone", SOON, || self.admin.sessions().len() == 1);
+        wait_until("the old session is gone", SOON, || {
+            self.admin.sessions().len() == 1
+        });
     }
 
     fn count(&mut self, what: &str) {
@@ -255,14 +263,26 @@ impl Through {
             let blockers = session["blockers"].as_array()?;
             (!blockers.is_empty()).then_some(false)
         });
-        self.count(if detached { "held at rest" } else { "held, but blocked" });
+        self.count(if detached {
+            "held at rest"
+        } else {
+            "held, but blocked"
+        });
     }
 
     /// Runs the script; the first difference.
-    fn run(&mut self, number: u64, script: &[Segment], heard: &[Heard], own: i32) -> Result<(), String> {
+    fn run(
+        &mut self,
+        number: u64,
+        script: &[Segment],
+        heard: &[Heard],
+        own: i32,
+    ) -> Result<(), String> {
         let mut random = Random::new(number ^ 0xdead_beef);
         for (at, (segment, heard_here)) in script.iter().zip(heard).enumerate() {
-            let movable = at.checked_sub(1).is_some_and(|before| heard[before].movable);
+            let movable = at
+                .checked_sub(1)
+                .is_some_and(|before| heard[before].movable);
             let fault = |what: String| format!("segment {at}: {what}");
             let bytes = bytes(segment);
             let mut held = false;
@@ -372,7 +392,11 @@ fn show(messages: &[Message]) -> String {
         let label = message.label();
         let _ = write!(out, "{label} ");
         if messages.len() == 1 || label.starts_with('E') {
-            let _ = write!(out, "[{}] ", String::from_utf8_lossy(&message.body).escape_debug());
+            let _ = write!(
+                out,
+                "[{}] ",
+                String::from_utf8_lossy(&message.body).escape_debug()
+            );
         }
     }
     out
@@ -459,7 +483,9 @@ impl Through {
     /// The session ends, so that its event does.
     fn settle_events(&mut self) {
         self.client.hang_up();
-        wait_until("the session is gone", SOON, || self.admin.session(APPLICATION).is_none());
+        wait_until("the session is gone", SOON, || {
+            self.admin.session(APPLICATION).is_none()
+        });
         if let Some(id) = self.event.take() {
             wait_for("the event ends", SOON, || self.admin.outcome(id));
         }

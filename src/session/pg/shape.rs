@@ -9,8 +9,16 @@ type Shape = BTreeSet<String>;
 impl Machine {
     /// What this machine is in.
     pub fn shape(&self) -> Shape {
-        let mut out: Shape = self.owed.iter().map(|owed| name(*owed).to_owned()).collect();
-        out.extend(self.owed.front().map(|owed| format!("first: {}", name(*owed))));
+        let mut out: Shape = self
+            .owed
+            .iter()
+            .map(|owed| name(*owed).to_owned())
+            .collect();
+        out.extend(
+            self.owed
+                .front()
+                .map(|owed| format!("first: {}", name(*owed))),
+        );
         out.insert(format!("status {:?}", self.status));
         let flags = [
             ("batch open", self.batch_open),
@@ -68,7 +76,14 @@ impl Machine {
             out.insert(format!("{flag}: false"));
         }
         out.extend(DOUBTS.iter().map(|why| (*why).to_owned()));
-        for blocker in ["None", "Some(Ambiguous)", "Some(Transaction)", "Some(Copy)", "Some(Statement)", "Some(UnnamedStatement)"] {
+        for blocker in [
+            "None",
+            "Some(Ambiguous)",
+            "Some(Transaction)",
+            "Some(Copy)",
+            "Some(Statement)",
+            "Some(UnnamedStatement)",
+        ] {
             out.insert(format!("blocker {blocker}"));
         }
         out

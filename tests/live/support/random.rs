@@ -267,7 +267,10 @@ fn statement(random: &mut Random) -> &'static str {
 }
 
 fn quote(text: &str) -> String {
-    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let escaped = text
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n");
     format!("\"{escaped}\"")
 }
 
@@ -286,7 +289,9 @@ fn segment(random: &mut Random) -> Segment {
             out.blocks = count > 1 && all.iter().any(|sql| sql.starts_with("prepare p"));
             out.lines.push(query(&all.join("; ")));
         }
-        30..32 => out.lines.push(query(random.pick(&["", " ", ";", "-- nothing", ";;"]))),
+        30..32 => out
+            .lines
+            .push(query(random.pick(&["", " ", ";", "-- nothing", ";;"]))),
         32..37 => {
             out.blocks = true;
             out.lines.push(query(random.pick(BLOCKERS)));
@@ -343,7 +348,11 @@ const PORTALS: &[&str] = &["-", "-", "-", "p", "q"];
 
 fn name(random: &mut Random, of: &[&'static str]) -> String {
     let name = random.pick(of);
-    if name.contains(' ') { quote(name) } else { name.to_owned() }
+    if name.contains(' ') {
+        quote(name)
+    } else {
+        name.to_owned()
+    }
 }
 
 /// Parameters that a text has, for a Bind that fits.
@@ -388,7 +397,11 @@ fn whole_extended(random: &mut Random, out: &mut Segment) {
     if random.percent(60) {
         out.lines.push("D P -".to_owned());
     }
-    let rows = if random.percent(25) { 1 + random.below(3) } else { 0 };
+    let rows = if random.percent(25) {
+        1 + random.below(3)
+    } else {
+        0
+    };
     out.lines.push(format!("E - {rows}"));
     if rows > 0 && random.percent(50) {
         out.lines.push("E - 0".to_owned());
@@ -412,7 +425,11 @@ fn loose(random: &mut Random, out: &mut Segment) {
             }
             line
         }
-        12..17 => format!("E {} {}", name(random, PORTALS), random.pick(&["0", "0", "1", "2"])),
+        12..17 => format!(
+            "E {} {}",
+            name(random, PORTALS),
+            random.pick(&["0", "0", "1", "2"])
+        ),
         17..19 => format!("D S {}", name(random, NAMES)),
         19..21 => format!("D P {}", name(random, PORTALS)),
         21..23 => format!("C S {}", name(random, NAMES)),
@@ -429,7 +446,15 @@ fn loose(random: &mut Random, out: &mut Segment) {
 fn function_call(random: &mut Random) -> String {
     // abs(int4), upper(text), int4div, one that there is not, a wrong number of arguments.
     random
-        .pick(&["F 1397 -5", "F 871 word", "F 154 6 2", "F 154 6 0", "F 999999 1", "F 1397 1 2", "F 1397 x"])
+        .pick(&[
+            "F 1397 -5",
+            "F 871 word",
+            "F 154 6 2",
+            "F 154 6 0",
+            "F 999999 1",
+            "F 1397 1 2",
+            "F 1397 x",
+        ])
         .to_owned()
 }
 
@@ -453,7 +478,8 @@ fn copy_data(random: &mut Random, out: &mut Segment) {
                 .replace("\\t", "\t"),
         );
     }
-    out.lines.push(random.pick(&["c", "c", "c", "f \"no more\""]).to_owned());
+    out.lines
+        .push(random.pick(&["c", "c", "c", "f \"no more\""]).to_owned());
 }
 
 fn copy_statement(random: &mut Random) -> &'static str {
@@ -486,7 +512,8 @@ fn copy_in(random: &mut Random, out: &mut Segment) {
 }
 
 fn copy_in_extended(random: &mut Random, out: &mut Segment) {
-    out.lines.push(format!("P - {}", quote(copy_statement(random))));
+    out.lines
+        .push(format!("P - {}", quote(copy_statement(random))));
     out.lines.push("B - -".to_owned());
     out.lines.push("E - 0".to_owned());
     if random.percent(60) {
