@@ -134,7 +134,8 @@ fn deliver(machine: &mut Machine, tag: u8, body: &[u8]) {
         tag,
         body: body.len(),
     };
-    machine.on_server(header, &body[..Machine::server_head(header)]);
+    let head = machine.server_head(header);
+    machine.on_server(header, &body[..head]);
 }
 
 /// Runs a script; `look` sees the machine after each step.

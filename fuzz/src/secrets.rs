@@ -1,6 +1,6 @@
 //! SCRAM on both sides, md5, stored verifiers, users files. Everything derives with one round.
 
-use slackwater::auth::scram::{ClientExchange, NONCE_BYTES, ServerExchange};
+use slackwater::auth::scram::{Binding, ClientExchange, NONCE_BYTES, ServerExchange};
 use slackwater::auth::users::Users;
 use slackwater::auth::verifier::VerifierError;
 use slackwater::auth::{Credential, ScramVerifier, Secret, Verifier, md5};
@@ -18,7 +18,9 @@ static VERIFIER: LazyLock<ScramVerifier> =
 static KEYS: LazyLock<Credential> = LazyLock::new(|| {
     let client = ClientExchange::new(&password(), &NONCE).expect("a password will do");
     let server = ServerExchange::new(VERIFIER.clone(), &NONCE);
-    let (server, message) = server.client_first(&client.first()).expect("its first");
+    let (server, message) = server
+        .client_first(false, &client.first())
+        .expect("its first");
     let (_, message) = client.server_first(&message).expect("the server's first");
     server.client_final(&message).expect("its proof").credential
 });
@@ -27,17 +29,49 @@ fn password() -> Credential {
     Credential::Password(PASSWORD.to_owned().into())
 }
 
+/// What a client can bind to.
+const END_POINT: &[u8] = b"hash of a certificate";
+
+/// How both sides stand to channel binding.
+#[derive(Clone, Copy)]
+enum Channel {
+    Clear,
+    NotOffered,
+    Bound,
+}
+
+impl Channel {
+    fn server(self, server: ServerExchange) -> ServerExchange {
+        server.bound_to(matches!(self, Self::Bound).then_some(END_POINT))
+    }
+
+    fn client(self, credential: &Credential) -> ClientExchange {
+        let client = ClientExchange::new(credential, &NONCE).expect("can do SCRAM");
+        client.binding(match self {
+            Self::Clear => Binding::Impossible,
+            Self::NotOffered => Binding::NotOffered,
+            Self::Bound => Binding::EndPoint(END_POINT.into()),
+        })
+    }
+
+    fn is_bound(self) -> bool {
+        matches!(self, Self::Bound)
+    }
+}
+
 /// One exchange: hostile on one side, or honest with one message changed on its way.
 pub fn scram(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else {
         return;
     };
+    let channel = [Channel::Clear, Channel::NotOffered, Channel::Bound][usize::from(kind / 4 % 3)];
     match kind % 4 {
-        0 => server_side(data),
-        1 => client_side(data, &password()),
-        2 => client_side(data, &KEYS),
-        _ => changed(data, kind / 4),
+        0 => server_side(data, channel, kind & 0x80 != 0),
+        1 => client_side(data, channel, &password()),
+        2 => client_side(data, channel, &KEYS),
+        _ => changed(data, channel, kind / 12),
     }
+    Binding::choose(data, channel.is_bound().then_some(END_POINT));
 }
 
 fn halves(data: &[u8]) -> (&[u8], &[u8]) {
@@ -45,11 +79,15 @@ fn halves(data: &[u8]) -> (&[u8], &[u8]) {
     (&data[..at], data.get(at + 1..).unwrap_or_default())
 }
 
-fn server_side(data: &[u8]) {
+fn server_side(data: &[u8], channel: Channel, bound: bool) {
     let (first, last) = halves(data);
     let secret = [7; 32];
-    let real = ServerExchange::new(VERIFIER.clone(), &NONCE).client_first(first);
-    let mock = ServerExchange::mock(&secret, b"nobody", &NONCE).client_first(first);
+    let real = channel.server(ServerExchange::new(VERIFIER.clone(), &NONCE));
+    let mock = channel.server(ServerExchange::mock(&secret, b"nobody", &NONCE));
+    assert_eq!(real.mechanisms(), mock.mechanisms());
+    assert_eq!(real.chosen(first), mock.chosen(first));
+    let real = real.client_first(bound, first);
+    let mock = mock.client_first(bound, first);
     assert_eq!(
         real.is_ok(),
         mock.is_ok(),
@@ -64,11 +102,11 @@ fn server_side(data: &[u8]) {
     }
 }
 
-fn client_side(data: &[u8], credential: &Credential) {
+fn client_side(data: &[u8], channel: Channel, credential: &Credential) {
     let (first, last) = halves(data);
-    let client = ClientExchange::new(credential, &NONCE).expect("can do SCRAM");
+    let client = channel.client(credential);
     let own = client.first();
-    let nonce = own.get(8..).unwrap_or_default();
+    let nonce = own.rsplit(|b| *b == b'=').next().unwrap_or_default();
     if let Ok((client, _)) = client.server_first(&put_nonce(first, nonce)) {
         assert!(
             client.server_final(last).is_err(),
@@ -90,7 +128,7 @@ fn put_nonce(text: &[u8], nonce: &[u8]) -> Vec<u8> {
 }
 
 /// An honest exchange in which message `which` is changed: `[position, byte or deletion]...`
-fn changed(data: &[u8], which: u8) {
+fn changed(data: &[u8], channel: Channel, which: u8) {
     let mut touched = None;
     let mut number = 0;
     let mut pass = |message: Vec<u8>| {
@@ -105,9 +143,9 @@ fn changed(data: &[u8], which: u8) {
         now
     };
     let mut exchange = || {
-        let client = ClientExchange::new(&password(), &NONCE)?;
-        let server = ServerExchange::new(VERIFIER.clone(), &NONCE);
-        let (server, message) = server.client_first(&pass(client.first()))?;
+        let client = channel.client(&password());
+        let server = channel.server(ServerExchange::new(VERIFIER.clone(), &NONCE));
+        let (server, message) = server.client_first(channel.is_bound(), &pass(client.first()))?;
         let (client, message) = client.server_first(&pass(message))?;
         let done = server.client_final(&pass(message))?;
         client.server_final(&pass(done.message))

@@ -96,13 +96,13 @@ fn first_packet(first: FirstPacket, packet: &[u8]) {
         }
         FirstPacket::Startup(start) => {
             assert!(start.params.get("user").is_some_and(|u| !u.is_empty()));
-            put_startup(&mut out, &start.params);
+            put_startup(&mut out, start.minor, &start.params);
             let Ok(Some((FirstPacket::Startup(again), _))) = startup::parse(&out) else {
                 panic!("what was written is not read");
             };
-            assert_eq!(again.params, start.params);
+            assert_eq!((again.minor, &again.params), (start.minor, &start.params));
             startup::replication(&start.params);
-            put_negotiate_version(&mut out, &start.unsupported);
+            put_negotiate_version(&mut out, start.minor, &start.unsupported);
             let mut params = start.params;
             let had = params.take_cluster();
             let left = params.get("options").map(options::settings);
