@@ -3,6 +3,7 @@
 #   setup.sh server    PostgreSQL's programs
 #   setup.sh tests     and the drivers of the live tests, under target/drivers
 #   setup.sh bench     and the programs to compare with
+#   setup.sh fuzz      a nightly toolchain and cargo-fuzz
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-bench}
@@ -12,12 +13,14 @@ need() { # program-or-test, package
     command -v "$1" >/dev/null 2>&1 || missing+=("$2")
 }
 
-ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
-ls /usr/lib/postgresql/*/bin/pgbench >/dev/null 2>&1 || missing+=(postgresql-contrib)
-ls /usr/lib/postgresql/*/bin/psql >/dev/null 2>&1 || missing+=(postgresql-client)
+if [[ $what != fuzz ]]; then
+    ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
+    ls /usr/lib/postgresql/*/bin/pgbench >/dev/null 2>&1 || missing+=(postgresql-contrib)
+    ls /usr/lib/postgresql/*/bin/psql >/dev/null 2>&1 || missing+=(postgresql-client)
+fi
 need cc build-essential
 need cmake cmake
-if [[ $what != server ]]; then
+if [[ $what != server && $what != fuzz ]]; then
     need python3 python3
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     need node nodejs
@@ -49,6 +52,13 @@ fi
 command -v cargo >/dev/null || { echo "Rust is missing: install it from https://rustup.rs" >&2; exit 2; }
 
 [[ $what == server ]] && exit 0
+
+if [[ $what == fuzz ]]; then
+    rustup run nightly rustc --version >/dev/null 2>&1 \
+        || rustup toolchain install nightly --profile minimal
+    cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked
+    exit 0
+fi
 
 # The drivers, renewed when their lists change.
 drivers=target/drivers

@@ -1,19 +1,17 @@
 //! COPY as the machine follows it: from the client, and in both directions at once (replication).
 
-use super::machine::{Machine, Owed};
-
-/// The server ends the session (before 14: the COPY) when a COPY reads this; a COPY that has failed by
-/// then leaves it to be run.
-const INSIDE_COPY: &str = "a message inside COPY that is no part of it";
+use super::machine::{INSIDE_COPY, Machine, Owed};
+use crate::wire::pg::frame::Header;
 
 impl Machine {
     /// A client's frame while the server reads COPY data.
-    pub(super) fn in_copy(&mut self, tag: u8) {
-        match tag {
+    pub(super) fn in_copy(&mut self, header: Header) {
+        match header.tag {
             b'd' => self.copy_data = true,
             b'c' => self.copy_in = false,
             b'f' if !self.copy_both => self.copy_in = false,
-            b'H' if !self.copy_both => {}
+            // With a body it is an error if the COPY has failed by then.
+            b'H' if !self.copy_both && header.body == 0 => {}
             b'S' if !self.copy_both => self.swallow_sync(),
             // A stream of replication takes nothing but data and its end.
             _ => {

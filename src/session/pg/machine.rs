@@ -23,6 +23,10 @@ use std::time::Instant;
 /// Bytes of a body that are looked at; the rest streams through.
 pub const HEAD_MAX: usize = 16 * 1024;
 
+/// The server ends the session (before 14: the COPY) when a COPY reads this; a COPY that has failed by
+/// then leaves it to be run.
+pub(super) const INSIDE_COPY: &str = "a message inside COPY that is no part of it";
+
 /// Transaction status of the last ReadyForQuery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -204,7 +208,7 @@ impl Machine {
                     self.batch_open = false;
                     self.owed.push_back(Owed::Sync);
                 }
-                b'd' | b'c' | b'f' | b'H' => {}
+                _ if Self::means_nothing(header) => {}
                 _ if self.doubtful > 0 => {
                     self.ambiguous("a message behind a COPY that failed with a Sync inside it");
                 }
@@ -213,7 +217,7 @@ impl Machine {
             return ClientFrame::Forward;
         }
         if self.copy_in {
-            self.in_copy(header.tag);
+            self.in_copy(header);
             return ClientFrame::Forward;
         }
         match header.tag {
@@ -549,3 +553,7 @@ impl Machine {
         self.ambiguous.get_or_insert(why);
     }
 }
+
+#[cfg(fuzzing)]
+#[path = "shape.rs"]
+mod shape;

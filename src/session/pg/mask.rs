@@ -25,8 +25,9 @@ pub fn mask(text: &[u8], max_chars: usize) -> String {
                 let end = string_end(bytes, at + 1, false);
                 if memchr::memmem::find(&bytes[at..end], b"\\'").is_some() {
                     // With standard_conforming_strings off the string goes on: nobody can tell.
-                    out.push("?");
-                    out.cut();
+                    if out.push("?") {
+                        out.cut();
+                    }
                     return out.text;
                 }
                 ("?", end)
@@ -108,7 +109,6 @@ impl Masked {
         let space = std::mem::take(&mut self.space).then_some(' ');
         for c in space.into_iter().chain(piece.chars()) {
             if self.left == 0 {
-                self.text.pop();
                 self.cut();
                 return false;
             }
@@ -119,6 +119,9 @@ impl Masked {
     }
 
     fn cut(&mut self) {
+        if self.left == 0 {
+            self.text.pop();
+        }
         self.text.push('…');
     }
 }
@@ -158,6 +161,9 @@ mod tests {
         }
         assert_eq!(mask(b"SELECT a FROM b", 8), "SELECT …");
         assert_eq!(mask(b"SELECT a", 8), "SELECT a");
+        // What ends a text early counts, too.
+        assert_eq!(mask(b"a 'x\\'", 2), "a\u{2026}");
+        assert_eq!(mask(b"a 'x\\'", 3), "a \u{2026}");
         assert_eq!(
             mask(b"SELECT \xff\xfe, '\xff'", 80),
             "SELECT \u{fffd}\u{fffd}, ?"
@@ -167,7 +173,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_masked_within_the_limit(text in proptest::collection::vec(any::<u8>(), 0..200), max in 0_usize..40) {
-            prop_assert!(mask(&text, max).chars().count() <= max + 1);
+            prop_assert!(mask(&text, max).chars().count() <= max.max(1));
         }
 
         #[test]

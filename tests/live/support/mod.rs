@@ -7,6 +7,7 @@ pub(crate) mod middle;
 pub(crate) mod pgbench;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
+pub(crate) mod random;
 pub(crate) mod script;
 pub(crate) mod scripts;
 #[path = "../../common/servers.rs"]

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `Q "sql"` `P name "sql"` `B portal statement "value"...` `D S name` `D P name` `E portal rows` | the message of that letter; `-` is the empty name |
 //! | `C S name` `C P name` `S` `H` `d "data"` `c` `f "reason"` `F oid "argument"...` | the same |
+//! | `raw T "body"` | a message of type T, whatever its body |
 //! | `repeat N line` | the line N times |
 //! | `cut N` | sends all that is pending but its last N bytes, which wait for `send` or `>` |
 //! | `send` | sends all that is pending |
@@ -208,7 +209,8 @@ fn expect(at: &str, want: &str, client: &mut Client, bytes: &[u8]) -> Vec<Messag
     })
 }
 
-fn encode(at: &str, line: &str) -> Vec<u8> {
+/// The bytes of one line that is a message.
+pub(crate) fn encode(at: &str, line: &str) -> Vec<u8> {
     let words = words(line);
     let mut words = words.iter().map(String::as_str);
     let tag = words.next().unwrap_or_default().to_owned();
@@ -231,6 +233,7 @@ fn encode(at: &str, line: &str) -> Vec<u8> {
         }
         "S" | "H" | "c" | "X" => message(tag.as_bytes()[0], &[]),
         "d" => message(b'd', next().as_bytes()),
+        "raw" => message(next().as_bytes()[0], next().as_bytes()),
         "f" => message(b'f', &cstr(next())),
         "F" => {
             let mut body = next()
@@ -252,7 +255,7 @@ fn encode(at: &str, line: &str) -> Vec<u8> {
     }
 }
 
-/// Words between spaces; a quoted one may hold spaces, `\n` and `\"`. `{N}` in one is N bytes of `x`.
+/// Words between spaces; a quoted one may hold spaces, `\n`, `\0` and `\"`. `{N}` in one is N bytes of `x`.
 fn words(line: &str) -> Vec<String> {
     let mut out = Vec::new();
     let mut chars = line.chars().peekable();
@@ -266,6 +269,7 @@ fn words(line: &str) -> Vec<String> {
                         '"' => break,
                         '\\' => match chars.next() {
                             Some('n') => word.push('\n'),
+                            Some('0') => word.push('\0'),
                             Some(other) => word.push(other),
                             None => {}
                         },

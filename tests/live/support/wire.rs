@@ -298,19 +298,22 @@ impl Client {
     /// The next message.
     pub(crate) fn receive(&mut self) -> io::Result<Message> {
         loop {
-            if self.buffer.len() >= 5 {
-                let len = u32::from_be_bytes(self.buffer[1..5].try_into().unwrap()) as usize + 1;
-                if self.buffer.len() >= len {
-                    let body = self.buffer[5..len].to_vec();
-                    let tag = self.buffer[0];
-                    self.buffer.drain(..len);
-                    let message = Message { tag, body };
-                    self.note(&message);
-                    return Ok(message);
-                }
+            if let Some(message) = self.buffered() {
+                return Ok(message);
             }
             self.fill()?;
         }
+    }
+
+    fn buffered(&mut self) -> Option<Message> {
+        let header = self.buffer.first_chunk::<5>()?;
+        let len = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize + 1;
+        let body = self.buffer.get(5..len)?.to_vec();
+        let tag = header[0];
+        self.buffer.drain(..len);
+        let message = Message { tag, body };
+        self.note(&message);
+        Some(message)
     }
 
     fn note(&mut self, message: &Message) {
@@ -351,6 +354,28 @@ impl Client {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// The TCP port of this side.
+    pub(crate) fn local_port(&self) -> u16 {
+        self.stream.local_addr().unwrap().port()
+    }
+
+    /// The whole messages that are there by now, and whether the other side has not ended the connection.
+    pub(crate) fn arrived(&mut self) -> (Vec<Message>, bool) {
+        self.stream.set_nonblocking(true).unwrap();
+        let open = loop {
+            match self.fill() {
+                Ok(()) => {}
+                Err(e) => break e.kind() == ErrorKind::TimedOut,
+            }
+        };
+        self.stream.set_nonblocking(false).unwrap();
+        let mut out = Vec::new();
+        while let Some(message) = self.buffered() {
+            out.push(message);
+        }
+        (out, open)
     }
 
     /// Messages up to and with the next ReadyForQuery.

@@ -347,6 +347,9 @@ fn case_34_copy_that_fails_with_syncs_inside() {
     // Whether this Query runs nobody knows.
     check(&format!("{early} > Q S\n < C Z:I Z:I = ambiguous"));
     check("> E S d S c Q S\n < G E = ambiguous flight\n < Z:I Z:I C Z:I Z:I = ambiguous");
+    // A Flush with a body is ignored inside the COPY, and an error behind it.
+    check(&format!("{early} > H:xx = ambiguous\n < Z:I E = ambiguous"));
+    check("> E\n < G\n > d S H:xx = ambiguous flight\n < E:line Z:I E = ambiguous");
     // A Sync behind the first data may be unread even then.
     check("> E\n < G\n > d S d c S\n < E:line Z:I = ambiguous\n > Q\n < Z:I C Z:I = rest");
     check("> E d S c S\n < G E:line Z:I = ambiguous\n < Z:I = rest");
