@@ -454,7 +454,7 @@ fn work(next: impl Fn() -> Option<Range<u64>>) -> (Vec<String>, BTreeMap<String,
 #[test]
 fn differential_random_scripts_read_the_same() {
     let first = setting("SLACKWATER_TEST_FIRST").unwrap_or(0);
-    let count = setting("SLACKWATER_TEST_COUNT").unwrap_or(if full() { 10_000 } else { 100 });
+    let count = setting("SLACKWATER_TEST_COUNT").unwrap_or(if full() { 10_000 } else { 60 });
     let end = first + count;
     let at = AtomicU64::new(first);
     let next = || {
