@@ -5,7 +5,7 @@
 //! to the address with the fewest logins in progress, and there to the newest. Under a flood of strangers a
 //! login that has been slow for a while gives its place to one of an address that has fewer; so strangers
 //! can't keep the others out, and many clients behind one address are served all the same. The arithmetic is
-//! in [`Table`], which gets its time as an argument.
+//! in `Table`, which gets its time as an argument.
 
 use crate::observe::LoginMetrics;
 use parking_lot::Mutex;
