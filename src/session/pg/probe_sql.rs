@@ -57,6 +57,28 @@ const GUARD_SQL_17: &str = concat!(
     " OFFSET 0) t"
 );
 
+/// The beginning of the array: who answers, and the settings that have a source (an open parenthesis).
+macro_rules! who_and_settings {
+    () => {
+        "SELECT pg_catalog.convert_to(pg_catalog.json_build_array(
+pg_catalog.pg_backend_pid(), current_user, session_user, pg_catalog.current_setting('role'),
+(EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8,
+pg_catalog.pg_is_in_recovery(),
+(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(s.name, s.setting, s.source, s.reset_val)) FROM pg_catalog.pg_show_all_settings() s
+ WHERE (s.source OPERATOR(pg_catalog.<>) 'default' AND s.source OPERATOR(pg_catalog.=)
+ ANY ('{session,client,user,database,database user,global}'::pg_catalog.text[]))
+ OR pg_catalog.strpos(s.name, '.') OPERATOR(pg_catalog.>) 0
+ OR s.name OPERATOR(pg_catalog.=) 'idle_session_timeout'"
+    };
+}
+macro_rules! prepared {
+    () => {
+        "(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.name, p.statement, p.parameter_types::pg_catalog.oid[], p.from_sql))
+ FROM pg_catalog.pg_prepared_statement() p WHERE p.name OPERATOR(pg_catalog.<>) '_px4'),
+"
+    };
+}
+
 /// One row, one column: a JSON array in UTF-8 as bytea, which no client_encoding can spoil.
 /// $1: names of custom settings, $2: who logged in. Functions instead of views: cheaper to plan.
 macro_rules! main_sql {
@@ -68,21 +90,15 @@ macro_rules! main_sql {
  AND (d.setrole OPERATOR(pg_catalog.=) 0::pg_catalog.oid OR d.setrole OPERATOR(pg_catalog.=)
  pg_catalog.to_regrole(pg_catalog.quote_ident($2))::pg_catalog.oid)),
 n AS MATERIALIZED (SELECT pg_catalog.split_part(c,'=',1) AS name FROM r, pg_catalog.unnest(r.setconfig) c)
-SELECT pg_catalog.convert_to(pg_catalog.json_build_array(
-pg_catalog.pg_backend_pid(), current_user, session_user, pg_catalog.current_setting('role'),
-(EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8,
-pg_catalog.pg_is_in_recovery(),
-(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(s.name, s.setting, s.source, s.reset_val)) FROM pg_catalog.pg_show_all_settings() s
- WHERE (s.source OPERATOR(pg_catalog.<>) 'default' AND s.source OPERATOR(pg_catalog.=)
- ANY ('{session,client,user,database,database user,global}'::pg_catalog.text[]))
- OR pg_catalog.strpos(s.name, '.') OPERATOR(pg_catalog.>) 0
- OR s.name OPERATOR(pg_catalog.=) 'idle_session_timeout' OR s.name OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT n.name FROM n))),
+",
+            who_and_settings!(),
+            " OR s.name OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT n.name FROM n))),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(r.setdatabase, r.setrole, r.setconfig) ORDER BY r.setdatabase, r.setrole) FROM r),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(u.name, pg_catalog.current_setting(u.name, true)))
  FROM pg_catalog.unnest($1 OPERATOR(pg_catalog.||) ARRAY(SELECT n.name FROM n WHERE pg_catalog.strpos(n.name, '.') OPERATOR(pg_catalog.>) 0)) u(name)),
-(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.name, p.statement, p.parameter_types::pg_catalog.oid[], p.from_sql))
- FROM pg_catalog.pg_prepared_statement() p WHERE p.name OPERATOR(pg_catalog.<>) '_px4'),
-(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(l.classid, l.objid, l.objsubid, l.mode)) FROM pg_catalog.pg_lock_status() l
+",
+            prepared!(),
+            "(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(l.classid, l.objid, l.objsubid, l.mode)) FROM pg_catalog.pg_lock_status() l
  WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.locktype OPERATOR(pg_catalog.=) 'advisory'),
 CASE WHEN pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0::pg_catalog.oid THEN
 (SELECT pg_catalog.json_agg(pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)) FROM pg_catalog.pg_depend d
@@ -109,22 +125,17 @@ const MAIN_SQL_18: &str = main_sql!(
 /// What a fresh login holds, as far as a snapshot has it: the same array with nothing behind the prepared
 /// statements. It reads no catalog but those that every query reads, which is what a login right after a
 /// server's start pays for, and the one of role and database settings, which every log-in has just read.
-pub(super) const CHECK_SQL: &str = "SELECT pg_catalog.convert_to(pg_catalog.json_build_array(
-pg_catalog.pg_backend_pid(), current_user, session_user, pg_catalog.current_setting('role'),
-(EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8,
-pg_catalog.pg_is_in_recovery(),
-(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(s.name, s.setting, s.source, s.reset_val)) FROM pg_catalog.pg_show_all_settings() s
- WHERE (s.source OPERATOR(pg_catalog.<>) 'default' AND s.source OPERATOR(pg_catalog.=)
- ANY ('{session,client,user,database,database user,global}'::pg_catalog.text[]))
- OR pg_catalog.strpos(s.name, '.') OPERATOR(pg_catalog.>) 0
- OR s.name OPERATOR(pg_catalog.=) 'idle_session_timeout'),
+pub(super) const CHECK_SQL: &str = concat!(
+    who_and_settings!(),
+    "),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(d.setdatabase, d.setrole, d.setconfig)) FROM pg_catalog.pg_db_role_setting d
  WHERE d.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT b.oid FROM pg_catalog.pg_database b WHERE b.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())])
  AND d.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, pg_catalog.to_regrole(pg_catalog.quote_ident(session_user::pg_catalog.text))::pg_catalog.oid])),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(u.name, pg_catalog.current_setting(u.name, true))) FROM pg_catalog.unnest($1) u(name)),
-(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(p.name, p.statement, p.parameter_types::pg_catalog.oid[], p.from_sql))
- FROM pg_catalog.pg_prepared_statement() p WHERE p.name OPERATOR(pg_catalog.<>) '_px4'),
-NULL, NULL, NULL, NULL, NULL, NULL, NULL)::pg_catalog.text, 'UTF8')";
+",
+    prepared!(),
+    "NULL, NULL, NULL, NULL, NULL, NULL, NULL)::pg_catalog.text, 'UTF8')"
+);
 
 /// The statements of a probe for a server of this version, in order.
 pub(super) const fn statements(server_version_num: u32) -> [&'static str; 6] {
