@@ -27,6 +27,8 @@ pub(super) const COPYING: &str = "slackwater_copy";
 const LOOK: Duration = Duration::from_millis(50);
 /// A standby made of the last primary that does not stream by then is made anew.
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a standby may receive nothing, as when its primary was just started again.
+const SILENT_MAX: Duration = Duration::from_secs(5);
 /// For the stop of a standby, which has little to write.
 const STOP_PATIENCE: Duration = Duration::from_mins(1);
 /// A standby is level when it has replayed what the primary had written so short a time ago.
@@ -198,21 +200,19 @@ impl Follower {
         self.one(primary, &orphans).await?;
         let same_files =
             blocking(&self.data_dir, move |d| fence::same_configuration(d, home)).await?;
+        let catch_up = begun + self.keys.catch_up;
         if same_files && let Some(mut ready) = self.running(home, to).await? {
-            self.level(primary, &mut ready, begun + self.keys.catch_up)
-                .await?;
-            return Ok(ready);
+            match self.level(primary, &mut ready, catch_up).await {
+                Ok(()) => return Ok(ready),
+                Err(error) if Instant::now() >= catch_up => return Err(error),
+                Err(error) => tracing::warn!(%error, "the standby is started again"),
+            }
         }
         self.stop(home).await?;
         if self.usable(home) {
             self.say(format!("capacity {to}, is started"));
-            match self
-                .follow(primary, home, to, begun + FOLLOW_PATIENCE)
-                .await
-            {
-                Ok(mut ready) => {
-                    self.level(primary, &mut ready, begun + self.keys.catch_up)
-                        .await?;
+            match self.follow_again(primary, home, to, begun).await {
+                Ok(ready) => {
                     self.made(
                         home,
                         begun.elapsed(),
@@ -221,6 +221,8 @@ impl Follower {
                     .await;
                     return Ok(ready);
                 }
+                // It follows, and there is too much to do: a copy would take longer still.
+                Err(error) if Instant::now() >= catch_up => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "the standby does not follow: making it anew");
                     self.stop(home).await?;
@@ -357,6 +359,22 @@ impl Follower {
         self.data_dir.write_for_server(&file, &line)
     }
 
+    /// Starts the standby that is there, which may end at once or soon, and waits until it is level.
+    async fn follow_again(
+        &self,
+        primary: &Endpoint,
+        home: Home,
+        to: Capacity,
+        begun: Instant,
+    ) -> Result<Standby, ProviderError> {
+        let mut ready = self
+            .follow(primary, home, to, begun + FOLLOW_PATIENCE)
+            .await?;
+        self.level(primary, &mut ready, begun + self.keys.catch_up)
+            .await?;
+        Ok(ready)
+    }
+
     /// Starts the standby and waits until it streams.
     async fn follow(
         &self,
@@ -432,6 +450,7 @@ impl Follower {
         standby: &mut Standby,
         deadline: Instant,
     ) -> Result<(), ProviderError> {
+        let mut silent_since: Option<Instant> = None;
         loop {
             let asked = Instant::now();
             if asked >= deadline {
@@ -453,12 +472,14 @@ impl Follower {
                 let seen = look(&mut *standby.session).await.map_err(|e| {
                     ProviderError::Server(format!("the standby does not answer: {e}"))
                 })?;
-                if !seen.streaming {
+                if seen.streaming {
+                    silent_since = None;
+                } else if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENT_MAX {
                     return Err(ProviderError::Server(
                         "the standby does not receive the server's log".to_owned(),
                     ));
                 }
-                if seen.replayed >= written {
+                if seen.streaming && seen.replayed >= written {
                     break;
                 }
                 if Instant::now() >= deadline {
