@@ -192,6 +192,11 @@ impl Certificates {
     }
 }
 
+/// Bytes in one TLS record towards clients: as many as PostgreSQL puts there (`PQ_SEND_BUFFER_SIZE`). Some of its
+/// programs wait for the socket while a part of a larger record lies in their TLS library (`pg_basebackup` and
+/// `pg_receivewal`, which call `select` themselves), and would wait for ever.
+const RECORD_MAX: usize = 8192;
+
 fn server_config(served: Arc<Served>, client_ca: Option<&Path>) -> Result<ServerConfig, TlsError> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -216,6 +221,7 @@ fn server_config(served: Arc<Served>, client_ca: Option<&Path>) -> Result<Server
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    config.max_fragment_size = Some(RECORD_MAX);
     Ok(config)
 }
 
@@ -357,6 +363,52 @@ mod tests {
     ) -> io::Result<Stream> {
         let secured = certificates.accept(Stream::duplex(near)).await?;
         Ok(secured.stream)
+    }
+
+    #[tokio::test]
+    async fn records_are_no_larger_than_postgresqls_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let served = self_made(dir.path(), &[]);
+        let (near, tap) = tokio::io::duplex(64 * 1024);
+        let (relayed, far) = tokio::io::duplex(64 * 1024);
+        let (mut from_server, mut to_server) = tokio::io::split(tap);
+        let (mut from_client, mut to_client) = tokio::io::split(relayed);
+        tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+        let seen = tokio::spawn(async move {
+            let mut largest = 0;
+            let mut header = [0; 5];
+            while from_server.read_exact(&mut header).await.is_ok() {
+                let mut body = vec![0; usize::from(u16::from_be_bytes([header[3], header[4]]))];
+                from_server.read_exact(&mut body).await.unwrap();
+                largest = largest.max(body.len());
+                to_client.write_all(&header).await.unwrap();
+                to_client.write_all(&body).await.unwrap();
+            }
+            largest
+        });
+        let (near, far) = tokio::join!(
+            accept(&served, near),
+            connect(Stream::duplex(far), "localhost", ServerTls::Require, None)
+        );
+        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        let sent = vec![7; 200_000];
+        let mut told = vec![0; sent.len()];
+        let (written, read) = tokio::join!(
+            async {
+                near.write_all(&sent).await?;
+                near.flush().await
+            },
+            far.read_exact(&mut told)
+        );
+        written.unwrap();
+        read.unwrap();
+        drop((near, far));
+        let largest = seen.await.unwrap();
+        // Content type and tag come on top.
+        assert!(
+            (RECORD_MAX..RECORD_MAX + 64).contains(&largest),
+            "{largest}"
+        );
     }
 
     fn self_made(dir: &Path, names: &[String]) -> Certificates {
