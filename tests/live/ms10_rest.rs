@@ -29,7 +29,7 @@ fn ms10_safety_01_at_rest_traps_read_the_same_through_events() {
 }
 
 #[test]
-fn ms10_request_held_for_a_client_that_left_is_never_sent() {
+fn ms10_safety_05_request_held_for_a_client_that_left_is_never_sent() {
     let server = Postgres::start(&[]);
     server.run(FRESH_TABLE);
     let proxy = Proxy::on(&server);
@@ -109,7 +109,7 @@ fn ms10_case_01_cancel_of_a_held_request_is_answered_at_once() {
 }
 
 #[test]
-fn ms10_cancel_of_a_held_pipeline_takes_its_first_part_only() {
+fn ms10_safety_07_cancel_of_a_held_pipeline_takes_its_first_part_only() {
     let server = Postgres::start(&[]);
     server.run(FRESH_TABLE);
     let proxy = Proxy::on(&server);
