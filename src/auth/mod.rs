@@ -4,6 +4,7 @@
 //! file. Secrets are wiped when dropped, compared in constant time, and have no readable `Debug`.
 
 pub mod md5;
+pub mod mysql;
 pub mod scram;
 pub mod users;
 pub mod verifier;

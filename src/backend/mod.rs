@@ -8,6 +8,7 @@ pub mod gate;
 pub mod line;
 pub mod link;
 mod lookups;
+pub mod mysql;
 pub mod registry;
 pub mod service;
 pub mod verifiers;

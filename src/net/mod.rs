@@ -13,6 +13,7 @@ pub mod janitor;
 mod leg;
 pub mod login;
 mod lost;
+pub mod mysql;
 mod refuse;
 pub mod relay;
 #[cfg(test)]

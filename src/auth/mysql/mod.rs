@@ -1,0 +1,1 @@
+//! Authentication plugins of MySQL and MariaDB, as pure computations.

@@ -1,0 +1,1 @@
+//! Packets of the MySQL protocol, as MySQL and MariaDB speak it.
