@@ -59,9 +59,13 @@ wrap() { # directory with the files, place that they will have
     mkdir -p "$bin"
     for program in mysqld mysql mysqldump mysqlbinlog mariadbd mariadb mariadb-dump mariadb-binlog mariadb-backup mbstream \
         my_print_defaults resolveip; do
-        path=$(ls "$root/usr/sbin/$program" "$root/usr/bin/$program" 2>/dev/null | head -1)
-        [[ -n $path && ! -L $path ]] || continue
-        path=$at${path#"$root"}
+        if [[ -f $root/usr/sbin/$program ]]; then
+            path=$at/usr/sbin/$program
+        elif [[ -f $root/usr/bin/$program ]]; then
+            path=$at/usr/bin/$program
+        else
+            continue
+        fi
         share=$([[ -d $root/usr/share/mariadb ]] && echo mariadb || echo mysql)
         extra=
         case $program in

@@ -62,10 +62,7 @@ impl LocalProvider {
                 return;
             }
             shown.lock().cpu = Some(
-                match group
-                    .adopt(process.pid())
-                    .and_then(|()| group.set(quota))
-                {
+                match group.adopt(process.pid()).and_then(|()| group.set(quota)) {
                     Ok(()) => (wanted, group.describe()),
                     Err(why) => (all, format!("{wanted} would be its share, but {why}")),
                 },

@@ -202,9 +202,9 @@ impl LocalProvider {
         let pgdata = self.data_dir.pgdata();
         loop {
             let file = PidFile::read(&pgdata).map_err(|e| NotReady::Late(e.to_string()))?;
-            if file.is_some_and(|f| {
-                f.pid.unsigned_abs() == process.pid() && f.status == Status::Ready
-            }) {
+            if file
+                .is_some_and(|f| f.pid.unsigned_abs() == process.pid() && f.status == Status::Ready)
+            {
                 return Ok(());
             }
             let home = self.data_dir.primary();
