@@ -64,7 +64,7 @@ impl App {
         }
         ClusterView {
             name: running.config.name.clone(),
-            engine: "postgres".to_owned(),
+            engine: running.config.engine.name().to_owned(),
             state,
             capacity: coordinator
                 .capacity()

@@ -141,6 +141,11 @@ pub(super) async fn cluster(
         password: None,
     });
     let name = |e: AppError| AppError(format!("cluster {}: {e}", keys.name));
+    if keys.engine.speaks_mysql() {
+        return Err(name(fail(
+            "MySQL and MariaDB are not served by this release yet",
+        )));
+    }
     let (provider, credential) = provider(&keys, &account, socket).map_err(name)?;
     let registry = Arc::new(Registry::default());
     let limit = usize::try_from(keys.sessions.max_server_connections).unwrap_or(usize::MAX);

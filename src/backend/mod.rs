@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod connect;
+mod engine;
 pub mod exec;
 pub mod frames;
 pub mod gate;
@@ -12,6 +13,8 @@ pub mod mysql;
 pub mod registry;
 pub mod service;
 pub mod verifiers;
+
+pub use engine::Engine;
 
 use crate::transport::{Address, ServerTls};
 use std::fmt;

@@ -103,10 +103,15 @@ struct Found {
 
 impl Found {
     fn listeners(&mut self, config: &Config) {
-        if let Some(listen) = &config.listen.postgres {
+        let listeners = [
+            ("postgres", &config.listen.postgres),
+            ("mysql", &config.listen.mysql),
+        ];
+        for (name, listen) in listeners {
+            let Some(listen) = listen else { continue };
             let addresses: Vec<_> = listen.addresses.iter().map(ToString::to_string).collect();
             self.notes.push(format!(
-                "listen: postgres on {} (TLS {:?})",
+                "listen: {name} on {} (TLS {:?})",
                 addresses.join(", "),
                 listen.tls
             ));
@@ -206,7 +211,8 @@ impl Found {
                 AuthSource::Users { users, .. } => format!("{} users from a file", users.len()),
             };
             self.notes.push(format!(
-                "clusters.{name}: postgres{role}, {} ACU, {verifiers}",
+                "clusters.{name}: {}{role}, {} ACU, {verifiers}",
+                cluster.engine,
                 ladder.join(", ")
             ));
             match &cluster.provider {
@@ -216,8 +222,13 @@ impl Found {
                             "clusters.{name}: {capacity} ACU at {address}, not contacted"
                         ));
                     }
+                    let rules = if cluster.engine.speaks_mysql() {
+                        "the host parts of the server's accounts"
+                    } else {
+                        "address rules in the server's pg_hba.conf"
+                    };
                     self.notes.push(format!(
-                        "clusters.{name}: address rules in the server's pg_hba.conf see Slackwater's address, not the client's"
+                        "clusters.{name}: {rules} see Slackwater's address, not the client's"
                     ));
                 }
                 ProviderConfig::Local(provider) => {

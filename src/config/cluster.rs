@@ -7,7 +7,7 @@ use super::{
     OnTimeout, ProviderConfig, ScalingConfig, Secret, ServiceAccount, SessionsConfig, provider,
     users,
 };
-use crate::backend::Capacity;
+use crate::backend::{Capacity, Engine};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -20,12 +20,15 @@ const MAX_ACU: u32 = 65_536;
 const DEFAULT_MAX: u32 = 16;
 /// The sizes of Aurora Serverless v1 for PostgreSQL.
 const POSTGRES_LADDER: [u32; 8] = [2, 4, 8, 16, 32, 64, 192, 384];
+/// The sizes of Aurora Serverless v1 for MySQL.
+const MYSQL_LADDER: [u32; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
 /// The service account of a local server, which `local` makes, when `service_user` is left out.
 const LOCAL_SERVICE_USER: &str = "slackwater";
 
-/// Kinds of state that `sessions.on_blocker` names.
-const BLOCKERS: [&str; 4] = ["advisory_lock", "listen", "temp_table", "hold_cursor"];
+/// Kinds of state that `sessions.on_blocker` names, for each kind of engine.
+const POSTGRES_BLOCKERS: &[&str] = &["advisory_lock", "listen", "temp_table", "hold_cursor"];
+const MYSQL_BLOCKERS: &[&str] = &["user_lock", "temp_table"];
 
 const METHODS: [(&str, AuthMethod); 4] = [
     ("scram-sha-256", AuthMethod::ScramSha256),
@@ -40,17 +43,16 @@ const CLIENT_CERTIFICATES: [(&str, ClientCertificate); 3] = [
     ("verify-full", ClientCertificate::VerifyFull),
 ];
 
-/// The engines of this release.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Engine {
-    Postgres,
-}
-
 /// Reads one cluster. `at` is the offset of its name.
 pub(super) fn read(name: String, at: usize, mut section: Section<'_, '_>) -> Option<ReadCluster> {
     let engine = section
-        .require("engine", "write engine = \"postgres\"")
-        .and_then(|item| read_engine(&item));
+        .require(
+            "engine",
+            "write engine = \"postgres\", \"mysql\" or \"mariadb\"",
+        )
+        .and_then(|item| item.word(&Engine::ALL.map(|engine| (engine.name(), engine))));
+    // What else is wrong is told as well; with the engine unknown, PostgreSQL's keys are as good as any.
+    let kind = engine.unwrap_or_default();
     let default = section
         .take("default")
         .and_then(|item| item.boolean())
@@ -59,24 +61,24 @@ pub(super) fn read(name: String, at: usize, mut section: Section<'_, '_>) -> Opt
     let auth = section.table("auth");
     let capacity = section.table("capacity");
     let scaling = read_scaling(section.table("scaling"));
-    let sessions = read_sessions(section.table("sessions"));
+    let sessions = read_sessions(section.table("sessions"), kind);
     let provider = section
         .require(
             "provider",
             "add a table with kind = \"static\" or kind = \"local\"",
         )
         .and_then(Item::table)
-        .and_then(provider::read);
+        .and_then(|section| provider::read(section, kind));
     // A provider with a mistake of its own is told that first.
     let foreign = matches!(provider, Some(ProviderConfig::Static(_)));
-    let auth = read_auth(auth, foreign);
-    let capacity = read_capacity(capacity, provider.as_ref());
+    let auth = read_auth(auth, foreign, kind);
+    let capacity = read_capacity(capacity, provider.as_ref(), kind);
     section.finish();
     Some(ReadCluster {
-        engine: engine?,
         at,
         config: ClusterConfig {
             name,
+            engine: engine?,
             default,
             hostnames,
             auth: auth?,
@@ -86,17 +88,6 @@ pub(super) fn read(name: String, at: usize, mut section: Section<'_, '_>) -> Opt
             provider: provider?,
         },
     })
-}
-
-fn read_engine(item: &Item<'_, '_>) -> Option<Engine> {
-    match item.string()? {
-        "postgres" => return Some(Engine::Postgres),
-        name @ ("mysql" | "mariadb") => {
-            item.later(&format!("engine {name:?}"), "use \"postgres\"");
-        }
-        other => item.problem(format!("{other:?} is no engine; \"postgres\" is")),
-    }
-    None
 }
 
 fn read_hostnames(item: Option<Item<'_, '_>>) -> Vec<String> {
@@ -124,7 +115,18 @@ fn read_hostnames(item: Option<Item<'_, '_>>) -> Vec<String> {
 }
 
 /// `foreign`: others made the servers, so their service account must be named.
-fn read_auth(mut section: Section<'_, '_>, foreign: bool) -> Option<AuthConfig> {
+fn read_auth(mut section: Section<'_, '_>, foreign: bool, engine: Engine) -> Option<AuthConfig> {
+    let mysql = engine.speaks_mysql();
+    if mysql {
+        // Each account says itself how its password is proven, and there is no database to connect to.
+        let keys = [
+            "method",
+            "client_certificate",
+            "service_database",
+            "auth_query",
+        ];
+        section.refuse(&keys, &only(&[Engine::Postgres], engine));
+    }
     let method_item = section.take("method");
     let method = method_item.as_ref().and_then(|item| item.word(&METHODS));
     let certificate_item = section.take("client_certificate");
@@ -173,11 +175,11 @@ fn read_auth(mut section: Section<'_, '_>, foreign: bool) -> Option<AuthConfig> 
         user,
         database: database
             .and_then(|item| item.non_empty())
-            .unwrap_or_else(|| "postgres".to_owned()),
+            .unwrap_or_else(|| if mysql { "" } else { "postgres" }.to_owned()),
         password,
     });
     let source = match users {
-        Some(item) => users::read_users(&item, section.doc)
+        Some(item) => users::read_users(&item, section.doc, engine)
             .map(|(path, users)| AuthSource::Users { path, users }),
         None => Some(AuthSource::Server {
             query: query.and_then(|item| item.non_empty()),
@@ -233,6 +235,7 @@ fn check_cert(item: &Item<'_, '_>, source: Option<&AuthSource>) {
 fn read_capacity(
     mut section: Section<'_, '_>,
     provider: Option<&ProviderConfig>,
+    engine: Engine,
 ) -> Option<CapacityConfig> {
     let min = section.take("min");
     let max = section.take("max");
@@ -254,9 +257,13 @@ fn read_capacity(
         ProviderConfig::Local(_) => None,
     };
     let explicit = ladder.is_some();
-    let ladder = ladder
-        .or_else(|| offered.clone())
-        .unwrap_or_else(|| POSTGRES_LADDER.to_vec());
+    let ladder = ladder.or_else(|| offered.clone()).unwrap_or_else(|| {
+        if engine.speaks_mysql() {
+            MYSQL_LADDER.to_vec()
+        } else {
+            POSTGRES_LADDER.to_vec()
+        }
+    });
     // For a static cluster without a ladder of its own, bounds beside its endpoints only narrow.
     let exact = explicit || offered.is_none();
     let bound = |item: Option<&Item<'_, '_>>, default: u32| {
@@ -395,7 +402,23 @@ fn read_scaling(mut section: Section<'_, '_>) -> ScalingConfig {
     }
 }
 
-fn read_sessions(mut section: Section<'_, '_>) -> SessionsConfig {
+/// Why a key is refused in a cluster of this `engine`.
+fn only(owners: &[Engine], engine: Engine) -> String {
+    let owners: Vec<_> = owners.iter().map(|e| e.title()).collect();
+    format!(
+        "is only there for {}, and this cluster has engine = \"{engine}\": leave it out",
+        owners.join(" and ")
+    )
+}
+
+fn read_sessions(mut section: Section<'_, '_>, engine: Engine) -> SessionsConfig {
+    let mysql = engine.speaks_mysql();
+    if mysql {
+        section.refuse(&["custom_settings"], &only(&[Engine::Postgres], engine));
+    } else {
+        let owners = [Engine::Mysql, Engine::Mariadb];
+        section.refuse(&["diagnostics_wait"], &only(&owners, engine));
+    }
     if let Some(item) = section.take("pooling") {
         match item.string() {
             Some("session") | None => {}
@@ -410,10 +433,28 @@ fn read_sessions(mut section: Section<'_, '_>) -> SessionsConfig {
         Duration::from_millis(100)..=DAY,
         None,
     );
-    let custom_settings = read_custom_settings(section.take("custom_settings"));
+    let diagnostics_wait = mysql.then(|| {
+        let range = Duration::ZERO..=60 * SECOND;
+        section.duration("diagnostics_wait", SECOND, range, None)
+    });
+    let custom_settings = match mysql {
+        true => Vec::new(),
+        false => read_custom_settings(section.take("custom_settings")),
+    };
     let max_server_connections = section.integer("max_server_connections", 90, 3..=100_000);
     let mut blockers = section.table("on_blocker");
-    for kind in BLOCKERS {
+    let (kinds, others, owner) = if mysql {
+        (MYSQL_BLOCKERS, POSTGRES_BLOCKERS, Engine::Postgres)
+    } else {
+        (POSTGRES_BLOCKERS, MYSQL_BLOCKERS, Engine::Mysql)
+    };
+    let foreign: Vec<_> = others
+        .iter()
+        .filter(|k| !kinds.contains(k))
+        .copied()
+        .collect();
+    blockers.refuse(&foreign, &only(&[owner], engine));
+    for &kind in kinds {
         if let Some(item) = blockers.take(kind) {
             match item.string() {
                 Some("block") | None => {}
@@ -431,6 +472,7 @@ fn read_sessions(mut section: Section<'_, '_>) -> SessionsConfig {
     SessionsConfig {
         park_after: (!park_after.is_zero()).then_some(park_after),
         snapshot_after,
+        diagnostics_wait: diagnostics_wait.unwrap_or_default(),
         custom_settings,
         ends_replication,
         max_server_connections,

@@ -123,6 +123,15 @@ impl<'d, 'i> Section<'d, 'i> {
         self.left.contains_key(key)
     }
 
+    /// Keys that have no place here, although they are keys elsewhere: `why` is told of each that is there.
+    pub(super) fn refuse(&mut self, keys: &[&str], why: &str) {
+        for &key in keys {
+            if let Some((_, item)) = self.left.remove(key) {
+                item.problem(why);
+            }
+        }
+    }
+
     /// The value of `key`; its absence is a problem that ends with `why`.
     pub(super) fn require(&mut self, key: &'static str, why: &str) -> Option<Item<'d, 'i>> {
         let item = self.take(key);

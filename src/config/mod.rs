@@ -16,6 +16,7 @@ pub use error::{ConfigError, Problem};
 pub use value::{is_loopback, parse_address, parse_bytes, parse_duration, show_duration};
 
 use crate::backend::Capacity;
+pub use crate::backend::Engine;
 pub use crate::net::authentication::ClientCertificate;
 pub use crate::transport::tls::CertificateFiles;
 
@@ -47,11 +48,13 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// The listeners that this release can bind.
+/// The listeners: those that some cluster has clients for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
     /// `[listen.postgres]`.
     pub postgres: Option<ListenConfig>,
+    /// `[listen.mysql]`, for MySQL and MariaDB.
+    pub mysql: Option<ListenConfig>,
 }
 
 /// One listener.
@@ -114,6 +117,8 @@ pub struct Limits {
 pub struct ClusterConfig {
     /// Its name in commands, metrics and `options=-c slackwater.cluster=NAME`.
     pub name: String,
+    /// What its servers are.
+    pub engine: Engine,
     /// Serves clients that name no cluster.
     pub default: bool,
     /// Host names (lower case) by which clients name it in TLS.
@@ -133,7 +138,7 @@ pub struct ClusterConfig {
 /// How clients of a cluster prove who they are, and what that is checked against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthConfig {
-    /// The exchange that clients are asked for.
+    /// The exchange that clients are asked for. PostgreSQL: elsewhere each account has its own.
     pub method: AuthMethod,
     /// What client certificates must be, besides.
     pub client_certificate: ClientCertificate,
@@ -178,7 +183,7 @@ pub enum AuthSource {
 pub struct ServiceAccount {
     /// Role name.
     pub user: String,
-    /// Database that it connects to.
+    /// Database that it connects to; empty (none) for MySQL and MariaDB.
     pub database: String,
     /// Its password; `None` where the server asks for none.
     pub password: Option<Secret>,
@@ -215,6 +220,9 @@ pub struct SessionsConfig {
     pub park_after: Option<Duration>,
     /// A session that rests this long is probed once, so that it can be healed.
     pub snapshot_after: Duration,
+    /// MySQL and MariaDB: how long a session is left where it is while its client may still ask for the
+    /// `ROW_COUNT()`, `FOUND_ROWS()` or warnings of its last statement.
+    pub diagnostics_wait: Duration,
     /// Settings such as `app.tenant` that only functions set, so that no statement names them.
     pub custom_settings: Vec<String>,
     /// Replication connections are ended at an event's safe moment; otherwise the event waits for them.
@@ -228,7 +236,7 @@ pub struct SessionsConfig {
 pub enum ProviderConfig {
     /// Servers that others run.
     Static(StaticProvider),
-    /// A PostgreSQL server on this machine.
+    /// A server on this machine.
     Local(LocalProvider),
 }
 
@@ -243,12 +251,12 @@ pub struct StaticProvider {
     pub ca: Option<PathBuf>,
 }
 
-/// A PostgreSQL server on this machine.
+/// A server on this machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalProvider {
     /// Its data directory.
     pub data_dir: PathBuf,
-    /// Directory of `postgres`, `pg_ctl` and `pg_controldata`; looked for when `None`.
+    /// Directory of the server's programs; looked for when `None`.
     pub binaries: Option<PathBuf>,
     /// Memory for each ACU, in bytes.
     pub memory_per_acu: u64,

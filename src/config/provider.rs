@@ -2,7 +2,7 @@
 
 use super::document::{Item, Section};
 use super::{LocalProvider, ProviderConfig, StaticProvider};
-use crate::backend::Capacity;
+use crate::backend::{Capacity, Engine};
 use crate::provider::{StandbyKeys, Switch};
 use crate::transport::{Address, ServerTls};
 use std::time::Duration;
@@ -25,11 +25,11 @@ const SERVER_TLS: [(&str, ServerTls); 5] = [
 const SWITCHES: [(&str, Switch); 2] = [("restart", Switch::Restart), ("standby", Switch::Standby)];
 
 /// Reads a provider by its `kind`.
-pub(super) fn read(mut section: Section<'_, '_>) -> Option<ProviderConfig> {
+pub(super) fn read(mut section: Section<'_, '_>, engine: Engine) -> Option<ProviderConfig> {
     let kind = section.require("kind", "write kind = \"static\" or kind = \"local\"")?;
     match kind.string()? {
         "static" => read_static(section).map(ProviderConfig::Static),
-        "local" => read_local(section).map(ProviderConfig::Local),
+        "local" => read_local(section, engine).map(ProviderConfig::Local),
         name @ ("exec" | "kubernetes") => {
             kind.later(&format!("provider {name:?}"), "use \"static\" or \"local\"");
             None
@@ -102,7 +102,7 @@ fn read_endpoints(item: Item<'_, '_>) -> Option<Vec<(Capacity, Address)>> {
     complete.then_some(endpoints)
 }
 
-fn read_local(mut section: Section<'_, '_>) -> Option<LocalProvider> {
+fn read_local(mut section: Section<'_, '_>, engine: Engine) -> Option<LocalProvider> {
     let data_dir = section
         .require("data_dir", "it is the directory of the server's data")
         .and_then(|item| {
@@ -115,9 +115,14 @@ fn read_local(mut section: Section<'_, '_>) -> Option<LocalProvider> {
         });
     let binaries = section.take("binaries").and_then(|item| {
         let path = item.path()?;
-        if !path.join("postgres").is_file() {
+        let program = match engine {
+            Engine::Postgres => "postgres",
+            Engine::Mysql => "mysqld",
+            Engine::Mariadb => "mariadbd",
+        };
+        if !path.join(program).is_file() {
             item.problem(format!(
-                "{} has no program named postgres; leave binaries out to have it found",
+                "{} has no program named {program}; leave binaries out to have it found",
                 path.display()
             ));
         }
@@ -125,7 +130,14 @@ fn read_local(mut section: Section<'_, '_>) -> Option<LocalProvider> {
     });
     let switch = section
         .take("switch")
-        .and_then(|item| item.word(&SWITCHES))
+        .and_then(|item| {
+            let switch = item.word(&SWITCHES)?;
+            if switch == Switch::Standby && engine.speaks_mysql() {
+                let what = format!("switch = \"standby\" for engine = \"{engine}\"");
+                item.later(&what, "use \"restart\"");
+            }
+            Some(switch)
+        })
         .unwrap_or_default();
     let standby = read_standby(&mut section, switch);
     let memory_per_acu = section

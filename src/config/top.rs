@@ -1,6 +1,6 @@
 //! The parts of proxy.toml that belong to the whole proxy, and the checks across clusters.
 
-use super::cluster::{self, Engine};
+use super::cluster;
 use super::document::{Document, Item, Section};
 use super::{
     Admin, CertificateFiles, ClientCertificate, ClusterConfig, Config, Limits, Listen,
@@ -20,6 +20,12 @@ const LISTEN_TLS: [(&str, ListenTls); 3] = [
     ("require", ListenTls::Require),
 ];
 
+/// Name of each listener, whether MySQL's protocol is spoken there, and an address for it.
+const LISTENERS: [(&str, bool, &str); 2] = [
+    ("postgres", false, "0.0.0.0:5432"),
+    ("mysql", true, "0.0.0.0:3306"),
+];
+
 /// Reads the whole document; the answer counts only if no problem was reported.
 pub(super) fn read(mut root: Section<'_, '_>) -> Option<Config> {
     let doc = root.doc;
@@ -31,13 +37,11 @@ pub(super) fn read(mut root: Section<'_, '_>) -> Option<Config> {
     let mut bound: Vec<(String, Address)> = Vec::new();
     let admin = read_admin(root.table("admin"), &mut bound);
     let mut listen = root.table("listen");
-    let postgres = listen.take("postgres").map(|item| {
-        item.table()
-            .and_then(|section| read_listen(section, &mut bound))
-    });
-    let mysql = listen.take("mysql").map(|item| {
-        item.table()
-            .and_then(|section| read_listen(section, &mut bound))
+    let listeners = LISTENERS.map(|(name, _, example)| {
+        listen.take(name).map(|item| {
+            item.table()
+                .and_then(|section| read_listen(section, &mut bound, example))
+        })
     });
     listen.finish();
     let tls = read_tls(root.table("tls"));
@@ -69,30 +73,31 @@ pub(super) fn read(mut root: Section<'_, '_>) -> Option<Config> {
             "there is none; add [clusters.NAME] with a provider",
         );
     }
-    if mysql.is_some() {
-        doc.warn(
-            "listen.mysql",
-            "is not bound, since no cluster has its engine",
-        );
+    for ((name, mysql, example), there) in LISTENERS.into_iter().zip(&listeners) {
+        check_listener(doc, name, example, there.is_some(), mysql, &clusters);
     }
-    if postgres.is_none() {
-        doc.problem(
-            None,
-            "listen.postgres",
-            "is missing; without it no client can connect: add address = [\"0.0.0.0:5432\"]",
-        );
-    }
-    let postgres = postgres.flatten();
+    let [postgres, mysql] = listeners.map(Option::flatten);
     check_reachable(doc, &clusters);
     check_client_certificates(doc, &tls, postgres.as_ref(), &clusters);
-    let own_listeners = postgres
-        .as_ref()
-        .map(|p| p.addresses.as_slice())
-        .unwrap_or_default();
-    check_loops(doc, own_listeners, &clusters);
+    let own_listeners: Vec<_> = [&postgres, &mysql]
+        .into_iter()
+        .flatten()
+        .flat_map(|listener| listener.addresses.iter().cloned())
+        .collect();
+    check_loops(doc, &own_listeners, &clusters);
+    // What nobody could reach anything by is not bound.
+    let served = |mysql| {
+        clusters
+            .iter()
+            .any(|c| c.config.engine.speaks_mysql() == mysql)
+    };
+    let listen = Listen {
+        postgres: postgres.filter(|_| served(false)),
+        mysql: mysql.filter(|_| served(true)),
+    };
     Some(Config {
         state_dir,
-        listen: Listen { postgres },
+        listen,
         tls,
         admin: admin?,
         limits,
@@ -103,7 +108,6 @@ pub(super) fn read(mut root: Section<'_, '_>) -> Option<Config> {
 
 /// A cluster with what only the checks across clusters need.
 pub(super) struct ReadCluster {
-    pub(super) engine: Engine,
     /// Offset of its name.
     pub(super) at: usize,
     pub(super) config: ClusterConfig,
@@ -112,8 +116,9 @@ pub(super) struct ReadCluster {
 fn read_listen(
     mut section: Section<'_, '_>,
     bound: &mut Vec<(String, Address)>,
+    example: &str,
 ) -> Option<ListenConfig> {
-    let item = section.require("address", "write address = [\"0.0.0.0:5432\"]");
+    let item = section.require("address", &format!("write address = [\"{example}\"]"));
     let mut addresses = Vec::new();
     if let Some(item) = item {
         for item in item.non_empty_list().unwrap_or_default() {
@@ -134,6 +139,35 @@ fn read_listen(
         addresses,
         tls: tls.unwrap_or(ListenTls::Prefer),
     })
+}
+
+/// A listener is there for clusters, and clusters are reached by a listener.
+fn check_listener(
+    doc: &Document<'_>,
+    name: &str,
+    example: &str,
+    there: bool,
+    mysql: bool,
+    clusters: &[ReadCluster],
+) {
+    let key = format!("listen.{name}");
+    let cluster = clusters
+        .iter()
+        .find(|c| c.config.engine.speaks_mysql() == mysql);
+    match cluster {
+        None if there => doc.warn(&key, "is not bound, since no cluster has its engine"),
+        // Without any cluster that is what is told.
+        None => {}
+        Some(cluster) if !there => doc.problem(
+            None,
+            &key,
+            format!(
+                "is missing; without it no client can reach clusters.{}: add address = [\"{example}\"]",
+                cluster.config.name
+            ),
+        ),
+        Some(_) => {}
+    }
 }
 
 fn read_tls(mut section: Section<'_, '_>) -> Tls {
@@ -264,25 +298,24 @@ fn is_cluster_name(name: &str) -> bool {
 
 /// Each client must find exactly one cluster.
 fn check_reachable(doc: &Document<'_>, clusters: &[ReadCluster]) {
-    let mut defaults: Vec<(Engine, &str)> = Vec::new();
+    let mut defaults: Vec<(bool, &str)> = Vec::new();
+    // MySQL and MariaDB share a listener.
+    let port = |c: &ReadCluster| c.config.engine.speaks_mysql();
     let mut hostnames: Vec<(&str, &str)> = Vec::new();
     for cluster in clusters {
         let config = &cluster.config;
         let key = format!("clusters.{}", config.name);
         if config.default {
-            if let Some((_, other)) = defaults
-                .iter()
-                .find(|(engine, _)| *engine == cluster.engine)
-            {
+            if let Some((_, other)) = defaults.iter().find(|(mysql, _)| *mysql == port(cluster)) {
                 doc.problem(
                     Some(cluster.at),
                     &format!("{key}.default"),
                     format!(
-                        "clusters.{other} is the default already; one cluster per engine can be"
+                        "clusters.{other} is the default already; one cluster per listener can be"
                     ),
                 );
             }
-            defaults.push((cluster.engine, &config.name));
+            defaults.push((port(cluster), &config.name));
         }
         for hostname in &config.hostnames {
             if let Some((_, other)) = hostnames.iter().find(|(name, _)| name == hostname) {
@@ -296,7 +329,7 @@ fn check_reachable(doc: &Document<'_>, clusters: &[ReadCluster]) {
         }
     }
     for cluster in clusters {
-        let has_default = defaults.iter().any(|(engine, _)| *engine == cluster.engine);
+        let has_default = defaults.iter().any(|(mysql, _)| *mysql == port(cluster));
         if !has_default && cluster.config.hostnames.is_empty() {
             doc.problem(
                 Some(cluster.at),

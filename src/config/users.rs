@@ -2,6 +2,7 @@
 
 use super::document::{Document, Item};
 use super::{Secret, read_text};
+use crate::backend::Engine;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -37,6 +38,7 @@ pub(super) fn read_secret_file(item: &Item<'_, '_>, doc: &Document<'_>) -> Optio
 pub(super) fn read_users(
     item: &Item<'_, '_>,
     doc: &Document<'_>,
+    engine: Engine,
 ) -> Option<(PathBuf, Vec<(String, Secret)>)> {
     let path = item.file()?;
     warn_if_open(&item.key, &path, doc);
@@ -50,13 +52,20 @@ pub(super) fn read_users(
         .map(super::document::Section::entries)
         .unwrap_or_default()
     {
-        if name.is_empty() || name.len() > 63 || name.contains('\0') {
-            file.problem(Some(at), &name, "a user name has 1 to 63 bytes");
+        let limit = if engine.speaks_mysql() { 80 } else { 63 };
+        if name.is_empty() || name.len() > limit || name.contains('\0') {
+            let message = format!("a user name has 1 to {limit} bytes");
+            file.problem(Some(at), &name, message);
         }
         let Some(secret) = entry.non_empty().map(Secret::new) else {
             continue;
         };
-        if let Err(message) = check_secret(secret.reveal()) {
+        let checked = if engine.speaks_mysql() {
+            check_mysql_secret(secret.reveal())
+        } else {
+            check_secret(secret.reveal())
+        };
+        if let Err(message) = checked {
             entry.problem(message);
         }
         users.push((name, secret));
@@ -101,6 +110,24 @@ fn check_secret(secret: &str) -> Result<(), &'static str> {
         if !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err("is not an md5 hash; it reads md5 and 32 hexadecimal digits");
         }
+    }
+    Ok(())
+}
+
+/// The same for MySQL and MariaDB.
+fn check_mysql_secret(secret: &str) -> Result<(), &'static str> {
+    if let Some(hash) = secret.strip_prefix('*') {
+        // As long as a hash and no hash: a digit was lost.
+        let hexadecimal = hash.bytes().all(|b| b.is_ascii_hexdigit());
+        if hash.len() == 40 && !hexadecimal
+            || hexadecimal && (36..=44).contains(&hash.len()) && hash.len() != 40
+        {
+            return Err(
+                "is not a mysql_native_password hash; it reads * and 40 hexadecimal digits, as in mysql.user",
+            );
+        }
+    } else if secret.starts_with("SCRAM-SHA-256$") {
+        return Err("is a verifier of PostgreSQL");
     }
     Ok(())
 }

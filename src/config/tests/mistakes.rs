@@ -6,18 +6,6 @@ use super::{ClientCertificate, parse, refused, small, with};
 fn later_features_are_refused_by_name() {
     for (text, line, key, words) in [
         (
-            small("\"postgres\"", "\"mysql\""),
-            6,
-            "clusters.shop.engine",
-            "engine \"mysql\" is not in this release",
-        ),
-        (
-            small("\"postgres\"", "\"mariadb\""),
-            6,
-            "clusters.shop.engine",
-            "engine \"mariadb\" is not in this release",
-        ),
-        (
             with("[clusters.shop.sessions]\npooling = \"transaction\""),
             17,
             "clusters.shop.sessions.pooling",

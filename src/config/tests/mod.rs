@@ -1,6 +1,7 @@
 //! proxy.toml as people write it: what it means, and what they are told when it is wrong.
 
 mod mistakes;
+mod mysql;
 
 use super::*;
 use crate::provider::{StandbyKeys, Switch};
@@ -82,6 +83,7 @@ fn defaults_are_the_documented_ones() {
         }
     );
     let shop = config.cluster("shop").unwrap();
+    assert_eq!(shop.engine, Engine::Postgres);
     assert_eq!(shop.auth.method, AuthMethod::ScramSha256);
     assert_eq!(shop.auth.source, AuthSource::Server { query: None });
     assert_eq!(shop.auth.service.as_ref().unwrap().database, "postgres");
@@ -107,6 +109,7 @@ fn defaults_are_the_documented_ones() {
         SessionsConfig {
             park_after: None,
             snapshot_after: Duration::from_secs(1),
+            diagnostics_wait: Duration::ZERO,
             custom_settings: vec![],
             ends_replication: false,
             max_server_connections: 90,
@@ -188,10 +191,7 @@ fn documents_that_are_no_toml() {
         "{error}"
     );
     let error = parse("").unwrap_err().to_string();
-    assert!(
-        error.contains("clusters: there is none") && error.contains("listen.postgres: is missing"),
-        "{error}"
-    );
+    assert!(error.contains("clusters: there is none"), "{error}");
 }
 
 #[test]

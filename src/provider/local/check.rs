@@ -5,7 +5,7 @@
 use super::super::{Instance, ProviderError, QueryError};
 use super::files::Intent;
 use super::follower::{COPYING, STANDBY};
-use super::postmaster::run;
+use super::process::run;
 use super::settings::Sizes;
 use super::{LocalProvider, Switch, cgroup, literal};
 use crate::backend::{Capacity, Endpoint};

@@ -5,7 +5,7 @@ use super::super::lsn::Lsn;
 use super::data_dir::DataDir;
 use super::files::Home;
 use super::install::Install;
-use super::postmaster::run;
+use super::process::run;
 use std::time::Duration;
 
 /// `pg_controldata` reads one small file.

@@ -6,7 +6,7 @@ use super::data_dir::{DataDir, random};
 use super::fence;
 use super::files::Home;
 use super::follower::{COPYING, Follower, conninfo, password_file};
-use super::postmaster::run;
+use super::process::run;
 use crate::backend::Endpoint;
 use nix::sys::statvfs::statvfs;
 use std::fs;

@@ -9,7 +9,8 @@ use super::data_dir::DataDir;
 use super::fence;
 use super::files::Home;
 use super::install::Install;
-use super::postmaster::{PidFile, Postmaster, Status, log_length, log_tail};
+use super::postmaster::{self, PidFile, Status};
+use super::process::{Process, log_length, log_tail};
 use super::settings::{self, Scale};
 use super::{StandbyKeys, blocking};
 use crate::backend::{Capacity, Endpoint};
@@ -39,7 +40,7 @@ const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
 /// A standby that was ready when it was last looked at.
 pub(super) struct Standby {
     pub(super) home: Home,
-    pub(super) postmaster: Postmaster,
+    pub(super) process: Process,
     pub(super) capacity: Capacity,
     pub(super) started_at: String,
     /// Logged in ahead, so that the switch need not.
@@ -141,7 +142,7 @@ impl Follower {
         capacity: Capacity,
     ) -> Result<(), ProviderError> {
         let mut standby = self.standby.lock().await;
-        if standby.as_ref().is_some_and(|s| s.postmaster.alive()) {
+        if standby.as_ref().is_some_and(|s| s.process.alive()) {
             return Ok(());
         }
         self.replace(&mut standby, primary, capacity).await
@@ -173,7 +174,7 @@ impl Follower {
     pub(super) fn told(&self) -> Told {
         let mut told = self.told.lock().clone();
         if let Ok(standby) = self.standby.try_lock()
-            && standby.as_ref().is_some_and(|s| !s.postmaster.alive())
+            && standby.as_ref().is_some_and(|s| !s.process.alive())
         {
             "ended: the next change of capacity starts it again".clone_into(&mut told.doing);
         }
@@ -272,7 +273,7 @@ impl Follower {
 
     /// The standby that runs in `home` as it should, or `None`.
     async fn running(&self, home: Home, to: Capacity) -> Result<Option<Standby>, ProviderError> {
-        let Some((postmaster, file)) = Postmaster::find(&self.data_dir.pgdata_of(home))? else {
+        let Some((process, file)) = postmaster::find(&self.data_dir.pgdata_of(home))? else {
             return Ok(None);
         };
         let ours = file.port == Some(self.data_dir.port_of(home));
@@ -286,7 +287,7 @@ impl Follower {
             Ok(seen) if seen.in_recovery && seen.streaming && seen.capacity == Some(to) => {
                 Some(Standby {
                     home,
-                    postmaster,
+                    process,
                     capacity: to,
                     started_at: seen.started_at,
                     session,
@@ -343,9 +344,9 @@ impl Follower {
     }
 
     /// Starts a server in `home`: a standby if it is fenced.
-    pub(super) fn spawn(&self, home: Home, to: Capacity) -> Result<Postmaster, ProviderError> {
+    pub(super) fn spawn(&self, home: Home, to: Capacity) -> Result<Process, ProviderError> {
         self.write_password()?;
-        Postmaster::spawn(&self.install, &self.data_dir, home, &self.arguments(to))
+        postmaster::spawn(&self.install, &self.data_dir, home, &self.arguments(to))
     }
 
     pub(super) fn write_password(&self) -> Result<(), ProviderError> {
@@ -390,7 +391,7 @@ impl Follower {
         .await?;
         let log = self.data_dir.log_of(home);
         let read_from = log_length(&log);
-        let postmaster = self.spawn(home, to)?;
+        let process = self.spawn(home, to)?;
         let pgdata = self.data_dir.pgdata_of(home);
         let failed = |what: &str| {
             ProviderError::Server(format!(
@@ -401,7 +402,7 @@ impl Follower {
         };
         loop {
             let up = PidFile::read(&pgdata)?.is_some_and(|f| {
-                f.pid.unsigned_abs() == postmaster.pid() && f.status == Status::Ready
+                f.pid.unsigned_abs() == process.pid() && f.status == Status::Ready
             });
             if up
                 && let Ok(mut session) = self.session(home).await
@@ -414,14 +415,14 @@ impl Follower {
                     self.same_system(primary, &seen).await?;
                     return Ok(Standby {
                         home,
-                        postmaster,
+                        process,
                         capacity: to,
                         started_at: seen.started_at,
                         session,
                     });
                 }
             }
-            if !postmaster.alive() {
+            if !process.alive() {
                 return Err(failed("ended"));
             }
             if Instant::now() >= deadline {
@@ -499,16 +500,16 @@ impl Follower {
 
     /// Stops what runs in `home`, which has not the primary.
     pub(super) async fn stop(&self, home: Home) -> Result<(), ProviderError> {
-        let Some((postmaster, _)) = Postmaster::find(&self.data_dir.pgdata_of(home))? else {
+        let Some((process, _)) = postmaster::find(&self.data_dir.pgdata_of(home))? else {
             return Ok(());
         };
-        postmaster.stop_fast()?;
-        if postmaster.gone_within(STOP_PATIENCE).await {
+        process.stop_fast()?;
+        if process.gone_within(STOP_PATIENCE).await {
             return Ok(());
         }
         Err(ProviderError::Server(format!(
             "the standby, process {}, does not stop: see {}",
-            postmaster.pid(),
+            process.pid(),
             self.data_dir.log_of(home).display()
         )))
     }

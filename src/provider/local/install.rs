@@ -2,7 +2,7 @@
 
 use super::super::ProviderError;
 use super::data_dir::{Account, DataDir};
-use super::postmaster::run;
+use super::process::run;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};

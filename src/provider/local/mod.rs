@@ -19,6 +19,7 @@ mod follower;
 mod install;
 mod ports;
 mod postmaster;
+mod process;
 mod promote;
 mod proof;
 mod quota;
@@ -40,7 +41,8 @@ use files::Intent;
 use follower::Follower;
 use install::Install;
 use parking_lot::Mutex;
-use postmaster::{PidFile, Postmaster, Status};
+use postmaster::{PidFile, Status};
+use process::Process;
 use promote::Stuck;
 use settings::Scale;
 use std::path::PathBuf;
@@ -135,7 +137,7 @@ const PATIENCE: Patience = Patience {
 /// The server process as last seen.
 #[derive(Debug, Clone)]
 struct Running {
-    postmaster: Postmaster,
+    process: Process,
     /// `started_at` of its identity, once it has answered.
     started_at: Option<String>,
 }
@@ -424,7 +426,7 @@ impl LocalProvider {
     /// waiting for one that is stopping.
     async fn adopt(&self, state: &mut State) -> Result<Option<Instance>, ProviderError> {
         let pgdata = self.data_dir.pgdata();
-        let Some((postmaster, _)) = Postmaster::find(&pgdata)? else {
+        let Some((process, _)) = postmaster::find(&pgdata)? else {
             return Ok(None);
         };
         let deadline = Instant::now() + self.patience.recovery;
@@ -435,29 +437,29 @@ impl LocalProvider {
                     self.see_that_it_is_ours(&file)?;
                     break;
                 }
-                _ if !postmaster.alive() => return Ok(None),
+                _ if !process.alive() => return Ok(None),
                 _ if Instant::now() >= deadline => {
                     return Err(ProviderError::Server(format!(
                         "process {} is neither up nor down after {} s: see {}",
-                        postmaster.pid(),
+                        process.pid(),
                         self.patience.recovery.as_secs(),
                         self.data_dir.log().display()
                     )));
                 }
-                _ => tokio::time::sleep(postmaster::POLL).await,
+                _ => tokio::time::sleep(process::POLL).await,
             }
         }
-        match self.ready(postmaster, deadline).await {
+        match self.ready(process, deadline).await {
             Ok(found) => {
                 let capacity = settings::capacity_of(&found.cluster_name).ok_or_else(|| {
                     ProviderError::Server(format!(
                         "process {} was not started by slackwater: stop it with pg_ctl, it is started again then",
-                        postmaster.pid()
+                        process.pid()
                     ))
                 })?;
                 Ok(Some(self.now_running(
                     state,
-                    postmaster,
+                    process,
                     capacity,
                     found.identity,
                 )))
@@ -487,12 +489,12 @@ impl LocalProvider {
     fn now_running(
         &self,
         state: &mut State,
-        postmaster: Postmaster,
+        process: Process,
         capacity: Capacity,
         identity: super::ServerIdentity,
     ) -> Instance {
         state.running = Some(Running {
-            postmaster,
+            process,
             started_at: Some(identity.started_at.clone()),
         });
         let mut shown = self.shown.lock();

@@ -1,34 +1,15 @@
-//! The server process: found by its pid file, told apart from others by its start time and working
-//! directory, started as its own process group, asked to stop by signal.
+//! PostgreSQL's server process: found by its pid file and working directory, signalled as it wants to be.
 
 use super::super::ProviderError;
 use super::data_dir::DataDir;
 use super::files::Home;
 use super::install::Install;
+use super::process::Process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
-use tokio::process::Command;
-use tokio::time::Instant;
-
-/// How often the process is looked at while something is awaited of it.
-pub(super) const POLL: Duration = Duration::from_millis(1);
-/// Above this size the server's log is set aside as `server.log.1` at the next start.
-const LOG_LIMIT_BYTES: u64 = 64 << 20;
-/// How much of the log's end an error may quote.
-const TAIL_BYTES: u64 = 2048;
-
-/// One server process, safe against the reuse of its number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Postmaster {
-    pid: i32,
-    /// Start time of the process, in clock ticks since boot.
-    start_ticks: u64,
-}
 
 /// What a server says of itself in its pid file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,96 +57,44 @@ impl PidFile {
     }
 }
 
-impl Postmaster {
-    /// The living server of this data directory.
-    pub(super) fn find(pgdata: &Path) -> Result<Option<(Self, PidFile)>, ProviderError> {
-        let Some(file) = PidFile::read(pgdata)? else {
-            return Ok(None);
-        };
-        if file.pid < 0 {
-            return match start_ticks(-file.pid) {
-                Some(_) => Err(ProviderError::Server(format!(
-                    "process {} has the data directory in single-user mode: end it first",
-                    -file.pid
-                ))),
-                None => Ok(None),
-            };
-        }
-        let Some(start_ticks) = start_ticks(file.pid) else {
-            return Ok(None);
-        };
-        // A process that only has the number of a server that is long gone works elsewhere.
-        let here = fs::canonicalize(pgdata).map_err(ProviderError::io("can't find", pgdata))?;
-        match fs::read_link(format!("/proc/{}/cwd", file.pid)) {
-            Ok(cwd) if cwd == here => Ok(Some((
-                Self {
-                    pid: file.pid,
-                    start_ticks,
-                },
-                file,
+/// The living server of this data directory.
+pub(super) fn find(pgdata: &Path) -> Result<Option<(Process, PidFile)>, ProviderError> {
+    let Some(file) = PidFile::read(pgdata)? else {
+        return Ok(None);
+    };
+    if file.pid < 0 {
+        return match Process::of(-file.pid) {
+            Some(_) => Err(ProviderError::Server(format!(
+                "process {} has the data directory in single-user mode: end it first",
+                -file.pid
             ))),
-            _ => Ok(None),
-        }
+            None => Ok(None),
+        };
     }
+    // A process that only has the number of a server that is long gone works elsewhere.
+    let process = Process::of(file.pid).filter(|p| p.works_in(pgdata));
+    Ok(process.map(|process| (process, file)))
+}
 
-    /// Starts a server and returns at once. It outlives this process and its terminal.
-    pub(super) fn spawn(
-        install: &Install,
-        data_dir: &DataDir,
-        home: Home,
-        settings: &[String],
-    ) -> Result<Self, ProviderError> {
-        let path = data_dir.log_of(home);
-        let log = open_log(&path)?;
-        let again = log
-            .try_clone()
-            .map_err(ProviderError::io("can't open", &path))?;
-        let mut command = install.command("postgres", data_dir.account());
-        command
-            .arg("-D")
-            .arg(data_dir.pgdata_of(home))
-            .args(
-                data_dir
-                    .fixed_settings(home)
-                    .iter()
-                    .chain(settings)
-                    .flat_map(|s| ["-c", s]),
-            )
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(again)
-            .process_group(0)
-            .kill_on_drop(false);
-        let program = install.program("postgres");
-        let mut child = command
-            .spawn()
-            .map_err(ProviderError::io("can't run", &program))?;
-        // Not yet waited for, so the number is still its own even if it has ended.
-        let pid = child.id().and_then(|id| i32::try_from(id).ok());
-        let born = pid.and_then(|pid| born(pid).map(|ticks| (pid, ticks)));
-        // Reaps it when it ends; when this runtime ends first, init does.
-        tokio::spawn(async move {
-            match child.wait().await {
-                Ok(status) => tracing::debug!(pid, %status, "server process ended"),
-                Err(error) => tracing::warn!(pid, %error, "can't wait for the server process"),
-            }
-        });
-        let (pid, start_ticks) = born.ok_or_else(|| {
-            ProviderError::Server("its process can't be seen in /proc: mount /proc".to_owned())
-        })?;
-        Ok(Self { pid, start_ticks })
-    }
+/// Starts a server with these settings (`name=value`) beside those that every capacity shares.
+pub(super) fn spawn(
+    install: &Install,
+    data_dir: &DataDir,
+    home: Home,
+    settings: &[String],
+) -> Result<Process, ProviderError> {
+    let mut command = install.command("postgres", data_dir.account());
+    command.arg("-D").arg(data_dir.pgdata_of(home)).args(
+        data_dir
+            .fixed_settings(home)
+            .iter()
+            .chain(settings)
+            .flat_map(|s| ["-c", s]),
+    );
+    Process::spawn(&mut command, &data_dir.log_of(home))
+}
 
-    pub(super) fn pid(&self) -> u32 {
-        self.pid.unsigned_abs()
-    }
-
-    /// Whether it still runs. A process that ended but was not reaped yet does not: it has let go of
-    /// everything.
-    pub(super) fn alive(&self) -> bool {
-        start_ticks(self.pid) == Some(self.start_ticks)
-    }
-
+impl Process {
     /// PostgreSQL's fast shutdown: sessions are ended, a checkpoint is written.
     pub(super) fn stop_fast(&self) -> Result<(), ProviderError> {
         self.signal(Signal::SIGINT)
@@ -184,7 +113,7 @@ impl Postmaster {
 
     /// Ends the processes that send its log to standbys and backups: a stop waits for them.
     pub(super) fn end_senders(&self) {
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid));
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid()));
         for child in children.unwrap_or_default().split_ascii_whitespace() {
             let title = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
             if title.starts_with("postgres:")
@@ -196,141 +125,6 @@ impl Postmaster {
             }
         }
     }
-
-    fn signal(&self, signal: Signal) -> Result<(), ProviderError> {
-        if !self.alive() {
-            return Ok(());
-        }
-        match kill(Pid::from_raw(self.pid), signal) {
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
-            Err(e) => Err(ProviderError::Server(format!(
-                "process {} can't be sent {signal}: {e}; run slackwater as its owner",
-                self.pid
-            ))),
-        }
-    }
-
-    /// Waits for its end; false when it still runs after `patience`.
-    pub(super) async fn gone_within(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        while self.alive() {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        true
-    }
-}
-
-/// Start time of a living process, `None` for one that ended.
-fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (state, ticks) = parse_stat(&stat)?;
-    (!matches!(state, 'Z' | 'X' | 'x')).then_some(ticks)
-}
-
-/// Start time of a process, whether it still runs or not.
-fn born(pid: i32) -> Option<u64> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?).map(|(_, ticks)| ticks)
-}
-
-/// State and start time; the name before them may hold blanks and parentheses.
-fn parse_stat(stat: &str) -> Option<(char, u64)> {
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
-}
-
-fn open_log(path: &Path) -> Result<fs::File, ProviderError> {
-    if fs::metadata(path).is_ok_and(|m| m.len() > LOG_LIMIT_BYTES) {
-        let aside = path.with_extension("log.1");
-        fs::rename(path, &aside).map_err(ProviderError::io("can't set aside", path))?;
-    }
-    use std::os::unix::fs::OpenOptionsExt;
-    fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(ProviderError::io("can't open", path))
-}
-
-/// Length of the log now, as the place from which [`log_tail`] reads later.
-pub(super) fn log_length(path: &Path) -> u64 {
-    fs::metadata(path).map_or(0, |m| m.len())
-}
-
-/// What the server logged since `from`, at most its last lines, in one line.
-pub(super) fn log_tail(path: &Path, from: u64) -> String {
-    let read = || -> io::Result<String> {
-        let mut file = fs::File::open(path)?;
-        let length = file.metadata()?.len();
-        // Shorter than it was: it was set aside in between.
-        let from = if from > length { 0 } else { from };
-        file.seek(SeekFrom::Start(from.max(length.saturating_sub(TAIL_BYTES))))?;
-        let mut bytes = Vec::new();
-        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    match read() {
-        Ok(text) => last_lines(&text),
-        Err(e) => format!("its log {} can't be read: {e}", path.display()),
-    }
-}
-
-/// What makes a line of the log tell more than others. Faults in configuration files come as LOG.
-const COMPLAINTS: [&str; 10] = [
-    "FATAL:",
-    "PANIC:",
-    "ERROR:",
-    "HINT:",
-    "DETAIL:",
-    "error:",
-    "invalid",
-    "syntax error",
-    "could not",
-    "unrecognized",
-];
-
-/// The lines that tell most: complaints if there are any, else the last ones.
-pub(super) fn last_lines(text: &str) -> String {
-    const LINES: usize = 6;
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|l| !l.is_empty())
-        .collect();
-    let complaint = |l: &&str| COMPLAINTS.iter().any(|word| l.contains(word));
-    let complaints: Vec<&str> = lines.iter().copied().filter(complaint).collect();
-    let chosen = if complaints.is_empty() {
-        &lines
-    } else {
-        &complaints
-    };
-    chosen[chosen.len().saturating_sub(LINES)..].join(" | ")
-}
-
-/// Runs a short-lived program of PostgreSQL; its output, or its complaint.
-pub(super) async fn run(
-    command: &mut Command,
-    program: &'static str,
-    patience: Duration,
-) -> Result<String, ProviderError> {
-    let failed = |output: String| ProviderError::Program { program, output };
-    let output = tokio::time::timeout(patience, command.kill_on_drop(true).output())
-        .await
-        .map_err(|_| failed(format!("no end after {} s", patience.as_secs())))?
-        .map_err(|e| failed(e.to_string()))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    }
-    let complaint = last_lines(&String::from_utf8_lossy(&output.stderr));
-    Err(failed(if complaint.is_empty() {
-        output.status.to_string()
-    } else {
-        complaint
-    }))
 }
 
 #[cfg(test)]
@@ -357,33 +151,5 @@ mod tests {
         for not_yet in ["", "\n", "0\n", "x\n"] {
             assert_eq!(PidFile::parse(not_yet), None);
         }
-    }
-
-    #[test]
-    fn stat_survives_hostile_process_names() {
-        let tail = "S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 100 2";
-        assert_eq!(
-            parse_stat(&format!("12 (postgres) {tail}")),
-            Some(('S', 987_654))
-        );
-        assert_eq!(
-            parse_stat(&format!("12 (a) Z 1 (b) {tail}")),
-            Some(('S', 987_654))
-        );
-        assert_eq!(parse_stat("12 (short) S 1"), None);
-        assert_eq!(parse_stat(""), None);
-    }
-
-    #[test]
-    fn complaints_come_before_chatter() {
-        let text = "LOG:  starting\nFATAL:  no\nHINT:  do\nLOG:  database system is shut down\n";
-        assert_eq!(last_lines(text), "FATAL:  no | HINT:  do");
-        let faults = "LOG:  a\nLOG:  invalid value for \"x\"\nFATAL:  file has errors\n";
-        assert_eq!(
-            last_lines(faults),
-            "LOG:  invalid value for \"x\" | FATAL:  file has errors"
-        );
-        assert_eq!(last_lines("LOG: a\n\nLOG: b\n"), "LOG: a | LOG: b");
-        assert_eq!(last_lines(""), "");
     }
 }

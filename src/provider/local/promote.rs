@@ -11,7 +11,8 @@ use super::control::{Control, Ending};
 use super::fence;
 use super::files::{Home, Intent, Promotion};
 use super::follower::{Seen, Standby, look};
-use super::postmaster::{POLL, PidFile, Postmaster, Status, log_length, log_tail};
+use super::postmaster::{self, PidFile, Status};
+use super::process::{POLL, Process, log_length, log_tail};
 use super::proof::{PROOF_SQL, PromotionTimes, compare};
 use super::switch::{Before, LaunchError, NotReady};
 use super::{LocalProvider, Running, State, UNTHROTTLED_AFTER_START, blocking};
@@ -33,7 +34,7 @@ pub(super) enum Stuck {
 
 /// A promoted server that answered and wrote.
 struct Proven {
-    postmaster: Postmaster,
+    process: Process,
     capacity: Capacity,
     identity: ServerIdentity,
     promotion: Duration,
@@ -41,7 +42,7 @@ struct Proven {
 
 /// A server on its way from standby to primary.
 struct Candidate {
-    postmaster: Postmaster,
+    process: Process,
     session: Option<Box<dyn ServerSession>>,
     /// It is proven to have everything.
     proven: bool,
@@ -79,7 +80,7 @@ impl LocalProvider {
         let old = match self.before(state, from).await {
             Ok(Before::Newer(instance)) => return self.ended_before(state, instance, to),
             Ok(Before::Gone) => None,
-            Ok(Before::Old(postmaster)) => Some(postmaster),
+            Ok(Before::Old(process)) => Some(process),
             Err(reason) => return CutOver::Lost { reason },
         };
         let Ok(mut standby) = follower.standby.try_lock() else {
@@ -143,7 +144,7 @@ impl LocalProvider {
         state: &mut State,
         from: &Instance,
         to: Capacity,
-        old: &Postmaster,
+        old: &Process,
         ready: &mut Option<Standby>,
     ) -> Result<(), CutOver> {
         let kept = |reason: String| CutOver::KeptOld {
@@ -230,7 +231,7 @@ impl LocalProvider {
             .map_err(|e| Stuck::Unknown(e.to_string()))?;
         let proven = self.promote(intent, promotion, None).await?;
         drop(standby);
-        if let Err(error) = proven.postmaster.reload() {
+        if let Err(error) = proven.process.reload() {
             tracing::warn!(%error, "its configuration files may be older than the old server's");
         }
         Ok(self.took_over(state, home, intent.from, proven))
@@ -252,7 +253,7 @@ impl LocalProvider {
     }
 
     /// The stop is left to end, without those that it waits for; then the old server comes back.
-    async fn stop_hangs(&self, state: &mut State, from: &Instance, old: &Postmaster) -> CutOver {
+    async fn stop_hangs(&self, state: &mut State, from: &Instance, old: &Process) -> CutOver {
         let deadline = Instant::now() + self.patience.stop;
         // One whose receiver reads nothing only ends when it is told again.
         loop {
@@ -323,7 +324,7 @@ impl LocalProvider {
     /// the old data directory beside that.
     pub(super) async fn prove(&self, ready: &mut Standby) -> Result<Promotion, String> {
         let old = self.data_dir.primary();
-        let (home, postmaster) = (ready.home, ready.postmaster);
+        let (home, process) = (ready.home, ready.process);
         let fencing = blocking(&self.data_dir, move |d| {
             let pgdata = d.pgdata();
             if let Some(what) = fence::vanishing(&pgdata)? {
@@ -332,7 +333,7 @@ impl LocalProvider {
                 )));
             }
             if fence::copy_configuration(d, home)? {
-                postmaster.reload()?;
+                process.reload()?;
             }
             fence::fence(d, &pgdata)
         });
@@ -390,8 +391,8 @@ impl LocalProvider {
         let home = promotion.home;
         let unknown = |e: ProviderError| Stuck::Unknown(e.to_string());
         let find = || {
-            Postmaster::find(&self.data_dir.pgdata_of(home))
-                .map(|found| found.map(|(postmaster, _)| postmaster))
+            postmaster::find(&self.data_dir.pgdata_of(home))
+                .map(|found| found.map(|(process, _)| process))
                 .map_err(unknown)
         };
         let patience = match ready {
@@ -399,7 +400,7 @@ impl LocalProvider {
             None => self.patience.recovery,
         };
         let (mut running, mut session) = match ready {
-            Some(ready) => (Some(ready.postmaster), Some(ready.session)),
+            Some(ready) => (Some(ready.process), Some(ready.session)),
             None => (find()?, None),
         };
         let log = self.data_dir.log_of(home);
@@ -407,10 +408,10 @@ impl LocalProvider {
         for capacity in [intent.to, intent.to, intent.from] {
             let deadline = Instant::now() + patience;
             let read_from = log_length(&log);
-            let postmaster = match running.take() {
-                Some(postmaster) => postmaster,
+            let process = match running.take() {
+                Some(process) => process,
                 None => match self.follower.spawn(home, capacity) {
-                    Ok(postmaster) => postmaster,
+                    Ok(process) => process,
                     Err(error) => {
                         why = error.to_string();
                         continue;
@@ -418,7 +419,7 @@ impl LocalProvider {
                 },
             };
             let mut candidate = Candidate {
-                postmaster,
+                process,
                 proven: session.is_some(),
                 session: session.take(),
                 deadline,
@@ -481,7 +482,7 @@ impl LocalProvider {
         loop {
             if candidate.proven && !told {
                 candidate
-                    .postmaster
+                    .process
                     .promote(&self.data_dir, home)
                     .map_err(late)?;
                 told = true;
@@ -489,7 +490,7 @@ impl LocalProvider {
             match self.answer(candidate, promotion).await {
                 Ok(Answer::Primary(identity, capacity)) => {
                     return Ok(Proven {
-                        postmaster: candidate.postmaster,
+                        process: candidate.process,
                         capacity,
                         identity,
                         promotion: begun.elapsed(),
@@ -506,7 +507,7 @@ impl LocalProvider {
                 Err(error @ (QueryError::Auth(_) | QueryError::Other(_))) => {
                     return Err(NotReady::Late(format!(
                         "process {} runs, but: {error}",
-                        candidate.postmaster.pid()
+                        candidate.process.pid()
                     )));
                 }
                 // Not up yet, or it ends.
@@ -520,7 +521,7 @@ impl LocalProvider {
                     promotion.checkpoint
                 )
             };
-            self.still_worth_waiting(home, candidate.postmaster, candidate.deadline, &what)?;
+            self.still_worth_waiting(home, candidate.process, candidate.deadline, &what)?;
             tokio::time::sleep(POLL).await;
         }
     }
@@ -553,7 +554,7 @@ impl LocalProvider {
         proven: Proven,
     ) -> Instance {
         self.data_dir.set_primary(home);
-        let instance = self.now_running(state, proven.postmaster, proven.capacity, proven.identity);
+        let instance = self.now_running(state, proven.process, proven.capacity, proven.identity);
         self.throttle(state, instance.capacity, UNTHROTTLED_AFTER_START);
         let data_dir = Arc::clone(&self.data_dir);
         state.tidying = Some(tokio::task::spawn_blocking(move || {
@@ -591,9 +592,9 @@ impl LocalProvider {
 
 impl Running {
     /// One that has not answered yet.
-    pub(super) fn new(postmaster: Postmaster) -> Self {
+    pub(super) fn new(process: Process) -> Self {
         Self {
-            postmaster,
+            process,
             started_at: None,
         }
     }

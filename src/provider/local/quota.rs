@@ -42,7 +42,7 @@ impl LocalProvider {
             None => all.clone(),
         };
         let group = match (self.cpu_group(), &state.running) {
-            (Ok(group), Some(running)) => (Arc::clone(group), running.postmaster),
+            (Ok(group), Some(running)) => (Arc::clone(group), running.process),
             (Err(why), _) => {
                 let note = match quota {
                     Some(_) => format!("{wanted} would be its share, but {why}"),
@@ -53,19 +53,16 @@ impl LocalProvider {
             }
             (Ok(_), None) => return,
         };
-        let (group, postmaster) = group;
+        let (group, process) = group;
         let shown = Arc::clone(&self.shown);
         shown.lock().cpu = Some((all.clone(), format!("just after a start; then {wanted}")));
         state.throttling = Some(tokio::spawn(async move {
             tokio::time::sleep(after).await;
-            if !postmaster.alive() {
+            if !process.alive() {
                 return;
             }
             shown.lock().cpu = Some(
-                match group
-                    .adopt(postmaster.pid())
-                    .and_then(|()| group.set(quota))
-                {
+                match group.adopt(process.pid()).and_then(|()| group.set(quota)) {
                     Ok(()) => (wanted, group.describe()),
                     Err(why) => (all, format!("{wanted} would be its share, but {why}")),
                 },

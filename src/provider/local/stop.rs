@@ -2,7 +2,7 @@
 
 use super::super::ProviderError;
 use super::data_dir::DataDir;
-use super::postmaster::Postmaster;
+use super::postmaster;
 use std::time::Duration;
 
 impl DataDir {
@@ -14,19 +14,19 @@ impl DataDir {
         let mut stopped = None;
         // The standby second: until then it takes the last of the log.
         for home in [primary, primary.other()] {
-            let Some((postmaster, _)) = Postmaster::find(&self.pgdata_of(home))? else {
+            let Some((process, _)) = postmaster::find(&self.pgdata_of(home))? else {
                 continue;
             };
-            postmaster.stop_fast()?;
-            if !postmaster.gone_within(patience).await {
+            process.stop_fast()?;
+            if !process.gone_within(patience).await {
                 return Err(ProviderError::Server(format!(
                     "process {} was told to stop and still runs after {} s: see {}",
-                    postmaster.pid(),
+                    process.pid(),
                     patience.as_secs(),
                     self.log_of(home).display()
                 )));
             }
-            stopped = stopped.or(Some(postmaster.pid()));
+            stopped = stopped.or(Some(process.pid()));
         }
         Ok(stopped)
     }

@@ -4,7 +4,8 @@
 use super::super::{CutOver, Identified, Instance, ProviderError, QueryError, identify};
 use super::fence;
 use super::files::{Home, Intent};
-use super::postmaster::{POLL, PidFile, Postmaster, Status, log_length, log_tail};
+use super::postmaster::{self, PidFile, Status};
+use super::process::{POLL, Process, log_length, log_tail};
 use super::{LocalProvider, State, Switch, UNTHROTTLED_AFTER_START, blocking, settings};
 use crate::backend::Capacity;
 use std::fmt;
@@ -57,7 +58,7 @@ pub(super) enum NotReady {
 /// What runs when a cut-over begins.
 pub(super) enum Before {
     /// The server to be stopped.
-    Old(Postmaster),
+    Old(Process),
     /// Nothing.
     Gone,
     /// A server that was started after the old one.
@@ -77,7 +78,7 @@ impl LocalProvider {
         match self.before(state, from).await {
             Ok(Before::Newer(instance)) => return self.ended_before(state, instance, to),
             Ok(Before::Gone) => {}
-            Ok(Before::Old(postmaster)) => {
+            Ok(Before::Old(process)) => {
                 let intent = Intent {
                     from: from.capacity,
                     to,
@@ -90,15 +91,15 @@ impl LocalProvider {
                     };
                 }
                 self.unthrottle(state);
-                if let Err(error) = postmaster.stop_fast() {
+                if let Err(error) = process.stop_fast() {
                     return CutOver::KeptOld {
                         instance: from.clone(),
                         reason: error.to_string(),
                     };
                 }
-                if !postmaster.gone_within(self.patience.stop).await {
+                if !process.gone_within(self.patience.stop).await {
                     return CutOver::Lost {
-                        reason: self.still_stopping(&postmaster),
+                        reason: self.still_stopping(&process),
                     };
                 }
             }
@@ -163,19 +164,19 @@ impl LocalProvider {
             .map_err(LaunchError::NotTried)?;
         loop {
             let read_from = log_length(&log);
-            let postmaster = Postmaster::spawn(&self.install, &self.data_dir, home, &arguments)
+            let process = postmaster::spawn(&self.install, &self.data_dir, home, &arguments)
                 .map_err(LaunchError::NotTried)?;
-            state.running = Some(super::Running::new(postmaster));
-            let up = self.up(postmaster, deadline).await;
+            state.running = Some(super::Running::new(process));
+            let up = self.up(process, deadline).await;
             let start = begun.elapsed();
             let answer = match up {
-                Ok(()) => self.ready(postmaster, deadline).await,
+                Ok(()) => self.ready(process, deadline).await,
                 Err(not_ready) => Err(not_ready),
             };
             match answer {
                 Ok(found) => {
                     let first_query = begun.elapsed().saturating_sub(start);
-                    let instance = self.now_running(state, postmaster, capacity, found.identity);
+                    let instance = self.now_running(state, process, capacity, found.identity);
                     return Ok((instance, (start, first_query)));
                 }
                 Err(NotReady::Late(why)) => return Err(LaunchError::Alive(why)),
@@ -197,17 +198,17 @@ impl LocalProvider {
 
     /// Waits until the process says that it is up. Its pid file is asked: a login attempt would cost it a
     /// process each time.
-    async fn up(&self, postmaster: Postmaster, deadline: Instant) -> Result<(), NotReady> {
+    async fn up(&self, process: Process, deadline: Instant) -> Result<(), NotReady> {
         let pgdata = self.data_dir.pgdata();
         loop {
             let file = PidFile::read(&pgdata).map_err(|e| NotReady::Late(e.to_string()))?;
-            if file.is_some_and(|f| {
-                f.pid.unsigned_abs() == postmaster.pid() && f.status == Status::Ready
-            }) {
+            if file
+                .is_some_and(|f| f.pid.unsigned_abs() == process.pid() && f.status == Status::Ready)
+            {
                 return Ok(());
             }
             let home = self.data_dir.primary();
-            self.still_worth_waiting(home, postmaster, deadline, "is still starting")?;
+            self.still_worth_waiting(home, process, deadline, "is still starting")?;
             tokio::time::sleep(POLL).await;
         }
     }
@@ -215,7 +216,7 @@ impl LocalProvider {
     /// Waits for the answer to a query.
     pub(super) async fn ready(
         &self,
-        postmaster: Postmaster,
+        process: Process,
         deadline: Instant,
     ) -> Result<Identified, NotReady> {
         let endpoint = self.data_dir.endpoint();
@@ -228,12 +229,12 @@ impl LocalProvider {
                 }
                 Ok(found) => return Ok(found),
                 Err(error @ (QueryError::Auth(_) | QueryError::Other(_))) => {
-                    let why = format!("process {} runs, but: {error}", postmaster.pid());
+                    let why = format!("process {} runs, but: {error}", process.pid());
                     return Err(NotReady::Late(why));
                 }
                 Err(error) => {
                     let home = self.data_dir.primary();
-                    self.still_worth_waiting(home, postmaster, deadline, &error.to_string())?;
+                    self.still_worth_waiting(home, process, deadline, &error.to_string())?;
                     tokio::time::sleep(POLL).await;
                 }
             }
@@ -243,11 +244,11 @@ impl LocalProvider {
     pub(super) fn still_worth_waiting(
         &self,
         home: Home,
-        postmaster: Postmaster,
+        process: Process,
         deadline: Instant,
         what: &str,
     ) -> Result<(), NotReady> {
-        if !postmaster.alive() {
+        if !process.alive() {
             return Err(NotReady::Ended);
         }
         if Instant::now() < deadline {
@@ -255,7 +256,7 @@ impl LocalProvider {
         }
         Err(NotReady::Late(format!(
             "process {} gives no answer in time: {what}; see {}",
-            postmaster.pid(),
+            process.pid(),
             self.data_dir.log_of(home).display()
         )))
     }
@@ -267,37 +268,37 @@ impl LocalProvider {
         from: &Instance,
     ) -> Result<Before, String> {
         let pgdata = self.data_dir.pgdata();
-        let running = state.running.take().filter(|r| r.postmaster.alive());
-        let (postmaster, started_at) = match running {
-            Some(running) => (running.postmaster, running.started_at.clone()),
-            None => match Postmaster::find(&pgdata).map_err(|e| e.to_string())? {
-                Some((postmaster, _)) => (postmaster, None),
+        let running = state.running.take().filter(|r| r.process.alive());
+        let (process, started_at) = match running {
+            Some(running) => (running.process, running.started_at.clone()),
+            None => match postmaster::find(&pgdata).map_err(|e| e.to_string())? {
+                Some((process, _)) => (process, None),
                 None => return Ok(Before::Gone),
             },
         };
         state.running = Some(super::Running {
-            postmaster,
+            process,
             started_at: started_at.clone(),
         });
         if started_at.as_ref() == Some(&from.identity.started_at) {
-            return Ok(Before::Old(postmaster));
+            return Ok(Before::Old(process));
         }
         let file = PidFile::read(&pgdata).map_err(|e| e.to_string())?;
         if file.is_some_and(|f| f.status == Status::Stopping) {
-            return Ok(Before::Old(postmaster));
+            return Ok(Before::Old(process));
         }
         match self
-            .ready(postmaster, Instant::now() + self.patience.start)
+            .ready(process, Instant::now() + self.patience.start)
             .await
         {
             Ok(found) if found.identity.started_at == from.identity.started_at => {
-                Ok(Before::Old(postmaster))
+                Ok(Before::Old(process))
             }
             Ok(found) => {
                 let capacity = settings::capacity_of(&found.cluster_name).ok_or_else(|| {
-                    format!("process {} was not started by slackwater", postmaster.pid())
+                    format!("process {} was not started by slackwater", process.pid())
                 })?;
-                let instance = self.now_running(state, postmaster, capacity, found.identity);
+                let instance = self.now_running(state, process, capacity, found.identity);
                 Ok(Before::Newer(instance))
             }
             Err(NotReady::Ended) => Ok(Before::Gone),
@@ -346,11 +347,11 @@ impl LocalProvider {
         }));
     }
 
-    pub(super) fn still_stopping(&self, postmaster: &Postmaster) -> String {
+    pub(super) fn still_stopping(&self, process: &Process) -> String {
         format!(
             "process {} has not stopped after {} s and is left to it (killing it would cost a recovery): often a \
              standby or backup that does not take its data; see {}",
-            postmaster.pid(),
+            process.pid(),
             self.patience.stop.as_secs(),
             self.data_dir.log().display()
         )

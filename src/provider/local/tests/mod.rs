@@ -4,7 +4,7 @@ mod place;
 mod standby;
 
 use super::super::QueryError;
-use super::postmaster::POLL;
+use super::process::POLL;
 use super::*;
 use nix::sys::signal::Signal;
 use nix::unistd::Uid;
@@ -313,7 +313,7 @@ async fn servers_of_others_are_left_alone() {
     // Started by hand, at another port.
     let mut settings = provider.scale.sizes(Capacity(1)).arguments();
     settings.push(format!("port={}", provider.data_dir.port() - 1));
-    let foreign = Postmaster::spawn(
+    let foreign = postmaster::spawn(
         &provider.install,
         &provider.data_dir,
         files::Home::First,

@@ -162,10 +162,10 @@ impl Place {
         LocalProvider::new(config, data_dir, Arc::new(service)).unwrap()
     }
 
-    pub(super) fn server(&self) -> Option<Postmaster> {
-        Postmaster::find(&self.pgdata())
+    pub(super) fn server(&self) -> Option<Process> {
+        postmaster::find(&self.pgdata())
             .unwrap()
-            .map(|(postmaster, _)| postmaster)
+            .map(|(process, _)| process)
     }
 
     pub(super) fn pid(&self) -> i32 {
@@ -181,7 +181,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let homes = ["pgdata", "pgdata.2"].map(|home| self.data_dir().join(home));
         for home in homes.iter().filter(|home| home.exists()) {
-            let Ok(Some((server, _))) = Postmaster::find(home) else {
+            let Ok(Some((server, _))) = postmaster::find(home) else {
                 continue;
             };
             let pid = i32::try_from(server.pid()).unwrap();

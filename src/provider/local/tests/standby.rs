@@ -193,7 +193,7 @@ async fn safety_22_a_standby_behind_the_end_of_the_log_is_never_promoted() {
     write(&provider, 2).await;
 
     // A server that crashes is started again where it was, whatever its standby has.
-    let server = Postmaster::find(&provider.data_dir.pgdata())
+    let server = postmaster::find(&provider.data_dir.pgdata())
         .unwrap()
         .unwrap()
         .0;
@@ -209,7 +209,7 @@ async fn safety_22_a_standby_behind_the_end_of_the_log_is_never_promoted() {
     assert_eq!(written(&provider).await, "2 2");
     // Crashed in between: no clean end, no promotion.
     provider.prepare(&again, Capacity(2)).await.unwrap();
-    let server = Postmaster::find(&provider.data_dir.pgdata())
+    let server = postmaster::find(&provider.data_dir.pgdata())
         .unwrap()
         .unwrap()
         .0;
@@ -241,7 +241,7 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
     let mut guard = provider.follower.standby.lock().await;
     let mut standby = guard.take().unwrap();
     let checkpoint = {
-        let old = Postmaster::find(&provider.data_dir.pgdata())
+        let old = postmaster::find(&provider.data_dir.pgdata())
             .unwrap()
             .unwrap()
             .0;
@@ -278,7 +278,7 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
     provider.prepare(&back, Capacity(2)).await.unwrap();
     let mut guard = provider.follower.standby.lock().await;
     let mut standby = guard.take().unwrap();
-    let old = Postmaster::find(&provider.data_dir.pgdata())
+    let old = postmaster::find(&provider.data_dir.pgdata())
         .unwrap()
         .unwrap()
         .0;
