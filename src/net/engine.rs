@@ -3,6 +3,7 @@
 use super::end::End;
 use super::protocol::Protocol;
 use super::relay::Fatal;
+use super::session::Session;
 use super::state::{OpenError, Opened, ProbeFailure, Probed, Profile, Ready};
 use crate::backend::gate::{Lease, Serving};
 use crate::backend::link::Link;
@@ -158,6 +159,9 @@ pub(super) trait Engine: Protocol + Sized {
         profile: &Profile<Self>,
         serving: &Serving,
     ) -> impl Future<Output = bool> + Send;
+
+    /// The client's next frame is for the session's task.
+    fn kept(session: &mut Session<Self>) -> impl Future<Output = Result<(), End>> + Send;
 
     /// Identity, as far as a rehearsal depends on it.
     fn identity(login: &Self::Login, put: &mut dyn FnMut(&[u8]));

@@ -55,6 +55,8 @@ pub enum Stop {
     NeedServer,
     /// At rest in lock-step: the moment to detach.
     SafePoint,
+    /// A client's frame is for the session's task: it is carried, whole.
+    Kept,
     /// Somebody asked something of the session.
     Asked,
     /// A request became complete while someone wants to know.
@@ -87,6 +89,8 @@ pub struct Relay<P> {
     pub want_gap: bool,
     /// The carried client bytes hold a frame that was stopped.
     pub(super) stopped: bool,
+    /// That frame is for the session's task, once nothing is owed.
+    waits_for_quiet: bool,
     /// The carried client bytes may hold a whole frame that nobody has looked at.
     pub(super) unread: bool,
     pub(super) discard: Option<Discard>,
@@ -138,6 +142,7 @@ impl<P: Protocol> Relay<P> {
             want_rest: false,
             want_gap: false,
             stopped: false,
+            waits_for_quiet: false,
             unread,
             discard: None,
             server_write_broken: false,
@@ -182,6 +187,10 @@ impl<P: Protocol> Relay<P> {
                 }
             }
             self.tell_rest(handle, now);
+            if (self.mode == Mode::LockStep || self.want_rest) && self.asked_server(cx) {
+                server_waits = false;
+                continue;
+            }
             if (self.mode == Mode::LockStep || self.want_rest) && self.at_safe_point() {
                 self.want_rest = false;
                 return Poll::Ready(match self.mode {
@@ -232,13 +241,26 @@ impl<P: Protocol> Relay<P> {
 
     /// Both directions are complete and nothing can be open: the session may be detached.
     pub fn at_safe_point(&self) -> bool {
-        self.front.at_rest()
-            && !self.leaving
+        self.front.at_rest() && self.is_between_frames()
+    }
+
+    fn is_between_frames(&self) -> bool {
+        !self.leaving
             && self.client.is_clean()
             && self
                 .server
                 .as_ref()
                 .is_some_and(|s| s.is_clean() && s.carry.is_empty())
+    }
+
+    /// Sends the server a question of its own, where nothing else tells whether this is a safe point.
+    fn asked_server(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.is_between_frames() || !self.front.put_question(&mut self.instead) {
+            return false;
+        }
+        let question = std::mem::take(&mut self.instead);
+        self.send(cx, &question);
+        true
     }
 
     /// The client sent something that no server has seen.
@@ -310,7 +332,7 @@ impl<P: Protocol> Relay<P> {
     }
 
     fn tell_rest(&mut self, handle: &Handle, now: Instant) {
-        let at_rest = self.server.is_some() && self.front.at_rest();
+        let at_rest = self.server.is_some() && self.front.seems_at_rest();
         if at_rest != self.told_at_rest {
             self.told_at_rest = at_rest;
             handle.set_state(
@@ -464,6 +486,7 @@ impl<P: Protocol> Relay<P> {
             }
         };
         self.stopped = false;
+        self.waits_for_quiet = false;
         self.unread = false;
         let chunk = buffer.get_mut(..n).unwrap_or_default();
         Poll::Ready(self.client_chunk(cx, chunk, now))
@@ -471,6 +494,7 @@ impl<P: Protocol> Relay<P> {
 
     fn may_resume(&self) -> bool {
         self.server.is_some()
+            && (!self.waits_for_quiet || self.front.is_quiet())
             && (self.mode == Mode::Flow
                 || (self.front.may_send_in_lock_step() && !self.front.at_rest()))
     }
@@ -524,7 +548,8 @@ impl<P: Protocol> Relay<P> {
                     break;
                 }
             };
-            let head_end = P::Header::LEN + self.front.client_head(header);
+            let seen = rest.get(P::Header::LEN..).unwrap_or_default();
+            let head_end = P::Header::LEN + self.front.client_head(header, seen);
             let Some(head) = rest.get(P::Header::LEN..head_end) else {
                 break;
             };
@@ -561,12 +586,24 @@ impl<P: Protocol> Relay<P> {
                 bytes: rest,
                 head_end,
             };
-            if let Sent::Instead(of) = self.front.on_client(frame, now, &mut self.instead) {
-                let instead = std::mem::take(&mut self.instead);
-                let before = before.get(sent..).unwrap_or_default();
-                self.send(cx, before);
-                self.send(cx, &instead);
-                sent = pos + of;
+            match self.front.on_client(frame, now, &mut self.instead) {
+                Sent::Forward => {}
+                Sent::Instead(of) => {
+                    let instead = std::mem::take(&mut self.instead);
+                    let before = before.get(sent..).unwrap_or_default();
+                    self.send(cx, before);
+                    self.send(cx, &instead);
+                    sent = pos + of;
+                }
+                Sent::Keep => {
+                    self.waits_for_quiet = !self.front.is_quiet();
+                    cut = if self.waits_for_quiet {
+                        Cut::Stopped
+                    } else {
+                        Cut::Stop(Stop::Kept)
+                    };
+                    break;
+                }
             }
             pos += take;
             self.client.remaining = header.whole_len() - take;

@@ -3,6 +3,7 @@
 use super::super::end::End;
 use super::super::engine::{Engine, Meaning};
 use super::super::relay::Fatal;
+use super::super::session::Session;
 use super::super::state::{OpenError, Opened, ProbeFailure, Probed, Profile, Ready};
 use super::front::{Pg, ProcessNames};
 use super::{blame, end, state};
@@ -254,6 +255,10 @@ impl Engine for Pg {
 
     async fn takes_logins(profile: &Profile<Self>, serving: &Serving) -> bool {
         state::takes_logins(profile, serving).await
+    }
+
+    async fn kept(_session: &mut Session<Self>) -> Result<(), End> {
+        Err(End::Internal("a frame was kept that no one waits for"))
     }
 
     fn identity(login: &Login, put: &mut dyn FnMut(&[u8])) {

@@ -106,7 +106,7 @@ impl Protocol for Pg {
 
     const DISCARD_HEAD: usize = 0;
 
-    fn client_head(&self, header: Header) -> usize {
+    fn client_head(&self, header: Header, _seen: &[u8]) -> usize {
         Machine::client_head(header)
     }
 

@@ -141,6 +141,7 @@ impl<E: Engine> Session<E> {
             Stop::SafePoint | Stop::Rested => Box::pin(self.safe_point()).await,
             Stop::ClientGone => Err(End::ClientGone),
             Stop::ClientGarbage(_) | Stop::ClientUnknown(_) => Err(End::from_client(&stop)),
+            Stop::Kept => Box::pin(E::kept(self)).await,
             Stop::ServerGarbage(error) => Err(End::ServerGarbage(error)),
             Stop::ServerFatal(fatal) => Box::pin(self.server_fatal(*fatal)).await,
             Stop::ServerGone => Box::pin(self.server_gone()).await,
