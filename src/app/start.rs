@@ -152,6 +152,7 @@ pub(super) async fn cluster(
     let gate = Gate::new(limit, Arc::clone(&registry));
     let service = Service::new(account.user, account.database, credential, socket);
     let settings = Settings {
+        engine: keys.engine,
         socket,
         max_outage: keys.scaling.max_outage,
         custom_settings: keys.sessions.custom_settings.clone(),

@@ -1,5 +1,6 @@
 //! What the sessions of one cluster share.
 
+use super::engine::Engine;
 use super::exec::{ExecError, Rows};
 use super::gate::Gate;
 use super::line::Line;
@@ -23,8 +24,16 @@ const UNREAD_KEPT: Duration = Duration::from_secs(5);
 /// Most rehearsals that are remembered.
 const REHEARSALS_MAX: usize = 10_000;
 
-/// Hash of what decides whether a session could log in again and take its roles.
-const ACCESS: &str = "SELECT pg_catalog.md5(pg_catalog.string_agg(x.t, '' ORDER BY x.t)) FROM (\
+/// What tells of a change in what decides whether a session could log in again and take its roles.
+const fn access(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Postgres => POSTGRES_ACCESS,
+        Engine::Mysql => "CHECKSUM TABLE mysql.user, mysql.db, mysql.role_edges, mysql.default_roles",
+        Engine::Mariadb => "CHECKSUM TABLE mysql.global_priv, mysql.db, mysql.roles_mapping",
+    }
+}
+
+const POSTGRES_ACCESS: &str = "SELECT pg_catalog.md5(pg_catalog.string_agg(x.t, '' ORDER BY x.t)) FROM (\
 SELECT a::text || (a.rolvaliduntil < pg_catalog.now())::text AS t FROM pg_catalog.pg_authid a WHERE a.rolvaliduntil IS NOT NULL \
 UNION ALL SELECT a::text FROM pg_catalog.pg_authid a \
 UNION ALL SELECT m::text FROM pg_catalog.pg_auth_members m \
@@ -40,6 +49,8 @@ const NAMES_MAX: usize = 1000;
 pub struct Cluster {
     /// Its name.
     pub name: Arc<str>,
+    /// What its servers are.
+    pub engine: Engine,
     /// Who serves, and holds.
     pub gate: Arc<Gate>,
     /// Its sessions.
@@ -120,6 +131,7 @@ impl Cluster {
     ) -> Self {
         Self {
             name: Arc::from(name),
+            engine: settings.engine,
             gate,
             registry,
             line: Line::default(),
@@ -259,8 +271,13 @@ impl Cluster {
             return;
         }
         let began = Instant::now();
-        let rows = self.service.query(&self.gate, ACCESS, &[]).await;
-        let digest = rows.map(|rows| rows.into_iter().flatten().flatten().next());
+        let sql = access(self.engine);
+        let rows = self.service.query(&self.gate, sql, &[]).await;
+        let whole = |rows: Rows| {
+            let values: Option<Vec<String>> = rows.into_iter().flatten().collect();
+            values.filter(|v| !v.is_empty()).map(|v| v.join(" "))
+        };
+        let digest = rows.map(whole);
         known.read = Some(began);
         match digest {
             Ok(digest) if digest.is_some() => {
@@ -354,6 +371,8 @@ impl Cluster {
 /// What a cluster is configured with, as far as its sessions care.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// What its servers are.
+    pub engine: Engine,
     /// Keepalive towards servers.
     pub socket: SocketConfig,
     /// How long held requests wait for a server that is away.
