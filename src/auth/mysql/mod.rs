@@ -219,7 +219,7 @@ impl fmt::Debug for Credential {
 }
 
 /// Reads hexadecimal digits, of which there are an even number.
-fn from_hex(text: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn from_hex(text: &[u8]) -> Option<Vec<u8>> {
     let digit = |byte: u8| {
         char::from(byte)
             .to_digit(16)
