@@ -115,6 +115,8 @@ fn explain(error: &ExecError) -> QueryError {
         ExecError::Connect(ConnectError::Io { .. } | ConnectError::Timeout { .. })
         | ExecError::Io(_)
         | ExecError::Timeout => QueryError::Refused(text),
-        ExecError::Connect(ConnectError::Tls { .. }) => QueryError::Other(text),
+        ExecError::Connect(ConnectError::Tls { .. }) | ExecError::Mysql(_) => {
+            QueryError::Other(text)
+        }
     }
 }

@@ -8,7 +8,7 @@ use crate::auth::users::Users;
 use crate::backend::cluster::{Cluster, Settings};
 use crate::backend::gate::Gate;
 use crate::backend::registry::Registry;
-use crate::backend::service::Service;
+use crate::backend::service::{self, Service};
 use crate::backend::verifiers::Verifiers;
 use crate::backend::{Capacity, Endpoint};
 use crate::config::{
@@ -150,7 +150,14 @@ pub(super) async fn cluster(
     let registry = Arc::new(Registry::default());
     let limit = usize::try_from(keys.sessions.max_server_connections).unwrap_or(usize::MAX);
     let gate = Gate::new(limit, Arc::clone(&registry));
-    let service = Service::new(account.user, account.database, credential, socket);
+    let service = Service::new(
+        service::Account::Pg {
+            user: account.user,
+            database: account.database,
+            credential,
+        },
+        socket,
+    );
     let settings = Settings {
         engine: keys.engine,
         socket,

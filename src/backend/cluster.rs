@@ -28,7 +28,9 @@ const REHEARSALS_MAX: usize = 10_000;
 const fn access(engine: Engine) -> &'static str {
     match engine {
         Engine::Postgres => POSTGRES_ACCESS,
-        Engine::Mysql => "CHECKSUM TABLE mysql.user, mysql.db, mysql.role_edges, mysql.default_roles",
+        Engine::Mysql => {
+            "CHECKSUM TABLE mysql.user, mysql.db, mysql.role_edges, mysql.default_roles"
+        }
         Engine::Mariadb => "CHECKSUM TABLE mysql.global_priv, mysql.db, mysql.roles_mapping",
     }
 }

@@ -58,6 +58,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The rows, each value as text.
+    pub fn into_text(self) -> Vec<Vec<Option<String>>> {
+        let text = |value: Option<Bytes>| value.map(|v| String::from_utf8_lossy(&v).into_owned());
+        let rows = self.rows.into_iter();
+        rows.map(|row| row.into_iter().map(text).collect())
+            .collect()
+    }
+
     /// The first column of the first row, as text.
     pub fn scalar(&self) -> Option<String> {
         let value = self.rows.first()?.first()?.as_ref()?;
