@@ -137,6 +137,8 @@ pub struct Handle {
     last_request: AtomicU64,
     /// Process number told to the client.
     pub process: AtomicI32,
+    /// The number that the server has for its present connection; 0: there is none. (MySQL and MariaDB.)
+    pub connection: AtomicU32,
     report: Mutex<Report>,
     offer: Mutex<Option<Lease>>,
     cancels: Mutex<Vec<oneshot::Sender<()>>>,
@@ -314,6 +316,7 @@ impl Registry {
             rest_since: AtomicU64::new(0),
             last_request: AtomicU64::new(0),
             process: AtomicI32::new(0),
+            connection: AtomicU32::new(0),
             report: Mutex::new(Report {
                 application,
                 ..Report::default()
@@ -333,6 +336,11 @@ impl Registry {
             registry: Arc::clone(self),
             handle,
         }
+    }
+
+    /// The session of this number.
+    pub fn get(&self, id: u64) -> Option<Arc<Handle>> {
+        self.sessions.lock().get(&id).cloned()
     }
 
     /// Every session now.

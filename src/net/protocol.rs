@@ -101,8 +101,8 @@ pub trait Protocol: fmt::Debug + Send + Unpin + 'static {
     /// Bytes of the body that [`Self::on_client`] wants to see at once; asked again when more of it is there.
     fn client_head(&self, header: Self::Header, seen: &[u8]) -> usize;
 
-    /// Bytes of the body that [`Self::on_server`] wants to see at once.
-    fn server_head(&self, header: Self::Header) -> usize;
+    /// Bytes of the body that [`Self::on_server`] wants to see at once; asked again when more of it is there.
+    fn server_head(&self, header: Self::Header, seen: &[u8]) -> usize;
 
     /// What a client's frame is.
     fn kind(&self, header: Self::Header, head: &[u8]) -> Kind;
@@ -153,7 +153,7 @@ pub trait Protocol: fmt::Debug + Send + Unpin + 'static {
     fn put_refused(&mut self, out: &mut BytesMut);
 
     /// A frame of a refused request, of which [`Self::DISCARD_HEAD`] bytes are there. `None`: a good-bye.
-    fn discard(&self, so_far: Discard, header: Self::Header, head: &[u8]) -> Option<Discard>;
+    fn discard(&mut self, so_far: Discard, header: Self::Header, head: &[u8]) -> Option<Discard>;
 
     /// Requests are answered here, without a server.
     fn is_alone(&self) -> bool;

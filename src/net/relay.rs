@@ -389,7 +389,8 @@ impl<P: Protocol> Relay<P> {
                     break;
                 }
             };
-            let head_end = P::Header::LEN + self.front.server_head(header);
+            let seen = rest.get(P::Header::LEN..).unwrap_or_default();
+            let head_end = P::Header::LEN + self.front.server_head(header, seen);
             if rest.len() < head_end {
                 break;
             }

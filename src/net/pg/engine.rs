@@ -162,16 +162,15 @@ impl Engine for Pg {
         before: Option<&Link>,
         now: Option<&Link>,
     ) {
-        let process = |link: Option<&Link>| link.map_or(0, |link| link.process);
         let cluster = &profile.cluster;
         if now.is_some() {
-            cluster.moved_process(self.told, process(before), process(now));
+            cluster.moved_process(self.told, process_of(before), process_of(now));
         }
     }
 
     fn over(&self, profile: &Profile<Self>, last: Option<&Link>) {
-        let real = last.map_or(0, |link| link.process);
-        profile.cluster.forget_process(self.told, real);
+        let cluster = &profile.cluster;
+        cluster.forget_process(self.told, process_of(last));
     }
 
     fn may_lose_transaction(&self, snapshot: &Snapshot) -> bool {
@@ -267,4 +266,10 @@ impl Engine for Pg {
             put(value);
         }
     }
+}
+
+/// The server process at the other end; none is 0.
+pub(in crate::net) fn process_of(link: Option<&Link>) -> i32 {
+    let number = link.map_or(0, Link::number);
+    i32::try_from(number).unwrap_or(0)
 }
