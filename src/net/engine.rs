@@ -117,8 +117,11 @@ pub(super) trait Engine: Protocol + Sized {
     /// A server that closes without a word at rest may have meant this session.
     const SILENT_CLOSE_MAY_BE_MEANT: bool;
 
-    /// What the client of a session that ends reads.
-    fn put_end(&self, end: &End, out: &mut BytesMut);
+    /// Clients read nothing that they did not ask for: a session that ends at rest says why with the next request.
+    const SPEAKS_WHEN_ASKED: bool;
+
+    /// What the client of a session that ends reads. `holds_request`: it has asked for something that no server saw.
+    fn put_end(&self, end: &End, holds_request: bool, out: &mut BytesMut);
 
     // ---- talks with servers
 

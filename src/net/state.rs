@@ -1,6 +1,7 @@
 //! What of a session is the same for every engine beside its sockets: who it is, its new server connections, and
 //! rehearsals of them.
 
+use super::end::End;
 use super::engine::Engine;
 use super::relay::Leg;
 use super::shared::Shared;
@@ -8,13 +9,14 @@ use crate::backend::cluster::{Alive, Cluster};
 use crate::backend::connect::ConnectError;
 use crate::backend::gate::Lease;
 use crate::backend::link::Link;
+use crate::backend::mysql::connect as mysql;
 use crate::observe::ClusterMetrics;
 use crate::session::Portable;
 use bytes::BytesMut;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 /// How long a client may take to read its last message.
@@ -79,6 +81,9 @@ pub(super) enum OpenError {
     /// The login to PostgreSQL failed.
     #[error(transparent)]
     Pg(#[from] ConnectError),
+    /// The login to MySQL or MariaDB failed.
+    #[error(transparent)]
+    Mysql(#[from] mysql::ConnectError),
     /// The state could not be put onto it, or what came of it differs.
     #[error("{0}")]
     State(String),
@@ -98,6 +103,7 @@ impl OpenError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Pg(error) => error.may_pass(),
+            Self::Mysql(error) => error.may_pass(),
             Self::Io(_) | Self::OtherServer | Self::Timeout => true,
             Self::State(_) => false,
         }
@@ -271,5 +277,28 @@ pub(super) async fn say_goodbye(client: Leg) {
     };
     if tokio::time::timeout(GOODBYE_MAX, work).await.is_err() {
         tracing::debug!("a client did not read its last message");
+    }
+}
+
+/// How long a session that has ended waits to be asked for something, so that it can say why.
+const ASKED_MAX: Duration = Duration::from_mins(1);
+
+/// Says why a session has ended as the answer to the client's next request, and closes.
+pub(super) async fn say_when_asked<E: Engine>(client: Leg, front: &E, end: &End) {
+    let (mut stream, out) = client.into_goodbye();
+    let work = async {
+        stream.write_all(&out).await?;
+        stream.flush().await?;
+        let mut request = [0; 64];
+        if stream.read(&mut request).await? > 0 {
+            let mut out = BytesMut::new();
+            front.put_end(end, true, &mut out);
+            stream.write_all(&out).await?;
+            stream.flush().await?;
+        }
+        stream.shutdown().await
+    };
+    if tokio::time::timeout(ASKED_MAX, work).await.is_err() {
+        tracing::debug!("a client of a session that has ended asked for nothing more");
     }
 }

@@ -212,7 +212,9 @@ impl Engine for Pg {
 
     const SILENT_CLOSE_MAY_BE_MEANT: bool = false;
 
-    fn put_end(&self, end: &End, out: &mut BytesMut) {
+    const SPEAKS_WHEN_ASKED: bool = false;
+
+    fn put_end(&self, end: &End, _holds_request: bool, out: &mut BytesMut) {
         end::put_end(end, out);
     }
 
