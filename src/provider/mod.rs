@@ -12,7 +12,9 @@ pub mod static_endpoints;
 pub use local::{LocalConfig, LocalProvider, StandbyKeys, Switch};
 pub use static_endpoints::{StaticEndpoint, StaticProvider};
 
-use crate::backend::{Capacity, Endpoint};
+use crate::backend::mysql::started::started_at_sql;
+use crate::backend::{Capacity, Endpoint, Engine};
+use crate::wire::mysql::handshake::Family;
 use futures_util::future::BoxFuture;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,11 @@ pub type Rows = Vec<Vec<Option<String>>>;
 
 /// Asks a server, as the service account. One call is one login, one statement, one logout.
 pub trait ServerQuery: Send + Sync {
+    /// What the servers are.
+    fn engine(&self) -> Engine {
+        Engine::Postgres
+    }
+
     /// Runs the one statement `sql` at `endpoint` and returns its rows. An implementation puts a
     /// limit on how long a login may take; a statement such as CHECKPOINT may run for minutes.
     fn query<'a>(
@@ -317,9 +324,43 @@ const IDENTITY_SQL: &str = "SELECT \
 
 /// Asks a server who it is. That it answers proves that it is ready for queries.
 async fn identify(query: &dyn ServerQuery, endpoint: &Endpoint) -> Result<Identified, QueryError> {
-    let rows = query.query(endpoint, IDENTITY_SQL).await?;
-    parse_identity(&rows).ok_or_else(|| {
-        QueryError::Other("its answer about its own identity could not be read".to_owned())
+    let unreadable =
+        || QueryError::Other("its answer about its own identity could not be read".to_owned());
+    let family = match query.engine() {
+        Engine::Postgres => {
+            let rows = query.query(endpoint, IDENTITY_SQL).await?;
+            return parse_identity(&rows).ok_or_else(unreadable);
+        }
+        Engine::Mysql => Family::MySql,
+        Engine::Mariadb => Family::MariaDb,
+    };
+    let started = query.query(endpoint, started_at_sql(family)).await?;
+    let facts = query.query(endpoint, MYSQL_FACTS_SQL).await?;
+    parse_mysql_identity(started, &facts).ok_or_else(unreadable)
+}
+
+/// Version, and whether the server is somebody's replica or takes no writes.
+const MYSQL_FACTS_SQL: &str = "SELECT VERSION(), @@GLOBAL.read_only";
+
+/// What tells one start of a server from another tells one server from another as well: a server's directory can be
+/// copied with all that is in it.
+fn parse_mysql_identity(started: Rows, facts: &Rows) -> Option<Identified> {
+    let started_at = started.into_iter().next()?.into_iter().next()??;
+    let [row] = facts.as_slice() else { return None };
+    let [Some(version), Some(read_only)] = row.as_slice() else {
+        return None;
+    };
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let mut number = || numbers.next().and_then(Result::ok).unwrap_or(0_u32);
+    let (major, minor, patch) = (number(), number(), number());
+    Some(Identified {
+        identity: ServerIdentity {
+            system_identifier: started_at.clone(),
+            started_at,
+            server_version_num: major * 10_000 + minor * 100 + patch,
+            in_recovery: read_only != "0",
+        },
+        cluster_name: String::new(),
     })
 }
 

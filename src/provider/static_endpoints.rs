@@ -172,6 +172,12 @@ impl StaticProvider {
                 )));
             }
         };
+        if self.query.engine().speaks_mysql() && here != there {
+            return Err(different(
+                "they are two servers of MySQL or MariaDB, and nothing proves that the second one has all of the first"
+                    .to_owned(),
+            ));
+        }
         if here.system_identifier != there.system_identifier {
             return Err(different(format!(
                 "system identifiers {} and {}",
