@@ -4,8 +4,10 @@ use super::engine::Engine;
 use super::exec::{ExecError, Rows};
 use super::gate::Gate;
 use super::line::Line;
+use super::mysql::offer::Offer;
 use super::registry::Registry;
 use super::service::Service;
+use crate::session::mysql::snapshot::Baseline;
 use crate::session::pg::CATALOG_NAMES_SQL;
 use crate::transport::SocketConfig;
 use parking_lot::Mutex;
@@ -42,6 +44,9 @@ UNION ALL SELECT m::text FROM pg_catalog.pg_auth_members m \
 UNION ALL SELECT s::text FROM pg_catalog.pg_db_role_setting s \
 UNION ALL SELECT pg_catalog.concat(d.oid, d.datname, d.datallowconn, d.datconnlimit, d.datacl::text) FROM pg_catalog.pg_database d \
 UNION ALL SELECT pg_catalog.pg_conf_load_time()::text) x";
+
+/// Most kinds of logins whose state is remembered.
+const BASELINES_MAX: usize = 1000;
 
 /// Most custom setting names that are remembered of one database.
 const NAMES_MAX: usize = 1000;
@@ -80,6 +85,8 @@ pub struct Cluster {
     access_changed: Mutex<Instant>,
     processes: Mutex<Processes>,
     role_settings: Mutex<(String, Instant)>,
+    offer: Mutex<Option<Offer>>,
+    baselines: Mutex<HashMap<[u8; 32], Arc<Baseline>>>,
     trouble: tokio::sync::Notify,
 }
 
@@ -153,6 +160,8 @@ impl Cluster {
                 ..Processes::default()
             }),
             role_settings: Mutex::new((String::new(), Instant::now())),
+            offer: Mutex::default(),
+            baselines: Mutex::default(),
             trouble: tokio::sync::Notify::new(),
         }
     }
@@ -318,6 +327,35 @@ impl Cluster {
     /// Takes the number of sessions that found that.
     pub fn take_blocked(&self) -> usize {
         self.blocked.swap(0, Ordering::AcqRel)
+    }
+
+    /// MySQL and MariaDB: what clients are greeted with; none before a server was seen.
+    pub fn offer(&self) -> Option<Offer> {
+        let known = self.offer.lock().clone();
+        known.or_else(|| self.service.offer())
+    }
+
+    /// What a server offers was seen. Clients are offered what all servers have that were seen so far.
+    pub fn learn_offer(&self, seen: &Offer) {
+        let mut offer = self.offer.lock();
+        *offer = Some(match &*offer {
+            Some(known) => seen.and(known),
+            None => seen.clone(),
+        });
+    }
+
+    /// What a fresh login of this kind holds.
+    pub fn baseline(&self, kind: &[u8; 32]) -> Option<Arc<Baseline>> {
+        self.baselines.lock().get(kind).cloned()
+    }
+
+    /// A fresh login of this kind was looked at.
+    pub fn note_baseline(&self, kind: [u8; 32], baseline: Arc<Baseline>) {
+        let mut known = self.baselines.lock();
+        if known.len() >= BASELINES_MAX {
+            known.clear();
+        }
+        known.insert(kind, baseline);
     }
 
     /// The number to tell a client whose first server process is `real`: that one, unless a living

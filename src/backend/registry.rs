@@ -189,6 +189,15 @@ impl Handle {
         Cancels(std::mem::take(&mut *self.cancels.lock()))
     }
 
+    /// What was asked of `before`, which this one stands for from now on.
+    pub fn take_over(&self, before: &Self) {
+        let asked = before.asked.swap(0, Ordering::AcqRel);
+        self.asked.fetch_or(asked, Ordering::AcqRel);
+        self.cancels.lock().append(&mut before.cancels.lock());
+        let process = before.process.load(Ordering::Relaxed);
+        self.process.store(process, Ordering::Relaxed);
+    }
+
     /// Offers the second end of a move.
     pub fn offer(&self, lease: Lease) {
         *self.offer.lock() = Some(lease);
@@ -415,10 +424,12 @@ impl Drop for Registered {
         // An event that waits for its move would wait for ever.
         self.handle.set_moving(false);
         drop(self.handle.take_offer());
-        self.registry
-            .sessions
-            .lock()
-            .remove(&self.handle.identity.id);
+        let mut sessions = self.registry.sessions.lock();
+        let id = self.handle.identity.id;
+        // One that logs in again has another handle by then.
+        if sessions.get(&id).is_some_and(|h| Arc::ptr_eq(h, &self.handle)) {
+            sessions.remove(&id);
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use super::connect::{self, Connected, Login};
 use super::exec::{self, ExecError, Rows};
 use super::gate::{Gate, Lease, Phase};
 use super::mysql;
+use super::mysql::offer::Offer;
 use crate::auth::Credential;
 use crate::transport::SocketConfig;
 use crate::wire::pg::startup::StartupParams;
@@ -42,6 +43,7 @@ pub struct Service {
     account: Account,
     socket: SocketConfig,
     kept: Mutex<Option<Kept>>,
+    offer: parking_lot::Mutex<Option<Offer>>,
 }
 
 #[derive(Debug)]
@@ -105,6 +107,7 @@ impl Service {
             account,
             socket,
             kept: Mutex::new(None),
+            offer: parking_lot::Mutex::default(),
         }
     }
 
@@ -173,6 +176,11 @@ impl Service {
         Ok(answer?.into_rows())
     }
 
+    /// What the server offered at the last log-in, on MySQL and MariaDB.
+    pub fn offer(&self) -> Option<Offer> {
+        self.offer.lock().clone()
+    }
+
     /// Lets the kept connection go, before its server stops.
     pub async fn rest(&self) {
         if let Some(kept) = self.kept.lock().await.take() {
@@ -229,7 +237,9 @@ impl Service {
                     deadline,
                 };
                 let connected = mysql::connect::connect(&login).await;
-                Talk::Mysql(connected.map_err(mysql::exec::ExecError::from)?)
+                let connected = connected.map_err(mysql::exec::ExecError::from)?;
+                *self.offer.lock() = Some(connected.offer.clone());
+                Talk::Mysql(connected)
             }
         };
         Ok(Kept {

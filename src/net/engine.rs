@@ -87,7 +87,7 @@ pub(super) trait Engine: Protocol + Sized {
 
     /// The session's server connection was `before` and is `now`.
     fn moved(
-        &self,
+        &mut self,
         profile: &Profile<Self>,
         handle: &Handle,
         before: Option<&Link>,

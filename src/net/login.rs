@@ -98,7 +98,7 @@ impl Entrance {
     }
 }
 
-fn matches_host(pattern: &str, host: &str) -> bool {
+pub(super) fn matches_host(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix("*.") {
         Some(parent) => host.split_once('.').is_some_and(|(_, rest)| rest == parent),
         None => pattern == host,
@@ -519,7 +519,7 @@ fn custom_names(arrival: &Arrival) -> Vec<String> {
 }
 
 /// Up to a tenth less than the limit, so that clients that came together don't leave together.
-fn spread_age(age: Duration, random: u32) -> Duration {
+pub(super) fn spread_age(age: Duration, random: u32) -> Duration {
     age.saturating_sub(age.mul_f64(f64::from(random) / f64::from(u32::MAX) / 10.0))
 }
 

@@ -229,6 +229,16 @@ impl<P: Protocol> Relay<P> {
         })
     }
 
+    /// Reads more of a client whose frame is for the session's task.
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            if self.client.carry.len() >= READ_MAX {
+                return Poll::Ready(Err(Stop::ClientGone));
+            }
+            self.fill_client(cx, buffer)
+        })
+    }
+
     /// Both directions are complete and nothing can be open: the session may be detached.
     pub fn at_safe_point(&self) -> bool {
         self.front.at_rest() && self.is_between_frames()

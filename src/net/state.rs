@@ -12,6 +12,7 @@ use crate::backend::link::Link;
 use crate::backend::mysql::connect as mysql;
 use crate::observe::ClusterMetrics;
 use crate::session::Portable;
+use aws_lc_rs::digest;
 use bytes::BytesMut;
 use std::io;
 use std::sync::Arc;
@@ -46,6 +47,15 @@ impl<E: Engine> Profile<E> {
     /// Role or database settings were changed since this probe.
     pub(super) fn is_stale(&self, probed_at: Option<Instant>) -> bool {
         probed_at.is_none_or(|at| at < self.cluster.role_settings_changed())
+    }
+}
+
+impl<E: Engine> Profile<E> {
+    /// Which kind of login this is on that start of a server.
+    pub(super) fn kind(&self, started_at: &str) -> [u8; 32] {
+        let mut hash = identity(self);
+        hash.update(started_at.as_bytes());
+        finished(hash)
     }
 }
 
@@ -229,12 +239,21 @@ pub(super) fn rehearsed<E: Engine>(
 
 /// Identity (user, database, what the client logged in with) and state.
 fn fingerprint<E: Engine>(profile: &Profile<E>, snapshot: &E::Snapshot) -> [u8; 32] {
-    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    let mut hash = identity(profile);
+    hash.update(&snapshot.fingerprint());
+    finished(hash)
+}
+
+fn identity<E: Engine>(profile: &Profile<E>) -> digest::Context {
+    let mut hash = digest::Context::new(&digest::SHA256);
     E::identity(&profile.login, &mut |text| {
         hash.update(&text.len().to_be_bytes());
         hash.update(text);
     });
-    hash.update(&snapshot.fingerprint());
+    hash
+}
+
+fn finished(hash: digest::Context) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(hash.finish().as_ref());
     out

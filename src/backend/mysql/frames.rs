@@ -22,6 +22,8 @@ pub struct Packets<S> {
     /// The sequence number that is due next.
     sequence: u8,
     limit: usize,
+    /// Numbers are not looked at: replies to several commands come one behind the other.
+    any_order: bool,
     /// Chunks of a payload whose rest has not come yet.
     joined: BytesMut,
 }
@@ -34,7 +36,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
             ahead: BytesMut::new(),
             sequence: 0,
             limit,
+            any_order: false,
             joined: BytesMut::new(),
+        }
+    }
+
+    /// Reads the replies to commands that are written in one go with [`Self::write`].
+    pub fn replies(stream: S, limit: usize) -> Self {
+        Self {
+            any_order: true,
+            ..Self::new(stream, limit)
         }
     }
 
@@ -71,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
                 if so_far > self.limit {
                     return Err(invalid(format!("a packet of {so_far} bytes, or longer")));
                 }
-                if header.sequence != self.sequence {
+                if header.sequence != self.sequence && !self.any_order {
                     return Err(invalid("packets out of order".to_owned()));
                 }
                 if self.ahead.len() >= header.packet_len() {
@@ -108,7 +119,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
         sent
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes whole packets.
+    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await?;
         self.stream.flush().await
     }

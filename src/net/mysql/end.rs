@@ -73,9 +73,9 @@ fn message(end: &End) -> ErrorPacket {
             error.for_client()
         )),
         // Aurora Serverless' own words.
-        End::Forced => general(
-            "The last transaction was aborted due to Seamless Scaling. Please retry.",
-        ),
+        End::Forced => {
+            general("The last transaction was aborted due to Seamless Scaling. Please retry.")
+        }
         End::GaveWay => shutdown("the replication stream ends for a scale event; connect again"),
         End::Expired => shutdown(
             "the connection reached max_connection_age of the proxy; connect again, the server is well",

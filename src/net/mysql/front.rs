@@ -5,6 +5,7 @@ use super::super::relay::Fatal;
 use crate::session::mysql::kill::{Kill, Target};
 use crate::session::mysql::machine::{ClientFrame, Machine, ServerFrame};
 use crate::session::mysql::refuse::{self, Refused};
+use crate::session::mysql::snapshot::Baseline;
 use crate::wire::mysql::auth::ErrorPacket;
 use crate::wire::mysql::command;
 use crate::wire::mysql::packet::{Header, put};
@@ -29,6 +30,12 @@ pub struct Mysql {
     pub machine: Machine,
     connections: Arc<dyn Connections>,
     user: Arc<str>,
+    /// The server's version, such as 101119.
+    pub(super) version: u32,
+    /// What a fresh login of this kind holds there.
+    pub(super) baseline: Arc<Baseline>,
+    /// The number that the server has for the present connection; 0: there is none.
+    pub(super) connection: u32,
     /// Sequence number of the next packet that the client would take.
     next: u8,
     /// A held request that is being refused, and why.
@@ -42,6 +49,9 @@ impl Mysql {
             machine,
             connections,
             user: Arc::from(user),
+            version: 0,
+            baseline: Arc::default(),
+            connection: 0,
             next: 0,
             refused: None,
         }

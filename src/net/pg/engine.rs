@@ -156,7 +156,7 @@ impl Engine for Pg {
     }
 
     fn moved(
-        &self,
+        &mut self,
         profile: &Profile<Self>,
         _handle: &Handle,
         before: Option<&Link>,

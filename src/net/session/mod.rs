@@ -5,6 +5,7 @@
 //! others, when parked. Everything here happens between requests; while a request runs, only the relay
 //! works.
 
+mod again;
 mod attach;
 mod leave;
 mod lost;
