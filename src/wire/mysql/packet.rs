@@ -1,6 +1,7 @@
 //! Packets: a length of three bytes, a sequence number, a payload. A payload of [`MAX_PAYLOAD`] bytes says
 //! that the next packet continues it, so that what ends on that border ends with an empty packet.
 
+use crate::wire::frame::FrameError;
 use bytes::{BufMut, BytesMut};
 
 /// Bytes of a packet's header: the length and the sequence number.
@@ -56,6 +57,18 @@ impl Header {
     pub fn bytes(self) -> [u8; HEADER_LEN] {
         let [a, b, c, ..] = u32::try_from(self.len).unwrap_or(u32::MAX).to_le_bytes();
         [a, b, c, self.seq]
+    }
+}
+
+impl crate::wire::frame::Header for Header {
+    const LEN: usize = HEADER_LEN;
+
+    fn cut(bytes: &[u8]) -> Result<Option<Self>, FrameError> {
+        Ok(Self::parse(bytes))
+    }
+
+    fn whole_len(self) -> usize {
+        self.frame_len()
     }
 }
 
