@@ -40,11 +40,14 @@ impl Hint {
     pub const CREATE_TABLE: Self = Self(1 << 12);
     /// The text, or a part of it, could not be read.
     pub const UNREAD: Self = Self(1 << 13);
+    /// A temporary table was made with an engine of its own, which may be none that a server lists.
+    pub const TEMP_ENGINE: Self = Self(1 << 14);
     /// What may take a lock that nobody but the server can show.
     pub const STICKY: Self = Self(
         Self::USER_LOCK.0
             | Self::USER_VARIABLE.0
             | Self::TEMP_TABLE.0
+            | Self::TEMP_ENGINE.0
             | Self::GLOBAL_LOCK.0
             | Self::HANDLER.0
             | Self::UNREAD.0,
@@ -243,6 +246,7 @@ impl Scan<'_> {
             },
             (6, Some(b'b')) if is(b"backup") => return Word::Backup,
             (6, Some(b'c')) if is(b"create") => return Word::Create,
+            (6, Some(b'e')) if is(b"engine") => self.engine(),
             (6, Some(b'e')) if is(b"export") && self.before == Word::For => {
                 if self.first == Word::Flush {
                     self.hints.hint.add(Hint::GLOBAL_LOCK);
@@ -306,6 +310,18 @@ impl Scan<'_> {
             || begins_with(word, b"version_tokens_lock_")
         {
             self.hints.hint.add(Hint::USER_LOCK);
+        }
+    }
+
+    /// `ENGINE [=] name`
+    fn engine(&mut self) {
+        let mut ahead = self.lexer.clone();
+        let mut name = ahead.next();
+        if matches!(name, Some((_, Token::Other(b'=')))) {
+            name = ahead.next();
+        }
+        if self.hints.hint.has(Hint::TEMP_TABLE) && !name.is_some_and(|(_, n)| n.is(b"innodb")) {
+            self.hints.hint.add(Hint::TEMP_ENGINE);
         }
     }
 
@@ -424,6 +440,14 @@ mod tests {
                 Hint::TEMP_TABLE,
             ),
             ("DROP TEMPORARY TABLE t", Hint::default()),
+            (
+                "CREATE TEMPORARY TABLE t (a int) ENGINE=InnoDB",
+                Hint::TEMP_TABLE,
+            ),
+            (
+                "CREATE TEMPORARY TABLE t (a int) engine memory",
+                Hint(Hint::TEMP_TABLE.0 | Hint::TEMP_ENGINE.0),
+            ),
             ("create table t (a int)", Hint::CREATE_TABLE),
             ("LOCK TABLES t READ", Hint::TABLE_LOCK),
             ("FLUSH TABLES WITH READ LOCK", Hint::GLOBAL_LOCK),

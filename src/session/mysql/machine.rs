@@ -231,6 +231,20 @@ pub struct Held {
     pub text_prepares: u64,
     /// Tables that the client's own texts created on this server connection.
     pub creates: u64,
+    /// LOCK TABLES is in effect.
+    pub tables_locked: bool,
+    /// What of this can't be made again.
+    pub unkept: Option<(BlockerKind, String)>,
+}
+
+impl Held {
+    /// What a login holds that has sent nothing.
+    pub fn fresh(grammar: Grammar) -> Self {
+        Self {
+            multi_statements: grammar.multi_statements,
+            ..Self::default()
+        }
+    }
 }
 
 impl Machine {
@@ -491,7 +505,7 @@ impl Machine {
 
     /// What texts may have taken, and neither a probe nor anybody else could show to be gone.
     pub fn sticky_blockers(&self) -> impl Iterator<Item = (BlockerKind, &'static str)> {
-        const ALL: [(Hint, BlockerKind, &str); 6] = [
+        const ALL: [(Hint, BlockerKind, &str); 7] = [
             (
                 Hint::USER_LOCK,
                 BlockerKind::UserLock,
@@ -501,6 +515,11 @@ impl Machine {
                 Hint::TEMP_TABLE,
                 BlockerKind::TempTable,
                 "a temporary table was created, and nothing on this server shows whether it is there",
+            ),
+            (
+                Hint::TEMP_ENGINE,
+                BlockerKind::TempTable,
+                "a temporary table was created with an engine whose tables nothing shows",
             ),
             (
                 Hint::GLOBAL_LOCK,
@@ -597,6 +616,8 @@ impl Machine {
             multi_statements: self.multi_statements,
             text_prepares: self.texts.sent,
             creates: self.creates,
+            tables_locked: self.tracked.tables_locked,
+            unkept: self.unkept(),
         }
     }
 
