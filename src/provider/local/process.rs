@@ -130,7 +130,8 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-fn open_log(path: &Path) -> Result<fs::File, ProviderError> {
+/// Opens the log of a server, set aside first if it has grown large.
+pub(super) fn open_log(path: &Path) -> Result<fs::File, ProviderError> {
     if fs::metadata(path).is_ok_and(|m| m.len() > LOG_LIMIT_BYTES) {
         let aside = path.with_extension("log.1");
         fs::rename(path, &aside).map_err(ProviderError::io("can't set aside", path))?;

@@ -23,6 +23,10 @@ const MY_CNF: &str = "# Settings of your own for this server; read at each start
     [mysqld]\n\
     character-set-server = utf8mb4\n";
 
+/// MariaDB makes a key at each start unless it is told not to, which takes longer than the start itself.
+const WITHOUT_TLS: &str = "# Slackwater comes by the Unix socket. For TLS to clients that go past it, name ssl-cert and ssl-key instead.\n\
+    skip-ssl\n";
+
 /// What a data directory says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(in super::super) struct Mark {
@@ -77,7 +81,7 @@ impl Mysql {
             fs::remove_dir_all(&unfinished)
                 .map_err(ProviderError::io("can't remove", &unfinished))?;
         }
-        make_files(data_dir)?;
+        make_files(data_dir, self.engine)?;
         let statements = data_dir.socket_directory().join("service-account.sql");
         let sql = accounts::first(self.engine, service_user, data_dir.service_password());
         data_dir.write_for_server(&statements, sql)?;
@@ -100,7 +104,7 @@ impl Mysql {
                     .arg(format!("--datadir={}", unfinished.display()))
                     .arg(format!("--init-file={}", statements.display()))
                     .arg(format!("--secure-file-priv={}", files(data_dir).display()))
-                    .args(["--initialize-insecure", "--log-error=stderr"]);
+                    .arg("--initialize-insecure");
                 // It makes the directory itself, or takes an empty one.
                 data_dir.make_directory(&unfinished, 0o700)?;
                 run(&mut command, "mysqld --initialize", PATIENCE).await
@@ -115,10 +119,14 @@ impl Mysql {
 }
 
 /// What stands beside the data directory: the user's settings, and the place for files of SQL.
-fn make_files(data_dir: &DataDir) -> Result<(), ProviderError> {
+fn make_files(data_dir: &DataDir, engine: Engine) -> Result<(), ProviderError> {
     let my_cnf = my_cnf(data_dir);
     if !my_cnf.exists() {
-        fs::write(&my_cnf, MY_CNF)
+        let more = match engine {
+            Engine::Mariadb => WITHOUT_TLS,
+            _ => "",
+        };
+        fs::write(&my_cnf, format!("{MY_CNF}{more}"))
             // A file that everybody may write is not read by the server.
             .and_then(|()| fs::set_permissions(&my_cnf, fs::Permissions::from_mode(0o644)))
             .map_err(ProviderError::io("can't write", &my_cnf))?;

@@ -72,8 +72,17 @@ impl Mysql {
             }
             _ => {}
         }
+        let log = data_dir.log_of(home);
         let mut command = self.server(data_dir, home, sizes)?;
-        Process::spawn(&mut command, &data_dir.log_of(home))
+        if self.engine == Engine::Mysql {
+            // Nothing on the command line says "standard error", so it is told the file, and opens it itself.
+            process::open_log(&log)?;
+            data_dir
+                .give(&log)
+                .map_err(ProviderError::io("can't give away", &log))?;
+            command.arg(format!("--log-error={}", log.display()));
+        }
+        Process::spawn(&mut command, &log)
     }
 
     /// The server with all its arguments.
@@ -119,7 +128,6 @@ impl Mysql {
         // server.log is the server's standard error: errors quote it.
         let own: &[&str] = match self.engine {
             Engine::Mysql => &[
-                "--log-error=stderr",
                 "--mysqlx=OFF",
                 // By these locks, variables and statements of sessions are seen.
                 "--performance-schema=ON",
