@@ -98,7 +98,7 @@ impl Entrance {
     }
 }
 
-fn matches_host(pattern: &str, host: &str) -> bool {
+pub(super) fn matches_host(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix("*.") {
         Some(parent) => host.split_once('.').is_some_and(|(_, rest)| rest == parent),
         None => pattern == host,

@@ -384,7 +384,7 @@ async fn cached_config(
 pub fn server_end_point(stream: &Stream) -> Option<EndPoint> {
     match stream {
         Stream::TlsConnected(_) => end_point(stream.peer_certificate()?),
-        Stream::Plain(_) | Stream::TlsAccepted(_) => None,
+        Stream::Plain(_) | Stream::TlsAccepted(_) | Stream::Compressed(_) => None,
     }
 }
 

@@ -48,6 +48,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
         &self.stream
     }
 
+    /// The stream, to write to or to close.
+    pub const fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// Something was read ahead of the last payload.
     pub fn is_ahead(&self) -> bool {
         !self.ahead.is_empty()

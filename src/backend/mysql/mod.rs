@@ -4,4 +4,5 @@ pub mod connect;
 pub mod exec;
 pub mod frames;
 pub mod offer;
+pub mod started;
 pub mod verifiers;
