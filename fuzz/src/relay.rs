@@ -3,7 +3,8 @@
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::{BufMut, BytesMut};
 use slackwater::backend::registry::{Identity, Registered, Registry};
-use slackwater::net::relay::{Leg, Mode, ProcessNames, Relay, Stop};
+use slackwater::net::pg::{Pg, ProcessNames};
+use slackwater::net::relay::{Leg, Mode, Relay, Stop};
 use slackwater::transport::stream::Stream;
 use slackwater::wire::pg::frame::{Header, put};
 use std::pin::Pin;
@@ -78,7 +79,7 @@ impl End {
 }
 
 struct Bench {
-    relay: Relay,
+    relay: Relay<Pg>,
     registered: Registered,
     client: End,
     server: End,
@@ -100,7 +101,7 @@ impl Bench {
         let registered = Arc::new(Registry::default()).add(identity, String::new());
         registered.handle.forget_asked();
         let leg = Leg::new(Stream::duplex(near_client), BytesMut::new());
-        let mut relay = Relay::new(leg, Arc::new(Same));
+        let mut relay = Relay::new(leg, Pg::new(Arc::new(Same), 0));
         relay.attach(Leg::new(Stream::duplex(near_server), BytesMut::new()));
         Self {
             relay,

@@ -1,15 +1,21 @@
 //! The users file: one `name = "secret"` per line, where the secret is `SCRAM-SHA-256$...`, `md5...` or a
-//! password.
+//! password; for MySQL and MariaDB `*...`, `$A$...` or a password.
 
-use super::Secret;
+use super::{Secret, mysql};
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use toml::Spanned;
 use zeroize::Zeroize;
 
-/// The users of one cluster.
-#[derive(Debug, Clone, Default)]
-pub struct Users(HashMap<Box<[u8]>, Secret>);
+/// The users of one cluster, each with what is known of its password.
+#[derive(Debug, Clone)]
+pub struct Users<S = Secret>(HashMap<Box<[u8]>, S>);
+
+impl<S> Default for Users<S> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
 
 /// What is wrong with a users file, without its secrets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +31,48 @@ impl Users {
     /// Reads the text of a users file. `salt` gives the salt for a user whose password is written plainly
     /// (see [`Secret::parse`]); each such user costs some milliseconds.
     pub fn parse(text: &str, mut salt: impl FnMut(&str) -> [u8; 16]) -> Result<Self, UsersError> {
+        Self::parse_with(text, |name, secret| {
+            Secret::parse(secret, &salt(name)).map_err(|error| error.to_string())
+        })
+    }
+
+    /// Takes names and secrets that were read already; see [`Self::parse`]. The error says whose secret is
+    /// wrong, and not what it is.
+    pub fn of<'a>(
+        users: impl IntoIterator<Item = (&'a str, &'a str)>,
+        mut salt: impl FnMut(&str) -> [u8; 16],
+    ) -> Result<Self, String> {
+        Self::of_with(users, |name, secret| {
+            Secret::parse(secret, &salt(name)).map_err(|error| error.to_string())
+        })
+    }
+}
+
+impl Users<mysql::Secret> {
+    /// Takes names and secrets that were read already, for MySQL and MariaDB. The error says whose secret is wrong,
+    /// and not what it is.
+    pub fn of_mysql<'a>(
+        users: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, String> {
+        Self::of_with(users, |_, secret| {
+            mysql::Secret::parse(secret).map_err(|error| error.to_string())
+        })
+    }
+
+    /// Reads the text of a users file, for MySQL and MariaDB.
+    pub fn parse_mysql(text: &str) -> Result<Self, UsersError> {
+        Self::parse_with(text, |_, secret| {
+            mysql::Secret::parse(secret).map_err(|error| error.to_string())
+        })
+    }
+}
+
+impl<S> Users<S> {
+    /// `read` makes of a name and what is written behind it what is kept, or says what is wrong.
+    fn parse_with(
+        text: &str,
+        mut read: impl FnMut(&str, &str) -> Result<S, String>,
+    ) -> Result<Self, UsersError> {
         let at = |offset: usize| {
             1 + text
                 .as_bytes()
@@ -48,10 +96,10 @@ impl Users {
             let name_text = name.get_ref();
             let toml::Value::String(mut secret) = value.into_inner() else {
                 return Err(fault(format!(
-                    "the secret of user \"{name_text}\" must be a string: SCRAM-SHA-256$..., md5... or a password"
+                    "the secret of user \"{name_text}\" must be a string: a verifier or a password"
                 )));
             };
-            let parsed = Secret::parse(&secret, &salt(name_text));
+            let parsed = read(name_text, &secret);
             secret.zeroize();
             let parsed = parsed
                 .map_err(|error| fault(format!("the secret of user \"{name_text}\": {error}")))?;
@@ -60,14 +108,12 @@ impl Users {
         Ok(Self(users))
     }
 
-    /// Takes names and secrets that were read already; see [`Self::parse`]. The error says whose secret is
-    /// wrong, and not what it is.
-    pub fn of<'a>(
+    fn of_with<'a>(
         users: impl IntoIterator<Item = (&'a str, &'a str)>,
-        mut salt: impl FnMut(&str) -> [u8; 16],
+        mut read: impl FnMut(&str, &str) -> Result<S, String>,
     ) -> Result<Self, String> {
-        let read = |(name, secret): (&'a str, &str)| {
-            let parsed = Secret::parse(secret, &salt(name));
+        let read = |(name, secret): (&'a str, &'a str)| {
+            let parsed = read(name, secret);
             let parsed = parsed.map_err(|e| format!("the secret of user \"{name}\": {e}"))?;
             Ok((name.as_bytes().into(), parsed))
         };
@@ -79,7 +125,7 @@ impl Users {
     }
 
     /// The secret of a user; names are compared byte by byte.
-    pub fn get(&self, user: &[u8]) -> Option<&Secret> {
+    pub fn get(&self, user: &[u8]) -> Option<&S> {
         self.0.get(user)
     }
 
@@ -122,6 +168,24 @@ mod tests {
         assert!(users.get(b"App").is_none());
         assert!(parse("").expect("an empty file").is_empty());
         assert!(!format!("{users:?}").contains("pencil"));
+    }
+
+    #[test]
+    fn users_of_mysql() {
+        let text = "app = \"*2470C0C06DEE42FD1618BB99005ADCA2EC9D1E19\"\nb = \"pencil\"\n";
+        let users = Users::parse_mysql(text).expect("a good file");
+        assert!(matches!(
+            users.get(b"app"),
+            Some(mysql::Secret::Verifier(_))
+        ));
+        assert!(matches!(users.get(b"b"), Some(mysql::Secret::Password(_))));
+        let fault = Users::parse_mysql("a = \"$A$secret\"").expect_err("no verifier");
+        assert!(fault.reason.contains("caching_sha2") && !fault.reason.contains("secret\""));
+        let fault = Users::of_mysql([("a", "")]).expect_err("empty");
+        assert!(
+            fault.contains("\"a\"") && fault.contains("empty"),
+            "{fault}"
+        );
     }
 
     #[test]

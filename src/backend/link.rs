@@ -68,24 +68,28 @@ impl Link {
     }
 
     /// Cancels what runs on it.
-    pub async fn cancel(serving: Serving, socket: SocketConfig, process: i32, secret: Bytes) {
-        if secret.is_empty() {
-            tracing::warn!("the server told no cancel key, so what runs can't be cancelled");
-            return;
-        }
-        let deadline = Instant::now() + CANCEL_MAX;
-        if let Err(error) = cancel(&serving.endpoint, &socket, process, &secret, deadline).await {
-            tracing::warn!(%error, "a cancel request could not be delivered");
+    pub fn cancel(&self, socket: SocketConfig) -> impl Future<Output = ()> + Send + 'static {
+        let serving = self.serving().cloned();
+        let (process, secret) = (self.process, self.secret.clone());
+        async move {
+            let Some(serving) = serving else { return };
+            if secret.is_empty() {
+                tracing::warn!("the server told no cancel key, so what runs can't be cancelled");
+                return;
+            }
+            let deadline = Instant::now() + CANCEL_MAX;
+            let done = cancel(&serving.endpoint, &socket, process, &secret, deadline).await;
+            if let Err(error) = done {
+                tracing::warn!(%error, "a cancel request could not be delivered");
+            }
         }
     }
 
     /// Cancels what runs on it, then lets it go.
     pub fn abort(self, socket: SocketConfig) {
-        let Some(serving) = self.serving().cloned() else {
-            return;
-        };
+        let cancelled = self.cancel(socket);
         tokio::spawn(async move {
-            Self::cancel(serving, socket, self.process, self.secret.clone()).await;
+            cancelled.await;
             drop(self);
         });
     }

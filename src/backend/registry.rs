@@ -43,6 +43,8 @@ pub enum Ask {
     StayHere = 1 << 12,
     /// End, as a replication connection that is to give way to an event: nobody else is left.
     GiveWay = 1 << 13,
+    /// Another client has killed the session (MySQL's KILL).
+    Kill = 1 << 14,
 }
 
 /// Where a session is.

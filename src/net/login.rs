@@ -6,10 +6,11 @@ use super::authentication::{
     AuthError, Challenge, ClientCertificate, Method, authenticate, check_certificate,
 };
 use super::handshake::{Accepted, Arrival, HandshakeConfig, HandshakeError, accept, say_goodbye};
+use super::pg::{Pg, PgLogin, PgSeen, server_words};
 use super::relay::Leg;
 use super::session::Session;
 use super::shared::{KeyGuard, Place, Shared};
-use super::state::{self, OpenError, Opened, Profile, Seen};
+use super::state::{self, OpenError, Opened, Profile};
 use crate::auth::{Credential, Secret};
 use crate::backend::cluster::Cluster;
 use crate::backend::exec::ExecError;
@@ -97,7 +98,7 @@ impl Entrance {
     }
 }
 
-fn matches_host(pattern: &str, host: &str) -> bool {
+pub(super) fn matches_host(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix("*.") {
         Some(parent) => host.split_once('.').is_some_and(|(_, rest)| rest == parent),
         None => pattern == host,
@@ -106,7 +107,7 @@ fn matches_host(pattern: &str, host: &str) -> bool {
 
 /// A client that has logged in, and what it holds for as long as it is there.
 struct Begun {
-    session: Box<Session>,
+    session: Box<Session<Pg>>,
     span: Span,
     _key: KeyGuard,
     _hold: Held,
@@ -371,7 +372,7 @@ async fn first_server(
     entry: &Entry,
     shared: Arc<Shared>,
     deadline: Instant,
-) -> Option<(Box<Session>, KeyGuard)> {
+) -> Option<(Box<Session<Pg>>, KeyGuard)> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let now = Instant::now().into_std();
     let limits = shared.limits;
@@ -405,11 +406,13 @@ async fn first_server(
         shared: Arc::clone(&shared),
         user: registered.handle.identity.user.clone(),
         database: registered.handle.identity.database.clone(),
-        params: arrival.params.clone(),
-        replication: arrival.replication,
         metrics: shared.metrics.cluster(&cluster.name),
-        credential,
-        server_version_num: AtomicU32::new(0),
+        login: PgLogin {
+            params: arrival.params.clone(),
+            replication: arrival.replication,
+            credential,
+            server_version_num: AtomicU32::new(0),
+        },
     });
     cluster.learn_names(&profile.database, custom_names(&arrival));
     let mut stream = arrival.stream;
@@ -427,7 +430,7 @@ async fn first_server(
     registered.handle.process.store(told, Ordering::Relaxed);
     let key = shared.add_key(told, secret, &registered.handle);
     let mut out = BytesMut::new();
-    for (name, value) in &opened.params {
+    for (name, value) in &opened.greeting.0 {
         put_parameter_status(&mut out, name, value);
     }
     put_backend_key_data(&mut out, told, secret);
@@ -437,11 +440,12 @@ async fn first_server(
         cluster.forget_process(told, opened.link.process);
         return None;
     }
-    if profile.replication == Replication::No {
+    if profile.login.replication == Replication::No {
         scan_names(&cluster, &profile.database);
     }
     let client = Leg::new(stream, arrival.buffered);
-    let session = Session::new(client, profile, registered, opened, told);
+    let front = Pg::new(Arc::clone(&cluster) as _, told);
+    let session = Session::new(client, front, profile, registered, opened);
     Some((Box::new(session), key))
 }
 
@@ -452,10 +456,10 @@ enum Refusal<E> {
 
 /// A server that is away, starting or full is waited for until the deadline; then its own words are told.
 async fn log_in(
-    profile: &Arc<Profile>,
+    profile: &Arc<Profile<Pg>>,
     client: &Stream,
     deadline: Instant,
-) -> Result<Opened, Refusal<OpenError>> {
+) -> Result<Opened<Pg>, Refusal<OpenError>> {
     let mut last = OpenError::Timeout;
     loop {
         let lease = tokio::select! {
@@ -463,13 +467,13 @@ async fn log_in(
             () = tokio::time::sleep_until(deadline) => return Err(Refusal::Because(Box::new(last))),
             () = gone(client) => return Err(Refusal::ClientGone),
         };
-        match state::open(profile, lease, None, Seen::default(), deadline).await {
+        match state::open(profile, lease, None, PgSeen::default(), deadline).await {
             Ok(opened) => return Ok(opened),
             Err(error) if !error.may_pass() => return Err(Refusal::Because(Box::new(error))),
             // Of two reasons the server's own words are the better ones.
             Err(error) => {
                 profile.cluster.report_trouble();
-                if error.server_words().is_some() || last.server_words().is_none() {
+                if server_words(&error).is_some() || server_words(&last).is_none() {
                     last = error;
                 }
             }
@@ -520,7 +524,7 @@ fn spread_age(age: Duration, random: u32) -> Duration {
 }
 
 async fn refuse_login(stream: &mut Stream, error: &OpenError, cluster: &Cluster) {
-    if let Some(words) = error.server_words() {
+    if let Some(words) = server_words(error) {
         let mut out = BytesMut::new();
         put(&mut out, b'E', |out| out.put_slice(words));
         drop(stream.write_all(&out).await);

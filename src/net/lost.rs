@@ -1,21 +1,20 @@
 //! A client whose transaction was lost with its server while the session was not: its frames are answered
-//! here until it has ended that transaction. (What is answered is decided in `session::pg::aborted`.)
+//! here until it has ended that transaction. (What is answered, the engine's protocol decides.)
 
+use super::protocol::{Alone, Kind, Protocol};
 use super::relay::{Relay, Stop};
-use crate::session::pg::aborted::{Aborted, Next};
-use crate::session::pg::machine::Machine;
-use crate::wire::pg::frame::{HEADER_LEN, Header};
+use crate::wire::frame::Header;
 
-impl Relay {
-    /// Answers what the client has sent. True: the transaction is over, and what is left is for a server.
-    pub(super) fn answer_lost(&mut self, aborted: &mut Aborted) -> Result<bool, Stop> {
-        let over = self.answer_frames(aborted)?;
+impl<P: Protocol> Relay<P> {
+    /// Answers what the client has sent. True: what is left is for a server.
+    pub(super) fn answer_alone(&mut self) -> Result<bool, Stop> {
+        let over = self.answer_frames()?;
         self.stopped = false;
         self.unread = !self.client.carry.is_empty();
         Ok(over)
     }
 
-    fn answer_frames(&mut self, aborted: &mut Aborted) -> Result<bool, Stop> {
+    fn answer_frames(&mut self) -> Result<bool, Stop> {
         loop {
             let carry = &mut self.client.carry;
             let dropped = self.client.remaining.min(carry.len());
@@ -24,29 +23,28 @@ impl Relay {
             if self.client.remaining > 0 {
                 return Ok(false);
             }
-            let header = match Header::parse(carry) {
+            let header = match P::Header::cut(carry) {
                 Ok(Some(header)) => header,
                 Ok(None) => return Ok(false),
                 Err(error) => return Err(Stop::ClientGarbage(error)),
             };
-            if header.tag == b'X' {
-                return Err(Stop::ClientGone);
-            }
-            let Some(head) = carry.get(HEADER_LEN..HEADER_LEN + Machine::client_head(header))
-            else {
+            let head_end = P::Header::LEN + self.front.client_head(header);
+            let Some(head) = carry.get(P::Header::LEN..head_end) else {
                 return Ok(false);
             };
-            let next = aborted.on_frame(header, head, &mut self.client.out);
-            if next == Next::Forward {
-                return Ok(true);
+            if self.front.kind(header, head) == Kind::Terminate {
+                return Err(Stop::ClientGone);
             }
-            if next == Next::Unknown {
-                return Err(Stop::ClientUnknown(header.tag));
+            let next = self.front.answer(header, head, &mut self.client.out);
+            match next {
+                Alone::Forward => return Ok(true),
+                Alone::Unknown(tag) => return Err(Stop::ClientUnknown(tag)),
+                Alone::Answered | Alone::Over => {}
             }
-            let take = header.frame_len().min(carry.len());
+            let take = header.whole_len().min(carry.len());
             bytes::Buf::advance(carry, take);
-            self.client.remaining = header.frame_len() - take;
-            if next == Next::Over {
+            self.client.remaining = header.whole_len() - take;
+            if next == Alone::Over {
                 return Ok(true);
             }
         }

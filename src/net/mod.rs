@@ -2,9 +2,8 @@
 
 pub mod admission;
 pub mod authentication;
-mod blame;
-mod carry;
 mod end;
+mod engine;
 #[cfg(test)]
 #[path = "tests/front.rs"]
 mod front;
@@ -14,11 +13,12 @@ mod leg;
 pub mod login;
 mod lost;
 pub mod mysql;
+pub mod pg;
+pub mod protocol;
 mod refuse;
 pub mod relay;
 #[cfg(test)]
 mod script;
-mod server_words;
 mod session;
 pub mod shared;
 mod state;

@@ -1,26 +1,14 @@
 //! A request that is answered with an error before any server has seen it: a cancel while it was held, or
 //! a server that stayed away. It is dropped up to its end; what the client sent behind it stays held.
 
+use super::protocol::{Discard, Protocol, Refusal};
 use super::relay::{Relay, Stop};
-use crate::session::pg::machine::Machine;
-use crate::wire::pg::backend::{ErrorMessage, put_error, put_ready};
-use crate::wire::pg::frame::Header;
+use crate::wire::frame::Header;
 
-/// A request that was cancelled before it was sent: its rest is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Discard {
-    /// Up to the end of the first frame, if that is a Query; up to Sync otherwise.
-    First,
-    /// Up to and with the next Sync.
-    ToSync,
-    /// What is left of its last frame.
-    Last,
-}
-
-impl Relay {
-    /// Refuses the first held request with `error`: it is dropped up to its end, the rest stays held.
-    pub fn refuse_held(&mut self, error: &ErrorMessage<'_>) -> Result<(), Stop> {
-        put_error(&mut self.client.out, error);
+impl<P: Protocol> Relay<P> {
+    /// Refuses the first held request: it is dropped up to its end, the rest stays held.
+    pub fn refuse_held(&mut self, refusal: Refusal<'_>) -> Result<(), Stop> {
+        self.front.put_refusal(refusal, &mut self.client.out);
         self.discard = Some(Discard::First);
         self.drop_discarded()
     }
@@ -37,24 +25,25 @@ impl Relay {
             if discard == Discard::Last {
                 self.discard = None;
                 self.stopped = false;
-                put_ready(&mut self.client.out, b'I');
+                self.front.put_refused(&mut self.client.out);
                 break;
             }
-            let header = match Header::parse(&self.client.carry) {
+            let header = match P::Header::cut(&self.client.carry) {
                 Ok(Some(header)) => header,
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(Stop::ClientGarbage(error)),
             };
-            match (discard, header.tag) {
-                (_, b'X') => return Err(Stop::ClientGone),
-                (Discard::First, b'Q' | b'F') | (_, b'S') => self.discard = Some(Discard::Last),
-                (Discard::First, _) if Machine::means_nothing(header) => {}
-                (Discard::First, _) => self.discard = Some(Discard::ToSync),
-                (Discard::ToSync | Discard::Last, _) => {}
+            let head_end = header.whole_len().min(P::Header::LEN + P::DISCARD_HEAD);
+            let Some(head) = self.client.carry.get(P::Header::LEN..head_end) else {
+                return Ok(());
+            };
+            match self.front.discard(discard, header, head) {
+                Some(next) => self.discard = Some(next),
+                None => return Err(Stop::ClientGone),
             }
-            let take = header.frame_len().min(self.client.carry.len());
+            let take = header.whole_len().min(self.client.carry.len());
             bytes::Buf::advance(&mut self.client.carry, take);
-            self.client.remaining = header.frame_len() - take;
+            self.client.remaining = header.whole_len() - take;
         }
         self.unread = !self.client.carry.is_empty();
         Ok(())

@@ -10,19 +10,13 @@
 
 pub use super::leg::Leg;
 use super::leg::READ_MAX;
-use super::refuse::Discard;
-pub use super::server_words::Fatal;
-use super::server_words::{fatal, renamed};
+use super::protocol::{Discard, Frame, Kind, Protocol, Sent};
 use crate::backend::registry::{Handle, State};
-use crate::session::pg::machine::{ClientFrame, Machine, ServerFrame};
 use crate::transport::stream::Stream;
-use crate::wire::pg::backend::put_parameter_status;
-use crate::wire::pg::frame::{FrameError, HEADER_LEN, Header, Reader};
-use crate::wire::pg::parameters::Parameters;
-use bytes::{Bytes, BytesMut};
+use crate::wire::frame::{FrameError, Header};
+use bytes::BytesMut;
 use std::cell::RefCell;
 use std::io;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -67,13 +61,24 @@ pub enum Stop {
     Rested,
 }
 
-/// Both legs of one session and the machine between them.
+/// A server's last words.
 #[derive(Debug)]
-pub struct Relay {
+pub struct Fatal {
+    /// The engine's code.
+    pub code: String,
+    /// Its text.
+    pub message: String,
+    /// The whole frame as it came.
+    pub frame: BytesMut,
+}
+
+/// Both legs of one session and the protocol between them.
+#[derive(Debug)]
+pub struct Relay<P> {
     pub(super) client: Leg,
     server: Option<Leg>,
-    /// The session's machine.
-    pub machine: Machine,
+    /// What passed, and what is owed for it.
+    pub front: P,
     /// How client frames may pass.
     pub mode: Mode,
     /// [`Stop::Rested`] is wanted at the next safe point.
@@ -91,9 +96,8 @@ pub struct Relay {
     pub(super) leaving: bool,
     /// The carried server bytes were stopped between two messages.
     server_unread: bool,
-    /// ParameterStatus as the client was last told.
-    pub(super) params: Parameters,
-    pub(super) names: Arc<dyn ProcessNames>,
+    /// What is sent in place of a frame's beginning.
+    instead: BytesMut,
     /// As last told to others.
     told_at_rest: bool,
     counts: Counts,
@@ -106,16 +110,10 @@ pub struct Counts {
     pub from_client: u64,
     /// Bytes from the server.
     pub from_server: u64,
-    /// ReadyForQuery messages.
+    /// Requests that were completed.
     pub requests: u64,
-    /// ReadyForQuery messages with status `I`.
+    /// Those behind which no transaction is open.
     pub transactions: u64,
-}
-
-/// Translates the process number in a NotificationResponse.
-pub trait ProcessNames: Send + Sync + std::fmt::Debug {
-    /// The number that the session of this server process was told.
-    fn told(&self, real: i32) -> i32;
 }
 
 /// What a chunk of frames came to.
@@ -128,14 +126,14 @@ enum Cut {
     Stop(Stop),
 }
 
-impl Relay {
+impl<P: Protocol> Relay<P> {
     /// A session whose client has logged in and that has no server yet.
-    pub fn new(client: Leg, names: Arc<dyn ProcessNames>) -> Self {
+    pub fn new(client: Leg, front: P) -> Self {
         let unread = !client.carry.is_empty();
         Self {
             client,
             server: None,
-            machine: Machine::default(),
+            front,
             mode: Mode::Flow,
             want_rest: false,
             want_gap: false,
@@ -145,8 +143,7 @@ impl Relay {
             server_write_broken: false,
             leaving: false,
             server_unread: false,
-            params: Parameters::default(),
-            names,
+            instead: BytesMut::new(),
             told_at_rest: false,
             counts: Counts::default(),
         }
@@ -235,7 +232,7 @@ impl Relay {
 
     /// Both directions are complete and nothing can be open: the session may be detached.
     pub fn at_safe_point(&self) -> bool {
-        self.machine.at_rest()
+        self.front.at_rest()
             && !self.leaving
             && self.client.is_clean()
             && self
@@ -302,28 +299,9 @@ impl Relay {
         std::mem::take(&mut self.counts)
     }
 
-    /// ParameterStatus values of a newly attached server: the client is told those that differ.
-    pub fn tell_parameters<'a>(&mut self, params: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
-        for (name, value) in params {
-            if self.params.get(name) != Some(value) {
-                put_parameter_status(&mut self.client.out, name, value);
-                self.params.set(name, value);
-            }
-        }
-    }
-
-    /// ParameterStatus values that the client was told during its login.
-    pub fn adopt_parameters(&mut self, params: &[(Bytes, Bytes)]) {
-        for (name, value) in params {
-            self.params.set(name, value);
-        }
-    }
-
-    /// A ParameterStatus as the client knows it.
-    pub fn parameter(&self, name: &[u8]) -> Option<String> {
-        self.params
-            .get(name)
-            .map(|value| String::from_utf8_lossy(value).into_owned())
+    /// The protocol, and what the client is still to read.
+    pub fn front_and_out(&mut self) -> (&mut P, &mut BytesMut) {
+        (&mut self.front, &mut self.client.out)
     }
 
     /// A refused request's rest is still awaited.
@@ -332,7 +310,7 @@ impl Relay {
     }
 
     fn tell_rest(&mut self, handle: &Handle, now: Instant) {
-        let at_rest = self.server.is_some() && self.machine.at_rest();
+        let at_rest = self.server.is_some() && self.front.at_rest();
         if at_rest != self.told_at_rest {
             self.told_at_rest = at_rest;
             handle.set_state(
@@ -363,20 +341,20 @@ impl Relay {
             return Poll::Pending;
         };
         if std::mem::take(&mut self.server_unread) {
-            let kept = std::mem::take(&mut server.carry);
-            return Poll::Ready(self.server_chunk(cx, &kept));
+            let mut kept = std::mem::take(&mut server.carry);
+            return Poll::Ready(self.server_chunk(cx, &mut kept));
         }
         match ready!(server.poll_fill(cx, buffer)) {
             Ok(n) if n > 0 => {
                 self.counts.from_server += (n - server.carry.len()) as u64;
-                let chunk = buffer.get(..n).unwrap_or_default();
+                let chunk = buffer.get_mut(..n).unwrap_or_default();
                 Poll::Ready(self.server_chunk(cx, chunk))
             }
             _ => Poll::Ready(Err(Stop::ServerGone)),
         }
     }
 
-    fn server_chunk(&mut self, cx: &mut Context<'_>, chunk: &[u8]) -> Result<(), Stop> {
+    fn server_chunk(&mut self, cx: &mut Context<'_>, chunk: &mut [u8]) -> Result<(), Stop> {
         let Some(server) = self.server.as_mut() else {
             return Ok(());
         };
@@ -390,8 +368,8 @@ impl Relay {
                 stop = Some(Stop::Rested);
                 break;
             }
-            let rest = chunk.get(pos..).unwrap_or_default();
-            let header = match Header::parse(rest) {
+            let (before, rest) = chunk.split_at_mut(pos);
+            let header = match P::Header::cut(rest) {
                 Ok(Some(header)) => header,
                 Ok(None) => break,
                 Err(error) => {
@@ -399,45 +377,39 @@ impl Relay {
                     break;
                 }
             };
-            let head_len = HEADER_LEN + self.machine.server_head(header);
-            let Some(head) = rest.get(HEADER_LEN..head_len) else {
+            let head_end = P::Header::LEN + self.front.server_head(header);
+            if rest.len() < head_end {
                 break;
-            };
-            match self.machine.on_server(header, head) {
-                ServerFrame::Forward => {}
-                ServerFrame::Ready => {
-                    self.counts.requests += 1;
-                    self.counts.transactions += u64::from(head.first() == Some(&b'I'));
-                }
-                ServerFrame::ParameterStatus => {
-                    let mut reader = Reader::new(head);
-                    if let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) {
-                        self.params.set(name, value);
-                    }
-                }
-                ServerFrame::Notification => {
-                    if let Some(rewritten) = renamed(rest, header, &*self.names) {
-                        let before = chunk.get(sent..pos).unwrap_or_default();
-                        self.client.deliver(cx, before, self.leaving)?;
-                        self.client.deliver(cx, &rewritten, self.leaving)?;
-                        // The number was replaced; the rest of the frame follows as it came.
-                        sent = pos + rewritten.len();
-                    }
-                }
-                ServerFrame::Error => {
-                    if let Some(fatal) = fatal(rest, header, head) {
-                        let before = chunk.get(sent..pos).unwrap_or_default();
-                        self.client.deliver(cx, before, self.leaving)?;
-                        pos += header.frame_len();
-                        sent = pos;
-                        stop = Some(Stop::ServerFatal(Box::new(fatal)));
-                        break;
-                    }
-                }
             }
-            let take = header.frame_len().min(rest.len());
+            let take = header.whole_len().min(rest.len());
+            let frame = Frame {
+                header,
+                bytes: rest,
+                head_end,
+            };
+            let came = self.front.on_server(frame, &mut self.instead);
+            if let Some(transaction_over) = came.ready {
+                self.counts.requests += 1;
+                self.counts.transactions += u64::from(transaction_over);
+            }
+            if came.instead_of > 0 {
+                let before = before.get(sent..).unwrap_or_default();
+                self.client.deliver(cx, before, self.leaving)?;
+                self.client.deliver(cx, &self.instead, self.leaving)?;
+                self.instead.clear();
+                // The rest of the frame follows as it came.
+                sent = pos + came.instead_of;
+            }
+            if let Some(fatal) = came.fatal {
+                let before = before.get(sent..).unwrap_or_default();
+                self.client.deliver(cx, before, self.leaving)?;
+                pos += header.whole_len();
+                sent = pos;
+                stop = Some(Stop::ServerFatal(fatal));
+                break;
+            }
             pos += take;
-            remaining = header.frame_len() - take;
+            remaining = header.whole_len() - take;
         }
         server.remaining = remaining;
         server.keep(chunk.get(pos..).unwrap_or_default());
@@ -493,32 +465,24 @@ impl Relay {
         };
         self.stopped = false;
         self.unread = false;
-        let chunk = buffer.get(..n).unwrap_or_default();
+        let chunk = buffer.get_mut(..n).unwrap_or_default();
         Poll::Ready(self.client_chunk(cx, chunk, now))
     }
 
     fn may_resume(&self) -> bool {
         self.server.is_some()
             && (self.mode == Mode::Flow
-                || (self.machine.may_send_in_lock_step() && !self.machine.at_rest()))
+                || (self.front.may_send_in_lock_step() && !self.front.at_rest()))
     }
 
     fn client_chunk(
         &mut self,
         cx: &mut Context<'_>,
-        chunk: &[u8],
+        chunk: &mut [u8],
         now: Instant,
     ) -> Result<(), Stop> {
-        let (pos, cut) = self.cut_client(chunk, now);
-        let passing = chunk.get(..pos).unwrap_or_default();
+        let (pos, cut) = self.cut_client(cx, chunk, now);
         self.counts.from_client += pos as u64;
-        if let Some(server) = self.server.as_mut()
-            && !self.server_write_broken
-            && server.write_through(cx, passing).is_err()
-        {
-            self.server_write_broken = true;
-            server.out = BytesMut::new();
-        }
         self.client.keep(chunk.get(pos..).unwrap_or_default());
         match cut {
             Cut::Clean => Ok(()),
@@ -534,46 +498,81 @@ impl Relay {
         }
     }
 
-    /// Cuts a client's chunk into frames; how much of it passes, and what stops the rest.
-    fn cut_client(&mut self, chunk: &[u8], now: Instant) -> (usize, Cut) {
+    fn send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+        if let Some(server) = self.server.as_mut()
+            && !self.server_write_broken
+            && server.write_through(cx, bytes).is_err()
+        {
+            self.server_write_broken = true;
+            server.out = BytesMut::new();
+        }
+    }
+
+    /// Cuts a client's chunk into frames and sends what passes; how much that is, and what stops the rest.
+    fn cut_client(&mut self, cx: &mut Context<'_>, chunk: &mut [u8], now: Instant) -> (usize, Cut) {
+        let mut sent = 0;
         let mut pos = self.client.remaining.min(chunk.len());
         self.client.remaining -= pos;
+        let mut cut = Cut::Clean;
         while self.client.remaining == 0 {
-            let rest = chunk.get(pos..).unwrap_or_default();
-            let header = match Header::parse(rest) {
+            let (before, rest) = chunk.split_at_mut(pos);
+            let header = match P::Header::cut(rest) {
                 Ok(Some(header)) => header,
                 Ok(None) => break,
-                Err(error) => return (pos, Cut::Stop(Stop::ClientGarbage(error))),
+                Err(error) => {
+                    cut = Cut::Stop(Stop::ClientGarbage(error));
+                    break;
+                }
             };
-            let head_len = HEADER_LEN + Machine::client_head(header);
-            let Some(head) = rest.get(HEADER_LEN..head_len) else {
+            let head_end = P::Header::LEN + self.front.client_head(header);
+            let Some(head) = rest.get(P::Header::LEN..head_end) else {
                 break;
             };
-            if header.tag == b'X' {
-                if self.server.is_none() || !self.machine.is_running() {
-                    return (pos, Cut::Stop(Stop::ClientGone));
+            let take = header.whole_len().min(rest.len());
+            match self.front.kind(header, head) {
+                Kind::Terminate if self.server.is_none() || !self.front.is_running() => {
+                    cut = Cut::Stop(Stop::ClientGone);
+                    break;
                 }
-                self.leaving = true;
-                return (pos + header.frame_len().min(rest.len()), Cut::Clean);
+                Kind::Terminate => {
+                    self.leaving = true;
+                    pos += take;
+                    break;
+                }
+                // With no server there is nobody to ignore it.
+                Kind::Nothing if self.server.is_none() => {
+                    pos += take;
+                    sent = pos;
+                    self.client.remaining = header.whole_len() - take;
+                    continue;
+                }
+                Kind::Request
+                    if self.server.is_none()
+                        || (self.mode == Mode::LockStep
+                            && (self.front.at_rest() || !self.front.may_send_in_lock_step())) =>
+                {
+                    cut = Cut::Stopped;
+                    break;
+                }
+                Kind::Nothing | Kind::Request => {}
             }
-            let means_nothing = Machine::means_nothing(header) && self.machine.is_quiet();
-            if means_nothing && self.server.is_none() {
-                // Late data of a COPY that has failed: with no server there is nobody to ignore it.
-            } else if means_nothing {
-                self.machine.on_client(header, head, now);
-            } else if self.server.is_none()
-                || (self.mode == Mode::LockStep
-                    && (self.machine.at_rest() || !self.machine.may_send_in_lock_step()))
-            {
-                return (pos, Cut::Stopped);
-            } else if self.machine.on_client(header, head, now) == ClientFrame::Terminate {
-                return (pos, Cut::Stop(Stop::ClientGone));
+            let frame = Frame {
+                header,
+                bytes: rest,
+                head_end,
+            };
+            if let Sent::Instead(of) = self.front.on_client(frame, now, &mut self.instead) {
+                let instead = std::mem::take(&mut self.instead);
+                let before = before.get(sent..).unwrap_or_default();
+                self.send(cx, before);
+                self.send(cx, &instead);
+                sent = pos + of;
             }
-            let take = header.frame_len().min(rest.len());
             pos += take;
-            self.client.remaining = header.frame_len() - take;
+            self.client.remaining = header.whole_len() - take;
         }
-        (pos, Cut::Clean)
+        self.send(cx, chunk.get(sent..pos).unwrap_or_default());
+        (pos, cut)
     }
 
     /// Reads more of a stopped client behind what is carried.

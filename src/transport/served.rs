@@ -3,6 +3,7 @@
 
 use super::end_point::{EndPoint, end_point};
 use super::tls::{TlsError, provider, read_certificates};
+use aws_lc_rs::digest;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -31,6 +32,8 @@ struct One {
     /// Host names that it is for, in small letters; `*.` stands for one label.
     names: Vec<String>,
     end_point: Option<EndPoint>,
+    /// SHA-256 of the certificate.
+    fingerprint: [u8; 32],
 }
 
 impl Served {
@@ -47,6 +50,12 @@ impl Served {
     /// To be asked with the name of the handshake, of the very configuration that served it.
     pub(super) fn end_point(&self, server_name: Option<&str>) -> Option<&EndPoint> {
         self.choose(server_name)?.end_point.as_ref()
+    }
+
+    /// SHA-256 of the certificate that this name is shown.
+    pub(super) fn fingerprint(&self, server_name: Option<&str>) -> [u8; 32] {
+        self.choose(server_name)
+            .map_or([0; 32], |one| one.fingerprint)
     }
 
     /// The first that is for this name, else the first of all.
@@ -72,6 +81,8 @@ impl One {
             .map_err(|error| TlsError::new(private_key, &error))?;
         let leaf = chain.first().map(AsRef::as_ref).unwrap_or_default();
         let (names, end_point) = (names(certificate, leaf)?, end_point(leaf));
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(digest::digest(&digest::SHA256, leaf).as_ref());
         let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| {
             let key = private_key.display();
             TlsError::new(certificate, &format!("can't be used with {key}: {error}"))
@@ -80,6 +91,7 @@ impl One {
             key: Arc::new(key),
             names,
             end_point,
+            fingerprint,
         })
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Everything is delegated poll by poll: no boxed future, no buffer and no lock of its own.
 
+use super::compressed::Compressed;
+use bytes::BytesMut;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,6 +25,8 @@ pub enum Stream {
     TlsAccepted(Box<server::TlsStream<Socket>>),
     /// TLS opened towards a server.
     TlsConnected(Box<client::TlsStream<Socket>>),
+    /// Any of them, compressed as MySQL's protocol does it.
+    Compressed(Box<Compressed>),
 }
 
 /// What carries the bytes.
@@ -53,9 +57,19 @@ impl Stream {
         Self::Plain(Socket::Duplex(stream))
     }
 
+    /// The same connection, compressed from now on (MySQL's protocol, zlib); `raw` was read already.
+    #[must_use]
+    pub fn compressed(self, raw: BytesMut) -> Self {
+        Self::Compressed(Box::new(Compressed::new(self, raw)))
+    }
+
     /// Bytes travel encrypted.
     pub const fn is_tls(&self) -> bool {
-        !matches!(self, Self::Plain(_))
+        match self {
+            Self::Plain(_) => false,
+            Self::TlsAccepted(_) | Self::TlsConnected(_) => true,
+            Self::Compressed(layer) => layer.inner().is_tls(),
+        }
     }
 
     /// Nobody on a network can read along: TLS, or a Unix socket.
@@ -68,6 +82,7 @@ impl Stream {
         match self {
             Self::TlsAccepted(tls) => tls.get_ref().1.server_name(),
             Self::Plain(_) | Self::TlsConnected(_) => None,
+            Self::Compressed(layer) => layer.inner().server_name(),
         }
     }
 
@@ -116,6 +131,13 @@ impl Stream {
     /// owning one. Only to be relied on after [`AsyncRead::poll_read`] said `Pending`; a read may still find
     /// nothing (half a TLS record). A `Duplex` is always ready: its read itself waits.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Self::Compressed(layer) = self {
+            return if layer.has_more() {
+                Poll::Ready(Ok(()))
+            } else {
+                layer.inner().poll_read_ready(cx)
+            };
+        }
         // Decrypted bytes wait inside, or there is something to say first.
         if self.tls().is_some_and(|tls| !tls.wants_read()) {
             return Poll::Ready(Ok(()));
@@ -133,6 +155,7 @@ impl Stream {
             Self::Plain(socket) => socket,
             Self::TlsAccepted(tls) => tls.get_ref().0,
             Self::TlsConnected(tls) => tls.get_ref().0,
+            Self::Compressed(layer) => layer.inner().socket(),
         }
     }
 
@@ -141,6 +164,7 @@ impl Stream {
             Self::Plain(_) => None,
             Self::TlsAccepted(tls) => Some(tls.get_ref().1),
             Self::TlsConnected(tls) => Some(tls.get_ref().1),
+            Self::Compressed(layer) => layer.inner().tls(),
         }
     }
 }
@@ -165,6 +189,7 @@ impl AsyncRead for Stream {
             Self::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
             Self::TlsAccepted(tls) => Pin::new(&mut **tls).poll_read(cx, buf),
             Self::TlsConnected(tls) => Pin::new(&mut **tls).poll_read(cx, buf),
+            Self::Compressed(layer) => Pin::new(&mut **layer).poll_read(cx, buf),
         }
     }
 }
@@ -179,6 +204,7 @@ impl AsyncWrite for Stream {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
             Self::TlsAccepted(tls) => Pin::new(&mut **tls).poll_write(cx, buf),
             Self::TlsConnected(tls) => Pin::new(&mut **tls).poll_write(cx, buf),
+            Self::Compressed(layer) => Pin::new(&mut **layer).poll_write(cx, buf),
         }
     }
 
@@ -191,6 +217,7 @@ impl AsyncWrite for Stream {
             Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
             Self::TlsAccepted(tls) => Pin::new(&mut **tls).poll_write_vectored(cx, bufs),
             Self::TlsConnected(tls) => Pin::new(&mut **tls).poll_write_vectored(cx, bufs),
+            Self::Compressed(layer) => Pin::new(&mut **layer).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -198,6 +225,7 @@ impl AsyncWrite for Stream {
         match self {
             Self::Plain(socket) => socket.is_write_vectored(),
             Self::TlsAccepted(_) | Self::TlsConnected(_) => true,
+            Self::Compressed(_) => false,
         }
     }
 
@@ -206,6 +234,7 @@ impl AsyncWrite for Stream {
             Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
             Self::TlsAccepted(tls) => Pin::new(&mut **tls).poll_flush(cx),
             Self::TlsConnected(tls) => Pin::new(&mut **tls).poll_flush(cx),
+            Self::Compressed(layer) => Pin::new(&mut **layer).poll_flush(cx),
         }
     }
 
@@ -214,6 +243,7 @@ impl AsyncWrite for Stream {
             Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::TlsAccepted(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
             Self::TlsConnected(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
+            Self::Compressed(layer) => Pin::new(&mut **layer).poll_shutdown(cx),
         }
     }
 }

@@ -83,7 +83,27 @@ pub struct Certificates(ArcSwap<Ready>);
 pub struct Ready {
     source: Source,
     config: Arc<ServerConfig>,
+    /// The same without ALPN, for which MySQL's protocol has no name.
+    nameless: Arc<ServerConfig>,
     served: Arc<Served>,
+}
+
+/// What is spoken inside TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// PostgreSQL's, which has a name in ALPN.
+    Postgres,
+    /// MySQL's, which has none.
+    MySql,
+}
+
+/// A client's connection after its TLS handshake on a listener of MySQL's protocol.
+#[derive(Debug)]
+pub struct SecuredMySql {
+    /// The connection.
+    pub stream: Stream,
+    /// SHA-256 of the certificate that was shown.
+    pub fingerprint: [u8; 32],
 }
 
 /// A client's connection after its TLS handshake.
@@ -115,9 +135,12 @@ impl Ready {
         };
         let served = Arc::new(served);
         let config = server_config(Arc::clone(&served), source.client_ca.as_deref())?;
+        let mut nameless = config.clone();
+        nameless.alpn_protocols.clear();
         Ok(Self {
             source: source.clone(),
             config: Arc::new(config),
+            nameless: Arc::new(nameless),
             served,
         })
     }
@@ -151,44 +174,61 @@ impl Certificates {
 
     /// The same, when the client's first bytes were read already.
     pub async fn accept_begun(&self, stream: Stream, begun: &[u8]) -> io::Result<Secured> {
-        let Stream::Plain(socket) = stream else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "TLS inside TLS is not spoken",
-            ));
-        };
         let ready = self.0.load_full();
-        let acceptor = TlsAcceptor::from(Arc::clone(&ready.config));
-        // What goes wrong in here shows again in the handshake itself.
-        let feed = |connection: &mut ServerConnection| {
-            let mut rest = begun;
-            while !rest.is_empty() && matches!(connection.read_tls(&mut rest), Ok(1..)) {
-                if connection.process_new_packets().is_err() {
-                    break;
-                }
+        let stream = shake_hands(stream, begun, Arc::clone(&ready.config)).await?;
+        let end_point = ready.served.end_point(stream.server_name()).cloned();
+        Ok(Secured { stream, end_point })
+    }
+
+    /// The same for MySQL's protocol.
+    pub async fn accept_mysql(&self, stream: Stream, begun: &[u8]) -> io::Result<SecuredMySql> {
+        let ready = self.0.load_full();
+        let stream = shake_hands(stream, begun, Arc::clone(&ready.nameless)).await?;
+        let fingerprint = ready.served.fingerprint(stream.server_name());
+        Ok(SecuredMySql {
+            stream,
+            fingerprint,
+        })
+    }
+}
+
+async fn shake_hands(
+    stream: Stream,
+    begun: &[u8],
+    config: Arc<ServerConfig>,
+) -> io::Result<Stream> {
+    let Stream::Plain(socket) = stream else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "TLS inside TLS is not spoken",
+        ));
+    };
+    let acceptor = TlsAcceptor::from(config);
+    // What goes wrong in here shows again in the handshake itself.
+    let feed = |connection: &mut ServerConnection| {
+        let mut rest = begun;
+        while !rest.is_empty() && matches!(connection.read_tls(&mut rest), Ok(1..)) {
+            if connection.process_new_packets().is_err() {
+                break;
             }
-        };
-        // Boxed: a handshake's state is kilobytes, and would stay part of the session's future for its life.
-        match Box::pin(acceptor.accept_with(socket, feed)).await {
-            Ok(tls) => {
-                let stream = Stream::TlsAccepted(Box::new(tls));
-                let end_point = ready.served.end_point(stream.server_name()).cloned();
-                Ok(Secured { stream, end_point })
-            }
-            Err(error) => Err(retold(error, |error| match error {
-                rustls::Error::AlertReceived(alert) => {
-                    format!("the client refused the TLS handshake: {alert:?}")
-                }
-                rustls::Error::InvalidMessage(_) => "what the client sent is not TLS".to_owned(),
-                rustls::Error::NoApplicationProtocol => {
-                    "the client speaks other protocols than postgresql (ALPN)".to_owned()
-                }
-                rustls::Error::InvalidCertificate(fault) => {
-                    format!("the client's certificate was not accepted: {fault}")
-                }
-                other => format!("TLS handshake with the client failed: {other}"),
-            })),
         }
+    };
+    // Boxed: a handshake's state is kilobytes, and would stay part of the session's future for its life.
+    match Box::pin(acceptor.accept_with(socket, feed)).await {
+        Ok(tls) => Ok(Stream::TlsAccepted(Box::new(tls))),
+        Err(error) => Err(retold(error, |error| match error {
+            rustls::Error::AlertReceived(alert) => {
+                format!("the client refused the TLS handshake: {alert:?}")
+            }
+            rustls::Error::InvalidMessage(_) => "what the client sent is not TLS".to_owned(),
+            rustls::Error::NoApplicationProtocol => {
+                "the client speaks other protocols than postgresql (ALPN)".to_owned()
+            }
+            rustls::Error::InvalidCertificate(fault) => {
+                format!("the client's certificate was not accepted: {fault}")
+            }
+            other => format!("TLS handshake with the client failed: {other}"),
+        })),
     }
 }
 
@@ -242,18 +282,30 @@ pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
 /// What was built for one way of connecting, and the state of the CA file then.
 struct Cached {
     mode: ServerTls,
+    protocol: Protocol,
     ca: Option<PathBuf>,
     stamp: Option<(SystemTime, u64)>,
     config: Arc<ClientConfig>,
 }
 
-/// One entry per `server_tls` and CA file in the configuration. Process-wide, since it only spares work.
+/// One entry per protocol, `server_tls` and CA file in the configuration. Process-wide, since it only spares work.
 static CLIENT_CONFIGS: Mutex<Vec<Cached>> = Mutex::new(Vec::new());
 
 /// The client's side of a TLS handshake with a server, after its `S`. `host` is the name that was dialled;
 /// the certificate is checked as `mode` says, against `ca` or else the system's CAs. A CA file that changes
 /// is read again. Errors say which check failed.
 pub async fn connect(
+    stream: Stream,
+    host: &str,
+    mode: ServerTls,
+    ca: Option<&Path>,
+) -> io::Result<Stream> {
+    connect_for(Protocol::Postgres, stream, host, mode, ca).await
+}
+
+/// The same for another protocol.
+pub async fn connect_for(
+    protocol: Protocol,
     stream: Stream,
     host: &str,
     mode: ServerTls,
@@ -277,14 +329,18 @@ pub async fn connect(
         }
         Err(_) => ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()),
     };
-    let connector = TlsConnector::from(cached_config(mode, ca).await?);
+    let connector = TlsConnector::from(cached_config(protocol, mode, ca).await?);
     match Box::pin(connector.connect(name, socket)).await {
         Ok(tls) => Ok(Stream::TlsConnected(Box::new(tls))),
         Err(error) => Err(retold(error, |error| explain(error, host, ca))),
     }
 }
 
-async fn cached_config(mode: ServerTls, ca: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
+async fn cached_config(
+    protocol: Protocol,
+    mode: ServerTls,
+    ca: Option<&Path>,
+) -> io::Result<Arc<ClientConfig>> {
     let verified = matches!(mode, ServerTls::VerifyCa | ServerTls::VerifyFull);
     let ca = ca.filter(|_| verified);
     let stamp = match ca {
@@ -296,23 +352,27 @@ async fn cached_config(mode: ServerTls, ca: Option<&Path>) -> io::Result<Arc<Cli
     };
     {
         let cache = CLIENT_CONFIGS.lock();
-        let found = cache
-            .iter()
-            .find(|c| c.mode == mode && c.ca.as_deref() == ca && c.stamp == stamp);
+        let found = cache.iter().find(|c| {
+            c.mode == mode && c.protocol == protocol && c.ca.as_deref() == ca && c.stamp == stamp
+        });
         if let Some(found) = found {
             return Ok(Arc::clone(&found.config));
         }
     }
     let path = ca.map(Path::to_owned);
     let built = tokio::task::spawn_blocking(move || client_config(mode, path.as_deref())).await;
-    let config = built
+    let mut config = built
         .map_err(io::Error::other)?
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    if protocol == Protocol::MySql {
+        config.alpn_protocols.clear();
+    }
     let config = Arc::new(config);
     let mut cache = CLIENT_CONFIGS.lock();
-    cache.retain(|c| c.mode != mode || c.ca.as_deref() != ca);
+    cache.retain(|c| c.mode != mode || c.protocol != protocol || c.ca.as_deref() != ca);
     cache.push(Cached {
         mode,
+        protocol,
         ca: ca.map(Path::to_owned),
         stamp,
         config: Arc::clone(&config),
@@ -324,7 +384,7 @@ async fn cached_config(mode: ServerTls, ca: Option<&Path>) -> io::Result<Arc<Cli
 pub fn server_end_point(stream: &Stream) -> Option<EndPoint> {
     match stream {
         Stream::TlsConnected(_) => end_point(stream.peer_certificate()?),
-        Stream::Plain(_) | Stream::TlsAccepted(_) => None,
+        Stream::Plain(_) | Stream::TlsAccepted(_) | Stream::Compressed(_) => None,
     }
 }
 

@@ -13,6 +13,7 @@ mod servers;
 
 use bytes::BytesMut;
 use server::{Client, Row, Server, tokio_now};
+use slackwater::session::Portable as _;
 use slackwater::session::pg::findings::FindingKind;
 use slackwater::session::pg::hints;
 use slackwater::session::pg::restore::{RestoreStep, put_restore, verify};

@@ -1,9 +1,12 @@
 //! How a session gets a server connection for a request that its client has sent.
 
 use super::super::end::End;
+use super::super::engine::Engine;
+use super::super::protocol::Refusal;
 use super::super::relay::{Leg, Stop};
 use super::super::state::{self, OpenError, Opened};
 use super::{OPEN_MAX, Session};
+use crate::backend::link::Link;
 use crate::backend::registry::{Ask, State};
 use crate::observe::MoveOutcome;
 use bytes::BytesMut;
@@ -20,7 +23,7 @@ const RETRY: Duration = Duration::from_millis(20);
 /// How often a waiting session looks at the time.
 const TICK: Duration = Duration::from_millis(500);
 
-impl Session {
+impl<E: Engine> Session<E> {
     /// Gets a server connection for a request that the client has sent.
     pub(super) async fn attach(&mut self) -> Result<(), End> {
         self.handle()
@@ -38,7 +41,7 @@ impl Session {
             };
             let profile = Arc::clone(&self.profile);
             let snapshot = self.snapshot.clone();
-            let seen = self.seen();
+            let seen = self.relay.front.seen();
             let began = Instant::now();
             let work = tokio::spawn(async move {
                 let deadline = Instant::now() + OPEN_MAX;
@@ -59,7 +62,7 @@ impl Session {
                     if self.relay.client_gone() {
                         return Err(End::ClientGone);
                     }
-                    cluster.moved_process(self.told, 0, opened.link.process);
+                    self.moved(None, &opened.link);
                     self.install(opened);
                     self.logged_in = began;
                     self.profile
@@ -122,9 +125,12 @@ impl Session {
             }
             self.attend_held()?;
             if self.out_of_patience(since, last) {
-                let error = End::outage(last);
+                let reason = last.map_or_else(
+                    || "no server serves this cluster now".to_owned(),
+                    ToString::to_string,
+                );
                 self.relay
-                    .refuse_held(&error.message())
+                    .refuse_held(Refusal::Outage(&reason))
                     .map_err(|stop| End::from_client(&stop))?;
             }
             if !self.relay.holds_request() && !self.relay.is_discarding() {
@@ -137,6 +143,9 @@ impl Session {
     pub(super) fn attend_held(&mut self) -> Result<(), End> {
         if self.handle().take(Ask::Cancel) {
             self.cancel()?;
+        }
+        if self.handle().take(Ask::Kill) {
+            return Err(End::Killed);
         }
         if self.handle().take(Ask::Stop) || self.handle().take(Ask::ExpireHard) {
             return Err(self.ending.take().unwrap_or(End::Drained));
@@ -173,17 +182,24 @@ impl Session {
         })
     }
 
-    pub(super) fn install(&mut self, opened: Opened) {
+    /// Others are told which server connection the session has.
+    pub(super) fn moved(&self, before: Option<&Link>, now: &Link) {
+        let handle = self.handle();
+        self.relay
+            .front
+            .moved(&self.profile, handle, before, Some(now));
+    }
+
+    pub(super) fn install(&mut self, opened: Opened<E>) {
         let Opened {
             mut link,
-            params,
+            greeting,
             for_client,
-            ..
         } = opened;
         let Some(stream) = link.lend() else { return };
-        self.relay
-            .tell_parameters(params.iter().map(|(n, v)| (&**n, &**v)));
-        self.relay.pass_on(&for_client);
+        let (front, out) = self.relay.front_and_out();
+        front.installed(greeting, out);
+        front.pass_on(&for_client, out);
         self.relay.attach(Leg::new(stream, BytesMut::new()));
         self.link = Some(link.for_session());
         self.relay.forget_told_state();

@@ -1,13 +1,13 @@
 //! How a session leaves its server connection at a safe point: probed, then detached or moved over.
 
-use super::super::blame;
 use super::super::end::End;
-use super::super::state::{self, OpenError, Profile, Ready, Seen};
+use super::super::engine::Engine;
+use super::super::state::{self, OpenError, Profile, Ready};
 use super::{OPEN_MAX, Session};
 use crate::backend::gate::{Lease, Phase};
 use crate::backend::registry::{Ask, State};
 use crate::observe::MoveOutcome;
-use crate::session::pg::snapshot::Snapshot;
+use crate::session::Portable;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -23,8 +23,8 @@ const PROBE_MAX: Duration = Duration::from_secs(30);
 
 /// A snapshot on trial: whether the session could be restored from it now.
 #[derive(Debug)]
-pub(super) struct Trial {
-    snapshot: Arc<Snapshot>,
+pub(super) struct Trial<S> {
+    snapshot: Arc<S>,
     /// `None`: it could not be tried.
     outcome: oneshot::Receiver<Option<Result<(), String>>>,
 }
@@ -34,10 +34,10 @@ const REHEARSALS_FROM: usize = 3;
 
 /// Whether the session could be restored now. The server is asked whether anything about log-ins has changed
 /// since this session logged in; when nothing has, a state that a fresh login has by itself needs no rehearsal.
-async fn may_return(
-    profile: Arc<Profile>,
-    snapshot: Arc<Snapshot>,
-    seen: Seen,
+async fn may_return<E: Engine>(
+    profile: Arc<Profile<E>>,
+    snapshot: Arc<E::Snapshot>,
+    seen: E::Seen,
     logged_in: Instant,
 ) -> Option<Result<(), String>> {
     let cluster = &profile.cluster;
@@ -50,7 +50,7 @@ async fn may_return(
     state::rehearse_outline(profile, snapshot, seen).await
 }
 
-impl Session {
+impl<E: Engine> Session<E> {
     /// A lease for the second end of a move was offered, or that end is ready.
     pub(super) fn asked_to_move(&mut self) {
         if let Some(made) = self.next.as_mut().and_then(|next| next.try_recv().ok()) {
@@ -126,43 +126,39 @@ impl Session {
     pub(super) async fn probe(&mut self) -> Result<(), End> {
         self.want_probe = false;
         self.settle_cancel().await;
-        let machine = &mut self.relay.machine;
-        if !machine.is_dirty() && self.probed_at.is_some() && !self.profile.is_stale(self.probed_at)
+        if !self.relay.front.is_dirty()
+            && self.probed_at.is_some()
+            && !self.profile.is_stale(self.probed_at)
         {
             return Ok(());
         }
         // Only asked again because others changed something: what is known of it stays true.
         let proven = self.is_proven();
-        let machine = &mut self.relay.machine;
-        let (cluster, database) = (&self.profile.cluster, &self.profile.database);
-        cluster.learn_names(database, machine.watched.new_names());
+        let asked = self.relay.front.asking(&self.profile);
         let deadline = Instant::now() + PROBE_MAX;
         let Some(stream) = self.relay.server_stream() else {
             return Ok(());
         };
-        let outcome = state::probe(stream, &self.profile, self.snapshot.as_deref(), deadline).await;
-        let machine = &mut self.relay.machine;
+        let previous = self.snapshot.as_deref();
+        let outcome = E::probe(stream, &self.profile, asked, previous, deadline).await;
+        let (front, out) = self.relay.front_and_out();
         match outcome {
             Ok(probed) => {
-                self.found = blame::blockers(&probed.probe, machine);
-                if self.found.is_empty() {
-                    machine.probed_clean();
-                } else {
-                    machine.probed_blocked();
-                }
+                self.found = front.probed(&probed.probe);
+                front.pass_on(&probed.for_client, out);
                 self.probed_at = Some(Instant::now());
-                self.snapshot = Some(Arc::new(probed.probe.snapshot));
-                Profile::note_idle_timeout(self.handle(), probed.probe.idle_session_timeout_ms);
-                self.relay.pass_on(&probed.for_client);
+                let (snapshot, silence) = E::state_of(probed.probe);
+                self.snapshot = Some(Arc::new(snapshot));
+                self.handle()
+                    .with_report(|report| report.idle_session_timeout = silence);
             }
             Err(state::ProbeFailure::Refused(reason, for_client)) => {
-                self.relay.pass_on(&for_client);
-                let machine = &self.relay.machine;
+                front.pass_on(&for_client, out);
                 self.probed_at = Some(Instant::now());
-                self.found = vec![blame::unknown(machine, reason)];
+                self.found = vec![front.unknown(reason)];
                 self.snapshot = None;
             }
-            Err(state::ProbeFailure::Broken(_)) if proven => return self.server_gone(),
+            Err(state::ProbeFailure::Broken(_)) if proven => return self.server_gone().await,
             Err(state::ProbeFailure::Broken(error)) => return Err(End::ServerLost(error)),
         }
         self.publish();
@@ -219,7 +215,7 @@ impl Session {
         });
         let profile = Arc::clone(&self.profile);
         let handle = Arc::clone(&self.registered.handle);
-        let (seen, logged_in) = (self.seen(), self.logged_in);
+        let (seen, logged_in) = (self.relay.front.seen(), self.logged_in);
         tokio::spawn(async move {
             let proven = may_return(profile, snapshot, seen, logged_in).await;
             // A session that has ended needs no answer.
@@ -253,7 +249,7 @@ impl Session {
         let Some(snapshot) = self.snapshot.clone() else {
             return Err("the session's state is not known".to_owned());
         };
-        state::rehearse(Arc::clone(&self.profile), snapshot, self.seen()).await
+        state::rehearse(Arc::clone(&self.profile), snapshot, self.relay.front.seen()).await
     }
 
     /// The same, ahead of a hold and beside the session's own work: its outcome is there when the session is
@@ -269,7 +265,7 @@ impl Session {
             self.note_refusal(outcome);
         } else {
             let profile = Arc::clone(&self.profile);
-            tokio::spawn(state::rehearse(profile, snapshot, self.seen()));
+            tokio::spawn(state::rehearse(profile, snapshot, self.relay.front.seen()));
         }
     }
 
@@ -281,17 +277,9 @@ impl Session {
         }
         self.refused = outcome.err().map(|reason| {
             let since = Instant::now().into_std();
-            blame::not_restorable(&self.relay.machine, reason, since)
+            self.relay.front.not_restorable(reason, since)
         });
         self.publish();
-    }
-
-    pub(super) fn seen(&self) -> Seen {
-        let machine = &self.relay.machine;
-        Seen {
-            unnamed: machine.unnamed.to_restore().map(<[u8]>::to_vec),
-            told: machine.told.clone(),
-        }
     }
 
     /// Moves to the instance that serves while the old server connection stays usable.
@@ -317,7 +305,7 @@ impl Session {
 
     pub(super) async fn try_move(
         &mut self,
-        ready: Result<Ready, OpenError>,
+        ready: Result<Ready<E>, OpenError>,
     ) -> Result<Result<(), String>, End> {
         let ready = match ready {
             Ok(ready) => ready,
@@ -331,14 +319,13 @@ impl Session {
             return Ok(Ok(()));
         }
         let deadline = Instant::now() + OPEN_MAX;
-        let seen = self.seen();
-        match state::carry(ready, &self.profile, &snapshot, seen, deadline).await {
+        let seen = self.relay.front.seen();
+        match E::carry(ready, &self.profile, &snapshot, seen, deadline).await {
             Ok(opened) => {
                 let old = self.relay.detach().map(|leg| leg.into_parts().0);
                 if let (Some(mut link), Some(stream)) = (self.link.take(), old) {
                     link.give_back(stream);
-                    let cluster = &self.profile.cluster;
-                    cluster.moved_process(self.told, link.process, opened.link.process);
+                    self.moved(Some(&link), &opened.link);
                 }
                 self.install(opened);
                 self.logged_in = self.next_began;

@@ -10,8 +10,9 @@ mod leave;
 mod lost;
 mod replication;
 
-use super::blame;
 use super::end::End;
+use super::engine::Engine;
+use super::protocol::Refusal;
 use super::relay::{Leg, Mode, Relay, Stop};
 use super::state::{self, OpenError, Opened, Profile, Ready};
 use crate::backend::gate::Phase;
@@ -19,9 +20,6 @@ use crate::backend::link::Link;
 use crate::backend::registry::{Ask, Handle, Registered};
 use crate::observe::MoveOutcome;
 use crate::session::blocker::Blocker;
-use crate::session::pg::aborted::Aborted;
-use crate::session::pg::snapshot::Snapshot;
-use crate::wire::pg::backend::ErrorMessage;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -34,17 +32,14 @@ use tracing::{Instrument, Span};
 /// How long a server may take for a login, restore and verification together.
 const OPEN_MAX: Duration = Duration::from_secs(30);
 
-/// What PostgreSQL says to a cancelled statement.
-const CANCELLED: &str = "canceling statement due to user request";
-
 /// One session, logged in.
-pub(super) struct Session {
-    relay: Relay,
-    profile: Arc<Profile>,
+pub(super) struct Session<E: Engine> {
+    relay: Relay<E>,
+    profile: Arc<Profile<E>>,
     registered: Registered,
     link: Option<Link>,
     /// Valid while the machine is not dirty.
-    snapshot: Option<Arc<Snapshot>>,
+    snapshot: Option<Arc<E::Snapshot>>,
     /// What the last probe found.
     found: Vec<Blocker>,
     /// Why the last rehearsal or move failed.
@@ -61,9 +56,9 @@ pub(super) struct Session {
     ending: Option<End>,
     cancelling: Option<JoinHandle<()>>,
     /// The second end of a move, while it is made ready beside the session's work.
-    next: Option<oneshot::Receiver<Result<Ready, OpenError>>>,
+    next: Option<oneshot::Receiver<Result<Ready<E>, OpenError>>>,
     /// The same, once it is: taken at the next safe point.
-    ready: Option<Result<Ready, OpenError>>,
+    ready: Option<Result<Ready<E>, OpenError>>,
     /// Since when it is.
     ready_since: Option<Instant>,
     /// When the login of the present server connection began.
@@ -71,24 +66,21 @@ pub(super) struct Session {
     /// The same, of a move's second end.
     next_began: Instant,
     /// Whether the session may be parked is being found out.
-    trial: Option<leave::Trial>,
-    /// The session's transaction was lost with its server; the client has not ended it yet.
-    aborted: Option<Box<Aborted>>,
+    trial: Option<leave::Trial<E::Snapshot>>,
     /// A replication connection that is to end for an event, as soon as it can.
     giving_way: bool,
-    told: i32,
 }
 
-impl Session {
-    /// A session with its first server connection, whose client was told `told`.
+impl<E: Engine> Session<E> {
+    /// A session with its first server connection.
     pub(super) fn new(
         client: Leg,
-        profile: Arc<Profile>,
+        front: E,
+        profile: Arc<Profile<E>>,
         registered: Registered,
-        opened: Opened,
-        told: i32,
+        opened: Opened<E>,
     ) -> Self {
-        let relay = Relay::new(client, Arc::clone(&profile.cluster) as _);
+        let relay = Relay::new(client, front);
         let registered_at = Instant::from_std(registered.handle.identity.connected_at);
         let mut session = Self {
             relay,
@@ -111,15 +103,12 @@ impl Session {
             logged_in: registered_at,
             next_began: registered_at,
             trial: None,
-            aborted: None,
             giving_way: false,
-            told,
         };
-        session.relay.adopt_parameters(&opened.params);
+        session.relay.front.greeted(&opened.greeting);
         session.install(opened);
-        session.relay.machine.begin();
+        session.relay.front.begin(&session.profile);
         if session.is_replication() {
-            session.relay.machine.walsender = Some(Box::default());
             session.publish();
         }
         session
@@ -147,14 +136,14 @@ impl Session {
         self.count();
         match stop {
             Stop::Asked => Ok(()),
-            Stop::NeedServer if self.aborted.is_some() => self.answer_lost(),
+            Stop::NeedServer if self.relay.front.is_alone() => self.answer_lost(),
             Stop::NeedServer => Box::pin(self.attach()).await,
             Stop::SafePoint | Stop::Rested => Box::pin(self.safe_point()).await,
             Stop::ClientGone => Err(End::ClientGone),
             Stop::ClientGarbage(_) | Stop::ClientUnknown(_) => Err(End::from_client(&stop)),
             Stop::ServerGarbage(error) => Err(End::ServerGarbage(error)),
             Stop::ServerFatal(fatal) => Box::pin(self.server_fatal(*fatal)).await,
-            Stop::ServerGone => self.server_gone(),
+            Stop::ServerGone => Box::pin(self.server_gone()).await,
         }?;
         Box::pin(self.attend()).await
     }
@@ -183,6 +172,9 @@ impl Session {
         }
         if self.handle().take(Ask::Cancel) {
             self.cancel()?;
+        }
+        if self.handle().take(Ask::Kill) {
+            return Err(End::Killed);
         }
         if self.handle().take(Ask::Stop) || self.handle().take(Ask::ExpireHard) {
             return Err(self.ending.take().unwrap_or(End::Drained));
@@ -229,7 +221,7 @@ impl Session {
     fn is_resting(&self) -> bool {
         self.relay.at_safe_point()
             || (!self.relay.is_attached() && !self.relay.holds_request())
-            || (self.relay.machine.is_streaming() && !self.relay.is_mid_frame())
+            || (self.relay.front.is_streaming() && !self.relay.is_mid_frame())
     }
 
     fn look_at_gate(&mut self) {
@@ -289,10 +281,9 @@ impl Session {
 
     fn cancel(&mut self) -> Result<(), End> {
         if !self.relay.is_attached() {
-            if self.relay.holds_request() && self.aborted.is_none() {
-                let error = ErrorMessage::error("57014", CANCELLED);
+            if self.relay.holds_request() && !self.relay.front.is_alone() {
                 self.relay
-                    .refuse_held(&error)
+                    .refuse_held(Refusal::Canceled)
                     .map_err(|stop| End::from_client(&stop))?;
             }
             self.handle().take_cancels().settled();
@@ -303,14 +294,13 @@ impl Session {
         };
         if self.relay.at_safe_point() && self.relay.holds_request() {
             // Held although attached: it was about to be detached.
-            let error = ErrorMessage::error("57014", CANCELLED);
             self.relay
-                .refuse_held(&error)
+                .refuse_held(Refusal::Canceled)
                 .map_err(|stop| End::from_client(&stop))?;
         }
         let waiting = self.handle().take_cancels();
         let before = self.cancelling.take();
-        if !self.relay.machine.is_in_flight() {
+        if !self.relay.front.is_in_flight() {
             // Nothing to cancel; but an earlier one may still be on its way.
             if let Some(before) = before {
                 self.cancelling = Some(tokio::spawn(async move {
@@ -322,15 +312,7 @@ impl Session {
             }
             return Ok(());
         }
-        let Some(serving) = link.serving().cloned() else {
-            return Ok(());
-        };
-        let work = Link::cancel(
-            serving,
-            self.profile.cluster.socket,
-            link.process,
-            link.secret.clone(),
-        );
+        let work = link.cancel(self.profile.cluster.socket);
         self.cancelling = Some(tokio::spawn(async move {
             if let Some(before) = before {
                 let _ended = before.await;
@@ -352,13 +334,13 @@ impl Session {
 
     fn publish(&mut self) {
         let now = Instant::now().into_std();
-        let machine = &self.relay.machine;
+        let front = &self.relay.front;
         let mut blockers = Vec::new();
         let gives_way = self.is_replication() && self.gives_way();
         if self.is_replication() {
             blockers = self.replication_blockers();
         } else if self.relay.is_attached() {
-            let wire = blame::wire_blocker(machine, now);
+            let wire = front.wire_blocker(now);
             let kind = wire.as_ref().map(|b| b.kind);
             blockers.extend(wire);
             blockers.extend(
@@ -373,7 +355,7 @@ impl Session {
             Some(true)
         } else if !blockers.is_empty() {
             Some(false)
-        } else if machine.is_dirty() || self.probed_at.is_none() || self.relay.holds_request() {
+        } else if front.is_dirty() || self.probed_at.is_none() || self.relay.holds_request() {
             None
         } else {
             Some(true)
@@ -383,7 +365,7 @@ impl Session {
             .as_ref()
             .and_then(Link::serving)
             .map(|s| s.generation);
-        let application = self.relay.parameter(b"application_name");
+        let application = front.application();
         let probed_at = self.probed_at.map(Instant::into_std);
         let number = self.profile.cluster.registry.report_number();
         self.handle().with_report(|report| {
@@ -414,11 +396,10 @@ impl Session {
         if end.kind().is_some() {
             self.profile.shared.count_error(end.side());
         }
-        let real = self.link.as_ref().map_or(0, |l| l.process);
-        self.profile.cluster.forget_process(self.told, real);
-        let machine = &self.relay.machine;
+        let front = &self.relay.front;
+        front.over(&self.profile, self.link.as_ref());
         // A stream ends by itself when it is told goodbye.
-        let in_flight = (machine.is_in_flight() || !machine.is_quiet()) && !machine.is_streaming();
+        let in_flight = (front.is_in_flight() || !front.is_quiet()) && !front.is_streaming();
         let mid_frame = self.relay.is_mid_frame();
         if let Some(mut link) = self.link.take() {
             if let Some(leg) = self.relay.detach() {
@@ -434,17 +415,18 @@ impl Session {
         drop(self.registered);
         // Behind half a message an error would be read as its rest: the close has to tell.
         if !end.client_is_gone() && !mid_frame {
-            self.relay.tell(|out| end.put(out));
+            let (front, out) = self.relay.front_and_out();
+            front.put_end(&end, out);
             state::say_goodbye(self.relay.into_client()).await;
         }
     }
 
     /// Before a forced end: what runs is cancelled, and its reply, a COMMIT's included, still delivered.
     async fn deliver_last(&mut self, handle: &Handle) {
-        if !self.relay.machine.is_in_flight() {
+        if !self.relay.front.is_in_flight() {
             return;
         }
-        if self.relay.machine.is_streaming() {
+        if self.relay.front.is_streaming() {
             if !self.relay.is_mid_frame() {
                 return;
             }
@@ -460,7 +442,7 @@ impl Session {
                 match relay.poll(cx, handle, Instant::now().into_std()) {
                     Poll::Ready(Stop::Asked) => handle.forget_asked(),
                     Poll::Ready(_) => return Poll::Ready(()),
-                    Poll::Pending if relay.machine.is_in_flight() => return Poll::Pending,
+                    Poll::Pending if relay.front.is_in_flight() => return Poll::Pending,
                     Poll::Pending => return Poll::Ready(()),
                 }
             }

@@ -1,16 +1,15 @@
 //! A session that is a WAL sender's client. It is never moved: a stream can't be put onto another server
 //! connection. An event waits for it or, where the cluster is told so, ends it when nobody else is left.
 
-use super::super::blame;
 use super::super::end::End;
+use super::super::engine::Engine;
 use super::Session;
 use crate::backend::registry::Ask;
 use crate::session::blocker::Blocker;
-use crate::wire::pg::startup::Replication;
 
-impl Session {
+impl<E: Engine> Session<E> {
     pub(super) fn is_replication(&self) -> bool {
-        self.profile.replication != Replication::No
+        self.relay.front.replication(&self.profile).is_some()
     }
 
     /// What others ask of sessions, as far as it means something to this one.
@@ -26,7 +25,7 @@ impl Session {
             self.giving_way = true;
             self.give_way()?;
         }
-        if self.ending.is_some() && self.relay.machine.is_streaming() {
+        if self.ending.is_some() && self.relay.front.is_streaming() {
             self.relay.want_gap = true;
         }
         Ok(())
@@ -47,37 +46,24 @@ impl Session {
 
     /// An event may end it: its client connects again and goes on from where it was.
     pub(super) fn gives_way(&self) -> bool {
-        let machine = &self.relay.machine;
+        let machine = &self.relay.front;
         self.profile.cluster.ends_replication
             && (machine.is_streaming() || machine.at_rest())
-            && self.lasting().is_none()
+            && self.relay.front.lasting().is_none()
     }
 
     pub(super) fn replication_blockers(&self) -> Vec<Blocker> {
-        let kind = match self.profile.replication {
-            Replication::Logical => "a logical replication connection",
-            _ => "a physical replication connection",
-        };
-        let machine = &self.relay.machine;
-        let streams = if machine.is_streaming() {
+        let front = &self.relay.front;
+        let kind = front.replication(&self.profile).unwrap_or_default();
+        let streams = if front.is_streaming() {
             ", streaming"
         } else {
             ""
         };
         let since = self.handle().identity.connected_at;
-        let mut blockers = vec![blame::replication(
-            machine,
-            format!("{kind}{streams}"),
-            since,
-        )];
-        blockers.extend(self.lasting());
+        let blocker = front.replication_blocker(format!("{kind}{streams}"), since);
+        let mut blockers = vec![blocker];
+        blockers.extend(front.lasting());
         blockers
-    }
-
-    /// What its client would miss for good.
-    fn lasting(&self) -> Option<Blocker> {
-        let machine = &self.relay.machine;
-        let (kind, detail) = machine.walsender.as_ref()?.blocker(!machine.at_rest())?;
-        Some(blame::lasting(machine, kind, detail))
     }
 }

@@ -1,15 +1,18 @@
 //! The relay between two pipes: every byte, in order, whatever the pieces; and what stops it.
 
-use super::*;
+use super::{Context, Instant, Leg, Mode, Poll, READ_MAX, Relay, SCRATCH, Stop};
 use crate::backend::registry::{Ask, Identity, Registered, Registry};
-use crate::wire::pg::backend::ErrorMessage;
-use crate::wire::pg::frame::put;
-use bytes::BufMut;
+use crate::net::pg::{Pg, ProcessNames};
+use crate::net::protocol::Refusal;
+use crate::transport::stream::Stream;
+use crate::wire::pg::frame::{HEADER_LEN, Header, put};
+use bytes::{BufMut, BytesMut};
 use futures_util::FutureExt;
 use futures_util::task::noop_waker_ref;
 use proptest::prelude::*;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 
@@ -27,7 +30,7 @@ fn now() -> Instant {
 }
 
 struct Bench {
-    relay: Relay,
+    relay: Relay<Pg>,
     registered: Registered,
     client: DuplexStream,
     server: DuplexStream,
@@ -108,7 +111,7 @@ impl Bench {
         let registered = Arc::new(Registry::default()).add(identity, String::new());
         registered.handle.forget_asked();
         let leg = Leg::new(Stream::duplex(near_client), BytesMut::new());
-        let mut relay = Relay::new(leg, Arc::new(Renumber));
+        let mut relay = Relay::new(leg, Pg::new(Arc::new(Renumber), 0));
         relay.attach(Leg::new(Stream::duplex(near_server), BytesMut::new()));
         Self {
             relay,
@@ -194,8 +197,7 @@ impl Bench {
     }
 
     fn refuse(&mut self) {
-        let error = ErrorMessage::error("57014", "canceled");
-        self.relay.refuse_held(&error).expect("frames");
+        self.relay.refuse_held(Refusal::Canceled).expect("frames");
     }
 }
 
@@ -235,9 +237,13 @@ fn frames_split_anywhere_arrive_unchanged() {
         assert!(bench.server_sends(&server[..at]).is_none());
         assert!(bench.server_sends(&server[at..]).is_none());
         assert_eq!(drain(&mut bench.client), seen, "cut at {at}");
-        assert!(bench.relay.at_safe_point(), "{:?}", bench.relay.machine);
+        assert!(
+            bench.relay.at_safe_point(),
+            "{:?}",
+            bench.relay.front.machine
+        );
         assert_eq!(
-            bench.relay.parameter(b"TimeZone").as_deref(),
+            bench.relay.front.parameter(b"TimeZone").as_deref(),
             Some("UTC"),
             "cut at {at}"
         );
@@ -689,7 +695,7 @@ fn the_servers_last_words_wait() {
         let Some(Stop::ServerFatal(fatal)) = bench.server_sends(&words[at..]) else {
             panic!("cut at {at}");
         };
-        assert_eq!(fatal.fields.code, "57P01");
+        assert_eq!(fatal.code, "57P01");
         assert_eq!(fatal.frame, fatal_frame());
         assert_eq!(drain(&mut bench.client), frames("N"));
         assert!(bench.relay.at_safe_point(), "healing is still possible");
@@ -713,7 +719,7 @@ fn case_40_a_stream_is_stopped_between_two_messages_however_much_comes() {
     let mut bench = Bench::new(1 << 20);
     assert_eq!(bench.forwards("Q:START"), "Q");
     assert!(bench.replies("W d:one").is_none());
-    assert!(bench.relay.machine.is_streaming() && !bench.relay.is_mid_frame());
+    assert!(bench.relay.front.machine.is_streaming() && !bench.relay.is_mid_frame());
     let data = frame(b'd', &[7; 1000]);
     let (half, rest) = data.split_at(400);
     assert!(bench.server_sends(half).is_none());
@@ -735,11 +741,15 @@ fn case_37_what_came_beside_a_probe_is_the_clients() {
     let status = frame(b'S', b"TimeZone\0UTC\0");
     let notice = frame(b'N', b"SNOTICE\0\0");
     let came = [&notification(77)[..], &status, &notice, &notification(5)].concat();
-    bench.relay.pass_on(&came);
+    let (front, out) = bench.relay.front_and_out();
+    front.put_whole(&came, out);
     assert!(bench.turn().is_none());
     let told = [&notification(1234)[..], &status, &notice, &notification(5)].concat();
     assert_eq!(drain(&mut bench.client), told);
-    assert_eq!(bench.relay.parameter(b"TimeZone").as_deref(), Some("UTC"));
+    assert_eq!(
+        bench.relay.front.parameter(b"TimeZone").as_deref(),
+        Some("UTC")
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What a session holds, as values: enough to make a new server connection continue it.
 
+use crate::session::Portable;
 use aws_lc_rs::digest;
 use std::sync::Arc;
 
@@ -85,17 +86,6 @@ impl Snapshot {
         &self.0
     }
 
-    /// A fresh login with the same start-up packet holds all of this already, unless `ALTER ROLE` or
-    /// `ALTER DATABASE ... SET` changed it since: probing it is enough, nothing has to be restored first.
-    pub fn is_plain(&self) -> bool {
-        let state = self.state();
-        &*state.role == "none"
-            && state.session_user == state.login_user
-            && state.prepared.is_empty()
-            && state.custom.is_empty()
-            && !state.settings.iter().any(|s| s.source == Source::Session)
-    }
-
     /// Plain, and nothing in it that could end a single query on a fresh login, or make it wait: that one query
     /// can tell that the login holds the same. (A role or database may have got such a setting since: then
     /// the query says so or fails.)
@@ -121,8 +111,38 @@ impl Snapshot {
         state.custom.iter().map(|c| &*c.name).chain(of_extensions)
     }
 
-    /// Hash (SHA-256) of identity and state: equal snapshots have equal ones, in any process.
-    pub fn fingerprint(&self) -> [u8; 32] {
+    /// The same with one more prepared statement.
+    #[must_use]
+    pub fn with_statement(&self, prepared: Prepared) -> Self {
+        let mut state = self.state().clone();
+        let mut all = state.prepared.into_vec();
+        all.push(prepared);
+        state.prepared = all.into();
+        Self::new(state)
+    }
+
+    /// The same without this prepared statement.
+    #[must_use]
+    pub fn without_statement(&self, name: &[u8]) -> Self {
+        let mut state = self.state().clone();
+        let mut all = state.prepared.into_vec();
+        all.retain(|p| p.name.as_bytes() != name);
+        state.prepared = all.into();
+        Self::new(state)
+    }
+}
+
+impl Portable for Snapshot {
+    fn is_plain(&self) -> bool {
+        let state = self.state();
+        &*state.role == "none"
+            && state.session_user == state.login_user
+            && state.prepared.is_empty()
+            && state.custom.is_empty()
+            && !state.settings.iter().any(|s| s.source == Source::Session)
+    }
+
+    fn fingerprint(&self) -> [u8; 32] {
         let state = self.state();
         let mut hash = digest::Context::new(&digest::SHA256);
         let mut text = |text: &str| {
@@ -167,10 +187,7 @@ impl Snapshot {
         out
     }
 
-    /// The same snapshot without the values of settings and the texts of statements: what of it may need a
-    /// right that a login has or has not.
-    #[must_use]
-    pub fn outline(&self) -> Self {
+    fn outline(&self) -> Self {
         let mut state = self.state().clone();
         let own = |s: &Setting| s.source == Source::Session;
         let settings = state.settings.iter().filter(|s| own(s));
@@ -187,28 +204,7 @@ impl Snapshot {
         Self::new(state)
     }
 
-    /// The same with one more prepared statement.
-    #[must_use]
-    pub fn with_statement(&self, prepared: Prepared) -> Self {
-        let mut state = self.state().clone();
-        let mut all = state.prepared.into_vec();
-        all.push(prepared);
-        state.prepared = all.into();
-        Self::new(state)
-    }
-
-    /// The same without this prepared statement.
-    #[must_use]
-    pub fn without_statement(&self, name: &[u8]) -> Self {
-        let mut state = self.state().clone();
-        let mut all = state.prepared.into_vec();
-        all.retain(|p| p.name.as_bytes() != name);
-        state.prepared = all.into();
-        Self::new(state)
-    }
-
-    /// Why no connection can be made to continue this session, as far as that shows without trying.
-    pub fn not_restorable(&self) -> Option<String> {
+    fn not_restorable(&self) -> Option<String> {
         self.state().prepared.iter().find_map(|p| {
             (p.from_sql && !super::hints::first_keyword(p.text.as_bytes()).eq_ignore_ascii_case(b"prepare"))
                 .then(|| {

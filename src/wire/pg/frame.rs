@@ -1,5 +1,6 @@
 //! Frames: one tag byte, a length that counts itself, a body. Reading and writing them.
 
+pub use crate::wire::frame::FrameError;
 use bytes::{BufMut, BytesMut};
 
 /// Bytes of a frame's header: the tag and the length.
@@ -7,17 +8,6 @@ pub const HEADER_LEN: usize = 5;
 
 /// Longest message body that PostgreSQL takes (`PQ_LARGE_MESSAGE_LIMIT`, 1 GiB - 1).
 pub const MAX_BODY: usize = 0x3fff_ffff;
-
-/// A frame that can't be one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    /// The length field counts itself, so less than four is nonsense.
-    #[error("invalid message length {0}")]
-    Length(i32),
-    /// The body ended before its fields did.
-    #[error("message ends early")]
-    Truncated,
-}
 
 /// The header of one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +36,18 @@ impl Header {
     /// Bytes of the whole frame.
     pub const fn frame_len(self) -> usize {
         HEADER_LEN + self.body
+    }
+}
+
+impl crate::wire::frame::Header for Header {
+    const LEN: usize = HEADER_LEN;
+
+    fn cut(bytes: &[u8]) -> Result<Option<Self>, FrameError> {
+        Self::parse(bytes)
+    }
+
+    fn whole_len(self) -> usize {
+        self.frame_len()
     }
 }
 

@@ -1,8 +1,13 @@
 //! Puts a session's state onto a server connection that was just logged in.
 
-use super::state::{
-    OpenError, ProbeFailure, Probed, Profile, Seen, check, open_error, read_probe, spec,
-};
+use super::super::state::{OpenError, ProbeFailure};
+use super::engine::Seen;
+use super::front::Pg;
+use super::state::{check, open_error, read_probe, spec};
+
+type Probed = super::super::state::Probed<Pg>;
+type Profile = super::super::state::Profile<Pg>;
+
 use crate::backend::frames::Frames;
 use crate::session::pg::mend::{self, CHANGED_ROWS};
 use crate::session::pg::probe::put_probe;
@@ -90,7 +95,7 @@ async fn put_on(
     params: &mut Vec<(Bytes, Bytes)>,
 ) -> Result<PutOn, OpenError> {
     let mut out = BytesMut::new();
-    let mut reader = put_restore(&mut out, snapshot, made, profile.version());
+    let mut reader = put_restore(&mut out, snapshot, made, profile.login.version());
     let names = profile.cluster.names(&profile.database);
     let mut probe_reader = put_probe(&mut out, &spec(profile, &names, Some(snapshot)));
     frames.send(&out).await?;

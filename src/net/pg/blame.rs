@@ -1,6 +1,7 @@
 //! What stands in a session's way, as people are shown it: each blocker with the statement that is taken
 //! to have caused it.
 
+use crate::session::Portable;
 use crate::session::blocker::{Blocker, BlockerKind};
 use crate::session::pg::findings::{Finding, FindingKind};
 use crate::session::pg::machine::Machine;

@@ -1,0 +1,12 @@
+//! PostgreSQL on the client's side of a session.
+
+mod blame;
+mod carry;
+mod end;
+mod engine;
+mod front;
+mod state;
+
+pub(super) use end::server_words;
+pub(super) use engine::{Login as PgLogin, Seen as PgSeen};
+pub use front::{Pg, ProcessNames};

@@ -1,0 +1,271 @@
+//! Asking PostgreSQL for a session's state, and logging in for it: the IO around `session::pg::{probe, restore}`.
+
+use super::super::state::{OpenError, Opened, ProbeFailure, Probed, Profile, Ready};
+use super::carry::restore;
+use super::engine::{Greeting, Seen};
+use super::front::Pg;
+use crate::backend::connect::{self, ConnectError, Connected, connect};
+use crate::backend::exec::{ExecError, connect_and_query};
+use crate::backend::frames::Frames;
+use crate::backend::gate::{Lease, Serving};
+use crate::backend::link::Link;
+use crate::session::pg::probe::{ProbeSpec, ProbeStep, put_check, put_probe};
+use crate::session::pg::snapshot::Snapshot;
+use crate::transport::stream::Stream;
+use crate::wire::pg::frame::put;
+use bytes::{BufMut, BytesMut};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Asks the server what the session holds. Dropping it half-way breaks the connection.
+pub(super) async fn probe(
+    stream: &mut Stream,
+    profile: &Profile<Pg>,
+    previous: Option<&Snapshot>,
+    deadline: Instant,
+) -> Result<Probed<Pg>, ProbeFailure> {
+    let mut frames = Frames::new(stream);
+    let work = async {
+        let mut done = run_probe(&mut frames, profile, previous, BytesMut::new()).await;
+        let for_client = match &mut done {
+            Ok(probed) => &mut probed.for_client,
+            Err(ProbeFailure::Refused(_, for_client)) => for_client,
+            Err(ProbeFailure::Broken(_)) => return done,
+        };
+        let ahead = read_ahead(&mut frames, for_client).await;
+        ahead.map_err(ProbeFailure::Broken)?;
+        done
+    };
+    let timeout = |_| ProbeFailure::Broken(io::ErrorKind::TimedOut.into());
+    let done = tokio::time::timeout_at(deadline, work).await;
+    done.map_err(timeout)?
+}
+
+/// What was read with an answer and comes behind it: the server may say such things at any time.
+async fn read_ahead(frames: &mut Frames<'_>, for_client: &mut BytesMut) -> io::Result<()> {
+    while frames.is_ahead() {
+        let message = frames.next().await?;
+        if !message.is_asynchronous() {
+            let text = "the server spoke before it was asked";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        put(for_client, message.tag, |out| out.put_slice(&message.body));
+    }
+    Ok(())
+}
+
+pub(super) async fn run_probe(
+    frames: &mut Frames<'_>,
+    profile: &Profile<Pg>,
+    previous: Option<&Snapshot>,
+    mut out: BytesMut,
+) -> Result<Probed<Pg>, ProbeFailure> {
+    let names = profile.cluster.names(&profile.database);
+    let mut reader = put_probe(&mut out, &spec(profile, &names, previous));
+    frames.send(&out).await.map_err(ProbeFailure::Broken)?;
+    read_probe(frames, &mut reader).await
+}
+
+/// What a fresh login holds of what a snapshot could have; see [`Snapshot::is_checkable`].
+pub(super) async fn check(
+    frames: &mut Frames<'_>,
+    profile: &Profile<Pg>,
+    snapshot: &Snapshot,
+) -> Result<Probed<Pg>, ProbeFailure> {
+    let names = profile.cluster.names(&profile.database);
+    let mut out = BytesMut::new();
+    let mut reader = put_check(&mut out, &spec(profile, &names, Some(snapshot)));
+    frames.send(&out).await.map_err(ProbeFailure::Broken)?;
+    read_probe(frames, &mut reader).await
+}
+
+pub(super) fn spec<'a>(
+    profile: &'a Profile<Pg>,
+    names: &'a [String],
+    previous: Option<&'a Snapshot>,
+) -> ProbeSpec<'a> {
+    ProbeSpec {
+        custom_names: names,
+        previous,
+        login_user: &profile.user,
+        server_version_num: profile.login.version(),
+    }
+}
+
+pub(super) async fn read_probe(
+    frames: &mut Frames<'_>,
+    reader: &mut crate::session::pg::probe::ProbeReader,
+) -> Result<Probed<Pg>, ProbeFailure> {
+    let mut for_client = BytesMut::new();
+    loop {
+        let message = frames.next().await.map_err(ProbeFailure::Broken)?;
+        match reader.on_frame(message.tag, &message.body) {
+            Ok(ProbeStep::More) => {}
+            Ok(ProbeStep::ForClient) => {
+                put(&mut for_client, message.tag, |out| {
+                    out.put_slice(&message.body);
+                });
+            }
+            Ok(ProbeStep::Send(bytes)) => {
+                frames.send(&bytes).await.map_err(ProbeFailure::Broken)?;
+            }
+            Ok(ProbeStep::Done(probe)) => {
+                return Ok(Probed {
+                    probe: *probe,
+                    for_client,
+                });
+            }
+            Err(error) if error.usable => {
+                return Err(ProbeFailure::Refused(error.to_string(), for_client));
+            }
+            Err(error) => {
+                return Err(ProbeFailure::Broken(io::Error::other(error.to_string())));
+            }
+        }
+    }
+}
+
+/// The first probe of a server process reads catalogs that the second finds in its caches.
+pub(super) async fn warm(
+    ready: &mut Ready<Pg>,
+    profile: &Profile<Pg>,
+    deadline: Instant,
+) -> Result<(), OpenError> {
+    let stream = ready.link.stream().ok_or(OpenError::Timeout)?;
+    let mut frames = Frames::new(stream);
+    let work = async {
+        let probed = run_probe(&mut frames, profile, None, BytesMut::new()).await;
+        probed.map_err(open_error)?;
+        read_ahead(&mut frames, &mut BytesMut::new()).await?;
+        Ok::<_, OpenError>(())
+    };
+    tokio::time::timeout_at(deadline, work)
+        .await
+        .map_err(|_| OpenError::Timeout)?
+}
+
+pub(super) async fn log_in(
+    profile: &Profile<Pg>,
+    lease: Lease,
+    deadline: Instant,
+) -> Result<Ready<Pg>, OpenError> {
+    let login = connect::Login {
+        endpoint: &lease.serving().endpoint,
+        socket: &profile.cluster.socket,
+        params: &profile.login.params,
+        credential: Some(&profile.login.credential),
+        deadline,
+    };
+    let connected = connect(&login).await?;
+    note_version(profile, &connected);
+    let greeting = Greeting(connected.params.clone());
+    let notices = connected.notices.clone();
+    Ok(Ready {
+        notices,
+        link: Link::new(connected, lease),
+        greeting,
+    })
+}
+
+/// Restores a session onto a connection that is ready, and verifies it.
+pub(super) async fn carry(
+    ready: Ready<Pg>,
+    profile: &Profile<Pg>,
+    snapshot: &Snapshot,
+    seen: Seen,
+    deadline: Instant,
+) -> Result<Opened<Pg>, OpenError> {
+    // What a login says was said at the session's own.
+    let Ready {
+        mut link,
+        mut greeting,
+        notices: _,
+    } = ready;
+    let began = Instant::now();
+    let started_at = link
+        .serving()
+        .map(|s| Arc::clone(&s.started_at))
+        .unwrap_or_default();
+    let stream = link.stream().ok_or(OpenError::Timeout)?;
+    let mut frames = Frames::new(stream);
+    let work = async {
+        let mut probed = restore(&mut frames, profile, snapshot, seen, &mut greeting.0).await?;
+        read_ahead(&mut frames, &mut probed.for_client).await?;
+        Ok::<_, OpenError>(probed)
+    };
+    let probed = tokio::time::timeout_at(deadline, work)
+        .await
+        .map_err(|_| OpenError::Timeout)??;
+    if !started_at.is_empty() && probed.probe.server.started_us.to_string() != *started_at {
+        return Err(OpenError::OtherServer);
+    }
+    tracing::debug!(took = ?began.elapsed(), "a session's state is on a new server connection");
+    Ok(Opened {
+        link,
+        greeting,
+        for_client: probed.for_client,
+    })
+}
+
+pub(super) fn open_error(failure: ProbeFailure) -> OpenError {
+    match failure {
+        ProbeFailure::Refused(reason, _) => OpenError::State(reason),
+        ProbeFailure::Broken(error) => OpenError::Io(error),
+    }
+}
+
+fn note_version(profile: &Profile<Pg>, connected: &Connected) {
+    let version = connected
+        .params
+        .iter()
+        .find(|(name, _)| &**name == b"server_version");
+    if let Some(number) = version.and_then(|(_, text)| version_num(text)) {
+        profile
+            .login
+            .server_version_num
+            .store(number, Ordering::Relaxed);
+    }
+}
+
+/// `15.18 (Debian ...)` as 150018; `17rc1` as 170000.
+fn version_num(text: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(text).ok()?;
+    let number = |text: &str| -> Option<u32> {
+        let end = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
+        text.get(..end)?.parse().ok()
+    };
+    let major = number(text)?;
+    let minor = text
+        .split_once('.')
+        .and_then(|(_, minor)| number(minor))
+        .unwrap_or(0);
+    major.checked_mul(10_000)?.checked_add(minor)
+}
+
+/// The server process still takes log-ins: it was not shut down.
+pub(super) async fn takes_logins(profile: &Profile<Pg>, serving: &Serving) -> bool {
+    let login = connect::Login {
+        endpoint: &serving.endpoint,
+        socket: &profile.cluster.socket,
+        params: &profile.login.params,
+        credential: Some(&profile.login.credential),
+        deadline: Instant::now() + Duration::from_secs(2),
+    };
+    match connect_and_query(&login, STARTED_AT).await {
+        Ok(rows) => {
+            rows.into_iter().flatten().flatten().next().as_deref() == Some(&*serving.started_at)
+        }
+        // Full, or closed to this user: it runs.
+        Err(ExecError::Connect(ConnectError::Server { fields, .. })) => fields.code != "57P03",
+        Err(ExecError::Connect(error)) => !error.may_pass(),
+        Err(_) => false,
+    }
+}
+
+/// When the server process started, in microseconds since 1970.
+const STARTED_AT: &str = "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8::pg_catalog.text";
