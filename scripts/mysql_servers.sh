@@ -11,8 +11,8 @@ cd "$(dirname "$0")/.."
 
 what="${1:-} ${2:-}"
 case $what in
-    "mariadb 11.8") suite=trixie packages=(mariadb-server-core mariadb-client-core mariadb-backup mariadb-plugin-provider-bzip2) ;;
-    "mysql 9.7") suite=sid packages=(mysql-server-core mysql-client-core) ;;
+    "mariadb 11.8") suite=trixie packages=(mariadb-server-core mariadb-client-core mariadb-backup) more=(mariadb-server) ;;
+    "mysql 9.7") suite=sid packages=(mysql-server-core mysql-client-core) more=() ;;
     *) echo "no server '$what' is known here" >&2; exit 2 ;;
 esac
 case $(uname -m) in
@@ -44,6 +44,10 @@ fetch() { # directory
         -o Acquire::Check-Valid-Until=false -o Acquire::Retries=3 -o "APT::Sandbox::User=$(id -un)")
     apt-get "${options[@]}" update -qq >&2
     apt-get "${options[@]}" install -y -qq --download-only --no-install-recommends "${packages[@]}" >/dev/null
+    # Of these only the files are wanted (plugins), not what the packages need to be set up.
+    for package in "${more[@]}"; do
+        (cd "$apt/cache/archives" && apt-get "${options[@]}" download -qq "$package" >&2)
+    done
     # One /usr, as Debian has it now.
     mkdir -p "$root"/usr/bin "$root"/usr/sbin "$root"/usr/lib "$root"/usr/lib64
     for link in bin sbin lib lib64; do ln -s "usr/$link" "$root/$link"; done

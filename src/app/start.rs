@@ -353,6 +353,7 @@ pub(super) fn local_config(
     )]
     let cpu_per_acu = (local.cpu_per_acu * 1000.0).round() as u32;
     LocalConfig {
+        engine: keys.engine,
         cluster: keys.name.clone(),
         data_dir: local.data_dir.clone(),
         binaries: local.binaries.clone(),

@@ -1,13 +1,14 @@
 //! What is found out about a change of capacity while the old server still serves: whether the new settings
-//! are read, whether memory and disk suffice, whether the stop would hang. Ends with a checkpoint, which
-//! makes the one of the shutdown short.
+//! are read, whether memory and disk suffice, whether the stop would hang.
 
 use super::super::{Instance, ProviderError, QueryError};
-use super::files::Intent;
+use super::engine::Postgres;
 use super::follower::{COPYING, STANDBY};
+use super::install::Install;
+use super::postgres::literal;
 use super::process::run;
 use super::settings::Sizes;
-use super::{LocalProvider, Switch, cgroup, literal};
+use super::{LocalProvider, Switch, cgroup};
 use crate::backend::{Capacity, Endpoint};
 use nix::sys::statvfs::statvfs;
 use std::fs;
@@ -32,7 +33,12 @@ struct Present {
 }
 
 impl LocalProvider {
-    pub(super) async fn check(&self, from: &Instance, to: Capacity) -> Result<(), ProviderError> {
+    pub(super) async fn check(
+        &self,
+        pg: &Postgres,
+        from: &Instance,
+        to: Capacity,
+    ) -> Result<(), ProviderError> {
         if to == Capacity(0) {
             return Err(ProviderError::Paused);
         }
@@ -46,7 +52,7 @@ impl LocalProvider {
         }
         let sizes = self.scale.sizes(to);
         let libraries = self
-            .read_settings(&sizes)
+            .read_settings(&pg.install, &sizes)
             .await
             .map_err(|e| refused(e.to_string()))?;
         if let Some(errors) = present.hba_errors {
@@ -65,35 +71,25 @@ impl LocalProvider {
         let replaced_kib = match self.config.switch {
             Switch::Restart => present.shared_buffers_kib,
             // Both run at the same time; a standby that runs is started again.
-            Switch::Standby => self.follower.shared_buffers_kib().await,
+            Switch::Standby => pg.follower.shared_buffers_kib().await,
         };
         check_memory(&sizes, replaced_kib, free_memory()).map_err(refused)?;
-        let disk = statvfs(&self.data_dir.pgdata())
-            .map_err(|e| ProviderError::io("can't look at", self.data_dir.pgdata())(e.into()))?;
-        let free = disk.blocks_available() * disk.fragment_size();
-        if free < DISK_BYTES {
-            return Err(refused(format!(
-                "{} MiB are free on the disk of data_dir, {} are needed: make room",
-                free >> 20,
-                DISK_BYTES >> 20
-            )));
-        }
-        Ok(())
+        self.check_disk(DISK_BYTES).map_err(refused)
     }
 
-    /// The last of Prepare: a checkpoint, and what is about to happen on disk.
-    pub(super) async fn checkpoint(
-        &self,
-        from: &Instance,
-        to: Capacity,
-    ) -> Result<(), ProviderError> {
-        self.ask(&from.endpoint, "CHECKPOINT").await?;
-        self.write_intent(Intent {
-            from: from.capacity,
-            to,
-            promotion: None,
-        })
-        .await
+    /// Whether so much is free where the data is.
+    pub(super) fn check_disk(&self, needed: u64) -> Result<(), String> {
+        let data = self.data_dir.data();
+        let disk = statvfs(&data).map_err(|e| format!("can't look at {}: {e}", data.display()))?;
+        let free = disk.blocks_available() * disk.fragment_size();
+        if free < needed {
+            return Err(format!(
+                "{} MiB are free on the disk of data_dir, {} are needed: make room",
+                free >> 20,
+                needed >> 20
+            ));
+        }
+        Ok(())
     }
 
     async fn present(&self, at: &Endpoint) -> Result<Present, ProviderError> {
@@ -130,14 +126,18 @@ impl LocalProvider {
 
     /// Has `postgres` read its configuration with the new settings, as it would at a start; returns
     /// shared_preload_libraries.
-    async fn read_settings(&self, sizes: &Sizes) -> Result<String, ProviderError> {
-        let mut command = self.install.command("postgres", self.data_dir.account());
+    async fn read_settings(
+        &self,
+        install: &Install,
+        sizes: &Sizes,
+    ) -> Result<String, ProviderError> {
+        let mut command = install.command("postgres", self.data_dir.account());
         let settings = self
             .data_dir
             .fixed_settings(self.data_dir.primary())
             .into_iter()
             .chain(sizes.arguments());
-        command.arg("-D").arg(self.data_dir.pgdata());
+        command.arg("-D").arg(self.data_dir.data());
         for setting in settings {
             command.arg("-c").arg(setting);
         }
@@ -194,7 +194,7 @@ fn added(loaded: &str, configured: &str) -> Vec<String> {
 }
 
 /// Bytes that the host and our memory groups still give.
-fn free_memory() -> Option<u64> {
+pub(super) fn free_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let host = text.lines().find_map(|l| {
         let kib = l

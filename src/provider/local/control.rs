@@ -39,7 +39,7 @@ impl Control {
         home: Home,
     ) -> Result<Self, ProviderError> {
         let mut command = install.command("pg_controldata", data_dir.account());
-        command.arg("-D").arg(data_dir.pgdata_of(home));
+        command.arg("-D").arg(data_dir.data_of(home));
         let text = run(&mut command, "pg_controldata", PATIENCE).await?;
         Self::parse(&text).ok_or_else(|| ProviderError::Program {
             program: "pg_controldata",

@@ -53,7 +53,7 @@ impl Follower {
             .map_err(|error| ProviderError::Server(explain_copy(&error, &self.user)))?;
         blocking(&self.data_dir, move |d| {
             fence::fence(d, &unfinished)?;
-            fs::rename(&unfinished, d.pgdata_of(home))
+            fs::rename(&unfinished, d.data_of(home))
                 .and_then(|()| fence::sync_directory(d.path()))
                 .map_err(ProviderError::io("can't rename", &unfinished))
         })
@@ -63,7 +63,7 @@ impl Follower {
     async fn room_for_a_copy(&self, primary: &Endpoint, home: Home) -> Result<(), ProviderError> {
         let sql = "SELECT pg_catalog.sum(pg_catalog.pg_database_size(d.oid))::pg_catalog.text FROM pg_catalog.pg_database d";
         let data: u64 = self.one(primary, sql).await?.parse().unwrap_or(0);
-        let there = self.data_dir.pgdata_of(home);
+        let there = self.data_dir.data_of(home);
         let reused = tokio::task::spawn_blocking(move || directory_bytes(&there))
             .await
             .unwrap_or(0);
@@ -88,7 +88,7 @@ impl Follower {
 /// name is new each time: a copy that an earlier proxy began may still be writing.
 pub(super) fn clear(data_dir: &DataDir, home: Home) -> Result<PathBuf, ProviderError> {
     let path = data_dir.path();
-    let place = data_dir.pgdata_of(home);
+    let place = data_dir.data_of(home);
     if place.join("PG_VERSION").exists() && !fence::is_fenced(&place) {
         return Err(ProviderError::Server(format!(
             "{} has no standby.signal: it may have been a primary, and is not replaced; look at it, and move it away",

@@ -5,8 +5,9 @@
 //!          server.json          the ports, chosen once, and which home has the primary
 //!          switch.json          from and to, from Prepare to the end of the cut-over
 //!          service_password     of the service account (0600), unless it is configured
-//!          pgdata/              PostgreSQL's own: the first home
+//!          pgdata/              PostgreSQL's own: the first home; data/ for MySQL and MariaDB
 //!          pgdata.2/            the second home, with `switch = "standby"`
+//!          my.cnf               MySQL and MariaDB: settings of the user's own; read at each start
 //!          run/                 the Unix sockets
 //!          server.log           what the server in the first home says; server.2.log for the second
 //! ```
@@ -16,9 +17,9 @@ use super::LocalConfig;
 use super::files::{Home, Intent, ServerFile};
 use super::ports::{free_port, outgoing_ports};
 use super::settings::Floors;
-use crate::backend::Endpoint;
+use crate::backend::{Endpoint, Engine};
 use crate::transport::{Address, ServerTls};
-use base64::Engine;
+use base64::Engine as _;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Gid, Uid, User, chown};
 use parking_lot::Mutex;
@@ -42,6 +43,7 @@ pub(super) struct Account {
 /// A locked data directory. Dropping it gives the lock up; the server goes on.
 pub struct DataDir {
     path: PathBuf,
+    engine: Engine,
     account: Option<Account>,
     file: Mutex<ServerFile>,
     service_password: String,
@@ -60,9 +62,9 @@ impl DataDir {
         make_place(&path).map_err(ProviderError::io("can't make", &path))?;
         refuse_foreign(&path)?;
         let lock = lock(&path)?;
-        let home = [Home::First, Home::Second].map(|h| path.join(h.pgdata()));
+        let home = [Home::First, Home::Second].map(|h| path.join(h.directory(config.engine)));
         let owned = home.iter().find(|h| h.exists()).unwrap_or(&home[0]);
-        let account = account(owned).map_err(problem)?;
+        let account = account(owned, config.engine).map_err(problem)?;
         if let Some(account) = &account {
             check_reachable(&path, account).map_err(problem)?;
         }
@@ -72,6 +74,7 @@ impl DataDir {
         };
         let opened = Self {
             file: Mutex::default(),
+            engine: config.engine,
             path,
             account,
             service_password,
@@ -105,13 +108,20 @@ impl DataDir {
 
     pub(super) fn endpoint_of(&self, home: Home) -> Endpoint {
         Endpoint {
-            address: Address::Unix(
-                self.socket_directory()
-                    .join(format!(".s.PGSQL.{}", self.port_of(home))),
-            ),
+            address: Address::Unix(self.socket_of(home)),
             tls: ServerTls::Disable,
             tls_ca: None,
         }
+    }
+
+    /// Its Unix socket; PostgreSQL names it itself.
+    pub(super) fn socket_of(&self, home: Home) -> PathBuf {
+        let port = self.port_of(home);
+        self.socket_directory().join(if self.engine.speaks_mysql() {
+            format!("mysql.{port}.sock")
+        } else {
+            format!(".s.PGSQL.{port}")
+        })
     }
 
     /// The primary's port at 127.0.0.1 (and in the name of its Unix socket), kept over restarts.
@@ -179,7 +189,12 @@ impl DataDir {
         self.keep_file()
     }
 
-    /// Settings that every capacity shares, as `name=value`.
+    /// What its servers are.
+    pub(super) fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// PostgreSQL's settings that every capacity shares, as `name=value`.
     pub(super) fn fixed_settings(&self, home: Home) -> Vec<String> {
         vec![
             format!("port={}", self.port_of(home)),
@@ -199,12 +214,12 @@ impl DataDir {
     }
 
     /// The primary's data directory.
-    pub(super) fn pgdata(&self) -> PathBuf {
-        self.pgdata_of(self.primary())
+    pub(super) fn data(&self) -> PathBuf {
+        self.data_of(self.primary())
     }
 
-    pub(super) fn pgdata_of(&self, home: Home) -> PathBuf {
-        self.path.join(home.pgdata())
+    pub(super) fn data_of(&self, home: Home) -> PathBuf {
+        self.path.join(home.directory(self.engine))
     }
 
     /// What the primary says.
@@ -227,25 +242,41 @@ impl DataDir {
         self.account.as_ref()
     }
 
-    /// Major version of the data directory, `None` before initdb.
+    /// Whether a data directory was made.
+    pub(super) fn is_made(&self) -> Result<bool, ProviderError> {
+        if self.engine.speaks_mysql() {
+            return Ok(super::mysql::Mark::read(self)?.is_some());
+        }
+        Ok(self.version()?.is_some())
+    }
+
+    /// Major version of PostgreSQL's data directory, `None` before initdb.
     pub(super) fn version(&self) -> Result<Option<String>, ProviderError> {
-        let file = self.pgdata().join("PG_VERSION");
+        let file = self.data().join("PG_VERSION");
         match fs::read_to_string(&file) {
             Ok(version) => Ok(Some(version.trim().to_owned())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let foreign = fs::read_dir(self.pgdata()).is_ok_and(|mut d| d.next().is_some());
-                if foreign {
-                    return Err(ProviderError::DataDir {
-                        path: self.path.clone(),
-                        problem: "pgdata has files but is no PostgreSQL data directory: nothing is made in \
-                                  there; move them away"
-                            .to_owned(),
-                    });
-                }
+                self.see_that_empty()?;
                 Ok(None)
             }
             Err(e) => Err(ProviderError::io("can't read", file)(e)),
         }
+    }
+
+    /// A data directory without the mark of one that was made whole has nothing in it.
+    pub(super) fn see_that_empty(&self) -> Result<(), ProviderError> {
+        let foreign = fs::read_dir(self.data()).is_ok_and(|mut d| d.next().is_some());
+        if !foreign {
+            return Ok(());
+        }
+        Err(ProviderError::DataDir {
+            path: self.path.clone(),
+            problem: format!(
+                "{} has files but is no {} data directory: nothing is made in there; move them away",
+                self.primary().directory(self.engine),
+                self.engine.title()
+            ),
+        })
     }
 
     /// The change of capacity that was under way when a proxy ended.
@@ -417,32 +448,41 @@ fn lock(path: &Path) -> Result<Flock<File>, ProviderError> {
 }
 
 /// Who runs the servers: `None` when we are not root, then it is us.
-fn account(pgdata: &Path) -> Result<Option<Account>, String> {
-    let owner = fs::metadata(pgdata).ok().map(|m| m.uid());
+fn account(data: &Path, engine: Engine) -> Result<Option<Account>, String> {
+    let name = data.file_name().unwrap_or_default().to_string_lossy();
+    let owner = fs::metadata(data).ok().map(|m| m.uid());
     let us = Uid::effective();
     if !us.is_root() {
         return match owner {
             Some(owner) if owner != us.as_raw() => Err(format!(
-                "pgdata belongs to user number {owner}, this process runs as {us}: run it as that user or as root"
+                "{name} belongs to user number {owner}, this process runs as {us}: run it as that user or as root"
             )),
             _ => Ok(None),
         };
     }
+    let candidates = if engine.speaks_mysql() {
+        ["mysql", "nobody"]
+    } else {
+        ["postgres", "nobody"]
+    };
     let user = match owner {
         Some(0) => {
-            return Err(
-                "pgdata belongs to root, and PostgreSQL does not run as root: \
-                 chown -R it to an unprivileged user"
-                    .to_owned(),
-            );
+            return Err(format!(
+                "{name} belongs to root, and {} does not run as root: chown -R it to an unprivileged user",
+                engine.title()
+            ));
         }
         Some(owner) => User::from_uid(Uid::from_raw(owner)).ok().flatten(),
-        None => ["postgres", "nobody"]
+        None => candidates
             .iter()
             .find_map(|n| User::from_name(n).ok().flatten()),
     };
-    let user =
-        user.ok_or("there is no user `postgres` or `nobody` to run the server as: add one")?;
+    let user = user.ok_or_else(|| {
+        format!(
+            "there is no user `{}` to run the server as: add one",
+            candidates.join("` or `")
+        )
+    })?;
     Ok(Some(Account {
         uid: user.uid.as_raw(),
         gid: user.gid.as_raw(),
@@ -601,9 +641,9 @@ mod tests {
         assert!(refused(&place.path().join("a,b")).contains("comma"));
         let taken = place.path().join("taken");
         let opened = DataDir::open(&config(&taken)).unwrap();
-        fs::create_dir(opened.pgdata()).unwrap();
+        fs::create_dir(opened.data()).unwrap();
         assert_eq!(opened.version().unwrap(), None);
-        fs::write(opened.pgdata().join("x"), "").unwrap();
+        fs::write(opened.data().join("x"), "").unwrap();
         assert!(
             opened
                 .version()

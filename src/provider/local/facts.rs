@@ -1,6 +1,7 @@
 //! What `status` shows of a local server.
 
 use super::super::Fact;
+use super::engine::{Part, Postgres};
 use super::{LocalProvider, Switch};
 
 impl LocalProvider {
@@ -16,7 +17,9 @@ impl LocalProvider {
                 "past the proxy; also the Unix socket in data_dir/run",
             ),
         ];
-        facts.extend(self.standby_facts());
+        if let Part::Postgres(pg) = &self.part {
+            facts.extend(self.standby_facts(pg));
+        }
         let Some(capacity) = shown.capacity else {
             facts.push(Fact::new(
                 "server",
@@ -26,10 +29,10 @@ impl LocalProvider {
             return facts;
         };
         if let Some(version) = shown.version {
-            let version = format!("{}.{}", version / 10_000, version % 10_000);
+            let version = self.part.version_text(version);
             facts.push(Fact::new("server_version", version, ""));
         }
-        for (name, value, note) in self.scale.sizes(capacity).list() {
+        for (name, value, note) in self.part.sizes(&self.scale, capacity) {
             facts.push(Fact::new(name, value, note));
         }
         facts.push(Fact::new(
@@ -60,11 +63,11 @@ impl LocalProvider {
         facts
     }
 
-    fn standby_facts(&self) -> Vec<Fact> {
+    fn standby_facts(&self, pg: &Postgres) -> Vec<Fact> {
         if self.config.switch != Switch::Standby {
             return Vec::new();
         }
-        let told = self.follower.told();
+        let told = pg.follower.told();
         let doing = if told.doing.is_empty() {
             "not looked at yet".to_owned()
         } else {

@@ -51,7 +51,7 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
 /// Whether the server in `home` has the primary's configuration files.
 pub(super) fn same_configuration(data_dir: &DataDir, home: Home) -> Result<bool, ProviderError> {
     for name in CONFIGURATION {
-        if read(&data_dir.pgdata().join(name))? != read(&data_dir.pgdata_of(home).join(name))? {
+        if read(&data_dir.data().join(name))? != read(&data_dir.data_of(home).join(name))? {
             return Ok(false);
         }
     }
@@ -62,8 +62,8 @@ pub(super) fn same_configuration(data_dir: &DataDir, home: Home) -> Result<bool,
 pub(super) fn copy_configuration(data_dir: &DataDir, home: Home) -> Result<bool, ProviderError> {
     let mut changed = false;
     for name in CONFIGURATION {
-        let to = data_dir.pgdata_of(home).join(name);
-        let wanted = read(&data_dir.pgdata().join(name))?;
+        let to = data_dir.data_of(home).join(name);
+        let wanted = read(&data_dir.data().join(name))?;
         if wanted == read(&to)? {
             continue;
         }

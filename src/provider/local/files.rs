@@ -2,7 +2,7 @@
 
 use super::super::lsn::Lsn;
 use super::settings::Floors;
-use crate::backend::Capacity;
+use crate::backend::{Capacity, Engine};
 
 /// One of the two places for a server: a data directory, a port and a log. A standby is made in the one
 /// that the primary has not.
@@ -22,10 +22,13 @@ impl Home {
         }
     }
 
-    pub(super) fn pgdata(self) -> &'static str {
-        match self {
-            Self::First => "pgdata",
-            Self::Second => "pgdata.2",
+    /// The name of its data directory.
+    pub(super) fn directory(self, engine: Engine) -> &'static str {
+        match (self, engine.speaks_mysql()) {
+            (Self::First, false) => "pgdata",
+            (Self::Second, false) => "pgdata.2",
+            (Self::First, true) => "data",
+            (Self::Second, true) => "data.2",
         }
     }
 }

@@ -12,7 +12,7 @@ use super::install::Install;
 use super::postmaster::{self, PidFile, Status};
 use super::process::{Process, log_length, log_tail};
 use super::settings::{self, Scale};
-use super::{StandbyKeys, blocking};
+use super::{LocalConfig, StandbyKeys, blocking};
 use crate::backend::{Capacity, Endpoint};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
@@ -124,6 +124,25 @@ fn parse_seen(rows: &Rows) -> Option<Seen> {
 }
 
 impl Follower {
+    pub(super) fn new(
+        config: &LocalConfig,
+        data_dir: &Arc<DataDir>,
+        install: &Install,
+        scale: Scale,
+        query: &Arc<dyn ServerQuery>,
+    ) -> Self {
+        Self {
+            data_dir: Arc::clone(data_dir),
+            install: install.clone(),
+            query: Arc::clone(query),
+            scale,
+            user: config.service_user.clone(),
+            keys: config.standby,
+            told: Mutex::default(),
+            standby: tokio::sync::Mutex::default(),
+        }
+    }
+
     /// Sees to it that a standby at `to` follows the primary at `primary` and is level with it. Uses the
     /// standby that runs, else the data directory that is there, else makes a copy of the primary's.
     pub(super) async fn ready(
@@ -262,7 +281,7 @@ impl Follower {
     }
 
     async fn made(&self, home: Home, took: Duration, how: &'static str) {
-        let path = self.data_dir.pgdata_of(home);
+        let path = self.data_dir.data_of(home);
         let bytes = tokio::task::spawn_blocking(move || directory_bytes(&path)).await;
         let mut told = self.told.lock();
         told.made = Some((took, how));
@@ -273,7 +292,7 @@ impl Follower {
 
     /// The standby that runs in `home` as it should, or `None`.
     async fn running(&self, home: Home, to: Capacity) -> Result<Option<Standby>, ProviderError> {
-        let Some((process, file)) = postmaster::find(&self.data_dir.pgdata_of(home))? else {
+        let Some((process, file)) = postmaster::find(&self.data_dir.data_of(home))? else {
             return Ok(None);
         };
         let ours = file.port == Some(self.data_dir.port_of(home));
@@ -299,7 +318,7 @@ impl Follower {
 
     /// Whether it can be tried to let the server in `home` follow.
     fn usable(&self, home: Home) -> bool {
-        let pgdata = self.data_dir.pgdata_of(home);
+        let pgdata = self.data_dir.data_of(home);
         pgdata.join("PG_VERSION").is_file() && fence::is_fenced(&pgdata)
     }
 
@@ -392,7 +411,7 @@ impl Follower {
         let log = self.data_dir.log_of(home);
         let read_from = log_length(&log);
         let process = self.spawn(home, to)?;
-        let pgdata = self.data_dir.pgdata_of(home);
+        let pgdata = self.data_dir.data_of(home);
         let failed = |what: &str| {
             ProviderError::Server(format!(
                 "the standby {what}: {} (whole log: {})",
@@ -500,7 +519,7 @@ impl Follower {
 
     /// Stops what runs in `home`, which has not the primary.
     pub(super) async fn stop(&self, home: Home) -> Result<(), ProviderError> {
-        let Some((process, _)) = postmaster::find(&self.data_dir.pgdata_of(home))? else {
+        let Some((process, _)) = postmaster::find(&self.data_dir.data_of(home))? else {
             return Ok(());
         };
         process.stop_fast()?;

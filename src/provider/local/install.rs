@@ -2,11 +2,10 @@
 
 use super::super::ProviderError;
 use super::data_dir::{Account, DataDir};
-use super::process::run;
+use super::process::{self, run};
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::Command;
 
@@ -71,23 +70,9 @@ impl Install {
         self.binaries.join(name)
     }
 
-    /// A command that runs under the server's account, away from this process' terminal and settings.
+    /// One of them as a command that runs under the server's account.
     pub(super) fn command(&self, name: &str, account: Option<&Account>) -> Command {
-        let mut command = Command::new(self.program(name));
-        command
-            .current_dir("/")
-            .env_clear()
-            .env("LANG", "C.UTF-8")
-            .stdin(Stdio::null());
-        for keep in ["PATH", "LD_LIBRARY_PATH", "TZ"] {
-            if let Some(value) = env::var_os(keep) {
-                command.env(keep, value);
-            }
-        }
-        if let Some(account) = account {
-            command.uid(account.uid).gid(account.gid);
-        }
-        command
+        process::command(&self.program(name), account)
     }
 
     /// Makes a data directory beside its place and moves it there, so that half a one is never taken for
@@ -124,7 +109,7 @@ impl Install {
         }
         fs::remove_file(&password).map_err(ProviderError::io("can't remove", &password))?;
         done?;
-        fs::rename(&unfinished, data_dir.pgdata())
+        fs::rename(&unfinished, data_dir.data())
             .map_err(ProviderError::io("can't rename", &unfinished))?;
         Ok(())
     }

@@ -1,8 +1,11 @@
-//! Provider `local`: real PostgreSQL servers on this host, resized by a restart on the same data directory or
+//! Provider `local`: real servers on this host, resized by a restart on the same data directory or (PostgreSQL)
 //! by a switch to a standby that was made ahead with the new capacity.
 //!
+//! What differs between the engines is in `engine`; MySQL's and MariaDB's own half in `mysql`, PostgreSQL's in
+//! the other files that name it. Processes, directories, locks, quotas, ports and the restart itself are the same.
+//!
 //! Servers outlive the proxy. A running one is adopted by its pid file, start time and working directory,
-//! and tells its capacity itself (`cluster_name`, which cannot change while it runs). What can be found
+//! and tells its capacity itself (`cluster_name`, or MySQL's `report_host`, which cannot change while it runs). What can be found
 //! out while the old server runs is found out then (`check`, `survey`); the restart itself (`switch`) does
 //! nothing but signal, wait, spawn, wait; the switch to a standby (`promote`) nothing but what proves that
 //! nothing is lost. `follower` makes standbys while traffic flows.
@@ -12,12 +15,15 @@ mod check;
 mod control;
 mod copy;
 mod data_dir;
+mod engine;
 mod facts;
 mod fence;
 mod files;
 mod follower;
 mod install;
+mod mysql;
 mod ports;
+mod postgres;
 mod postmaster;
 mod process;
 mod promote;
@@ -35,15 +41,12 @@ pub use proof::PromotionTimes;
 pub use switch::SwitchTimes;
 
 use super::{CutOver, Instance, ProviderError, ServerQuery, SwitchKind};
-use crate::backend::{Capacity, Endpoint};
+use crate::backend::{Capacity, Endpoint, Engine};
 use cgroup::CpuGroup;
+use engine::Part;
 use files::Intent;
-use follower::Follower;
-use install::Install;
 use parking_lot::Mutex;
-use postmaster::{PidFile, Status};
 use process::Process;
-use promote::Stuck;
 use settings::Scale;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -90,11 +93,13 @@ impl Default for StandbyKeys {
 /// Configuration of the provider `local`.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
+    /// What the server is.
+    pub engine: Engine,
     /// Name of the cluster: letters, digits, `-`, `_`. Part of the name of its CPU group.
     pub cluster: String,
     /// Directory for everything that the server has on disk; made if it is not there.
     pub data_dir: PathBuf,
-    /// Directory of `postgres` and `initdb`; found by itself when left out.
+    /// Directory of the server's programs; found by itself when left out.
     pub binaries: Option<PathBuf>,
     /// How a change of capacity is done.
     pub switch: Switch,
@@ -108,7 +113,7 @@ pub struct LocalConfig {
     pub max_capacity: Capacity,
     /// Most server connections that the proxy opens for sessions; the server always allows 10 more.
     pub max_server_connections: u32,
-    /// Name of the superuser that initdb makes and Slackwater logs in as.
+    /// Name of the superuser that is made with the data directory and that Slackwater logs in as.
     pub service_user: String,
     /// Its password; when left out a random one is made and kept in `data_dir`.
     pub service_password: Option<String>,
@@ -142,6 +147,16 @@ struct Running {
     started_at: Option<String>,
 }
 
+impl Running {
+    /// One that has not answered yet.
+    fn new(process: Process) -> Self {
+        Self {
+            process,
+            started_at: None,
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     running: Option<Running>,
@@ -167,9 +182,8 @@ struct Shown {
 pub struct LocalProvider {
     config: LocalConfig,
     scale: Scale,
-    follower: Arc<Follower>,
+    part: Part,
     data_dir: Arc<DataDir>,
-    install: Install,
     query: Arc<dyn ServerQuery>,
     cpu: OnceLock<Result<Arc<CpuGroup>, String>>,
     patience: Patience,
@@ -178,17 +192,12 @@ pub struct LocalProvider {
 }
 
 impl LocalProvider {
-    /// Finds PostgreSQL's programs. Starts nothing.
+    /// Finds the engine's programs. Starts nothing.
     pub fn new(
         config: LocalConfig,
         data_dir: DataDir,
         query: Arc<dyn ServerQuery>,
     ) -> Result<Self, ProviderError> {
-        let version = data_dir.version()?;
-        let install = Install::find(config.binaries.as_deref(), version.as_deref())?;
-        if config.switch == Switch::Standby {
-            install.must_have(&["pg_basebackup", "pg_controldata"])?;
-        }
         let host_cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let scale = Scale {
             memory_per_acu: config.memory_per_acu,
@@ -199,22 +208,12 @@ impl LocalProvider {
             standby: config.switch == Switch::Standby,
         };
         let data_dir = Arc::new(data_dir);
-        let follower = Follower {
-            data_dir: Arc::clone(&data_dir),
-            install: install.clone(),
-            query: Arc::clone(&query),
-            scale,
-            user: config.service_user.clone(),
-            keys: config.standby,
-            told: Mutex::default(),
-            standby: tokio::sync::Mutex::default(),
-        };
+        let part = Part::of(&config, &data_dir, scale, &query)?;
         Ok(Self {
             config,
             scale,
-            follower: Arc::new(follower),
+            part,
             data_dir,
-            install,
             query,
             cpu: OnceLock::new(),
             patience: PATIENCE,
@@ -241,35 +240,17 @@ impl LocalProvider {
         }
         let mut state = self.state.lock().await;
         state.tidy().await;
-        if self.data_dir.version()?.is_none() {
+        if !self.data_dir.is_made()? {
             tracing::info!(data_dir = %self.data_dir.path().display(), "making a data directory");
-            self.install
-                .initdb(&self.data_dir, &self.config.service_user)
-                .await?;
+            self.make().await?;
         }
         let mut intent = self.data_dir.intent()?;
-        if let Some(begun) = intent
-            && begun.pending(self.data_dir.primary()).is_some()
-        {
-            tracing::warn!(from = %begun.from, to = %begun.to, "a switch to a standby was interrupted: finishing it");
-            match self.forward(&mut state, begun).await {
-                Ok(instance) => return Ok(instance),
-                Err(Stuck::Unknown(why)) => return Err(ProviderError::Server(why)),
-                Err(Stuck::NeverPromoted(why)) => {
-                    tracing::error!(
-                        why,
-                        "the standby never became a primary: going back to the old server"
-                    );
-                    let undone = Intent {
-                        promotion: None,
-                        ..begun
-                    };
-                    self.give_up_promotion(undone).await?;
-                    intent = Some(undone);
-                }
+        if let Part::Postgres(pg) = &self.part {
+            if let Some(instance) = self.finish_promotion(pg, &mut state, &mut intent).await? {
+                return Ok(instance);
             }
+            self.see_that_the_other_is_fenced()?;
         }
-        self.see_that_the_other_is_fenced()?;
         if let Some(instance) = self.adopt(&mut state).await? {
             tracing::info!(capacity = %instance.capacity, ?intent, "adopted the running server");
             if intent.is_some() {
@@ -299,31 +280,18 @@ impl LocalProvider {
         Ok(instance)
     }
 
-    /// Whatever is in the other home can only start as a standby: else one of the two was promoted, or
-    /// started, by somebody else.
-    fn see_that_the_other_is_fenced(&self) -> Result<(), ProviderError> {
-        let other = self.data_dir.pgdata_of(self.data_dir.primary().other());
-        if !other.join("PG_VERSION").exists() || fence::is_fenced(&other) {
-            return Ok(());
-        }
-        Err(ProviderError::Server(format!(
-            "{} has no standby.signal: somebody promoted it, and it may have what {} has not. Nothing is started; move \
-             away the one that is not to serve, and see `primary` in {}",
-            other.display(),
-            self.data_dir.pgdata().display(),
-            self.data_dir.path().join("server.json").display()
-        )))
-    }
-
     /// Has the standby follow, or ends one that is not wanted any more.
     async fn see_to_standby(&self, state: &mut State, capacity: Capacity) {
+        let Part::Postgres(pg) = &self.part else {
+            return;
+        };
         match self.config.switch {
             // `start` is called again and again while the server is away.
             Switch::Standby if state.following.as_ref().is_some_and(|f| !f.is_finished()) => {}
-            Switch::Standby => self.follow_soon(state, capacity),
+            Switch::Standby => self.follow_soon(pg, state, capacity),
             Switch::Restart => {
                 let other = self.data_dir.primary().other();
-                if let Err(error) = self.follower.stop(other).await {
+                if let Err(error) = pg.follower.stop(other).await {
                     tracing::warn!(%error, "switch is \"restart\", and a standby still runs");
                 }
             }
@@ -339,18 +307,16 @@ impl LocalProvider {
     ) -> Result<SwitchKind, ProviderError> {
         let mut state = self.state.lock().await;
         state.tidy().await;
-        self.check(from, to).await?;
-        if self.config.switch == Switch::Standby {
-            self.survey(from, to).await?;
-            self.follower
-                .ready(&from.endpoint, to)
-                .await
-                .map_err(|error| ProviderError::Refused {
-                    to,
-                    why: error.to_string(),
-                })?;
+        match &self.part {
+            Part::Postgres(pg) => self.prepare_postgres(pg, from, to).await?,
+            Part::Mysql(my) => self.prepare_mysql(my, from, to).await?,
         }
-        self.checkpoint(from, to).await?;
+        let intent = Intent {
+            from: from.capacity,
+            to,
+            promotion: None,
+        };
+        self.write_intent(intent).await?;
         Ok(SwitchKind::Barrier)
     }
 
@@ -359,9 +325,11 @@ impl LocalProvider {
     pub async fn cut_over(&self, from: &Instance, to: Capacity) -> CutOver {
         let mut state = self.state.lock().await;
         state.tidy().await;
-        match self.config.switch {
-            Switch::Restart => self.switch(&mut state, from, to).await,
-            Switch::Standby => self.switch_to_standby(&mut state, from, to).await,
+        match (&self.part, self.config.switch) {
+            (Part::Postgres(pg), Switch::Standby) => {
+                self.switch_to_standby(pg, &mut state, from, to).await
+            }
+            _ => self.switch(&mut state, from, to).await,
         }
     }
 
@@ -373,21 +341,10 @@ impl LocalProvider {
         name: &str,
         password: &str,
     ) -> Result<(), ProviderError> {
-        let there = format!(
-            "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = {}",
-            literal(name)
-        );
-        let verb = if self.ask(at, &there).await?.is_empty() {
-            "CREATE"
-        } else {
-            "ALTER"
-        };
-        let sql = format!(
-            "{verb} ROLE {} LOGIN PASSWORD {}",
-            identifier(name),
-            literal(password)
-        );
-        self.ask(at, &sql).await.map(drop)
+        match &self.part {
+            Part::Postgres(_) => self.create_role(at, name, password).await,
+            Part::Mysql(_) => self.create_account(at, name, password).await,
+        }
     }
 
     /// Makes a database that belongs to `owner`, unless it is there.
@@ -397,19 +354,10 @@ impl LocalProvider {
         name: &str,
         owner: &str,
     ) -> Result<(), ProviderError> {
-        let there = format!(
-            "SELECT 1 FROM pg_catalog.pg_database WHERE datname = {}",
-            literal(name)
-        );
-        if self.ask(at, &there).await?.is_empty() {
-            let sql = format!(
-                "CREATE DATABASE {} OWNER {}",
-                identifier(name),
-                identifier(owner)
-            );
-            self.ask(at, &sql).await?;
+        match &self.part {
+            Part::Postgres(_) => self.create_database_of(at, name, owner).await,
+            Part::Mysql(_) => self.create_schema(at, name, owner).await,
         }
-        Ok(())
     }
 
     async fn ask(&self, at: &Endpoint, sql: &str) -> Result<super::Rows, ProviderError> {
@@ -425,35 +373,18 @@ impl LocalProvider {
     /// Takes over the server that runs, waiting for one that is starting; `None` when none does, after
     /// waiting for one that is stopping.
     async fn adopt(&self, state: &mut State) -> Result<Option<Instance>, ProviderError> {
-        let pgdata = self.data_dir.pgdata();
-        let Some((process, _)) = postmaster::find(&pgdata)? else {
+        let Some(process) = engine::find(&self.data_dir, self.data_dir.primary())? else {
             return Ok(None);
         };
         let deadline = Instant::now() + self.patience.recovery;
-        loop {
-            let file = PidFile::read(&pgdata)?;
-            match file {
-                Some(file) if file.status == Status::Ready => {
-                    self.see_that_it_is_ours(&file)?;
-                    break;
-                }
-                _ if !process.alive() => return Ok(None),
-                _ if Instant::now() >= deadline => {
-                    return Err(ProviderError::Server(format!(
-                        "process {} is neither up nor down after {} s: see {}",
-                        process.pid(),
-                        self.patience.recovery.as_secs(),
-                        self.data_dir.log().display()
-                    )));
-                }
-                _ => tokio::time::sleep(process::POLL).await,
-            }
+        if !self.settle(process, deadline).await? {
+            return Ok(None);
         }
         match self.ready(process, deadline).await {
             Ok(found) => {
                 let capacity = settings::capacity_of(&found.cluster_name).ok_or_else(|| {
                     ProviderError::Server(format!(
-                        "process {} was not started by slackwater: stop it with pg_ctl, it is started again then",
+                        "process {} was not started by slackwater: stop it, it is started again then",
                         process.pid()
                     ))
                 })?;
@@ -467,22 +398,6 @@ impl LocalProvider {
             Err(NotReady::Ended) => Ok(None),
             Err(NotReady::Late(why)) => Err(ProviderError::Server(why)),
         }
-    }
-
-    fn see_that_it_is_ours(&self, file: &PidFile) -> Result<(), ProviderError> {
-        let ours = self.data_dir.socket_directory();
-        if file.port == Some(self.data_dir.port())
-            && file.socket_directory.as_deref().map(std::path::Path::new) == Some(&*ours)
-        {
-            return Ok(());
-        }
-        Err(ProviderError::Server(format!(
-            "process {} serves data_dir at another port or socket than {} in {}: stop it with pg_ctl, it is \
-             started again then",
-            file.pid,
-            self.data_dir.port(),
-            ours.display()
-        )))
     }
 
     /// Notes who runs, at which capacity.
@@ -537,14 +452,4 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(move || work(&data_dir))
         .await
         .map_err(|_| ProviderError::Server("slackwater is ending".to_owned()))?
-}
-
-/// A quoted SQL identifier.
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A quoted SQL string, whatever `standard_conforming_strings` is.
-fn literal(text: &str) -> String {
-    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }

@@ -84,7 +84,7 @@ pub(super) fn spawn(
     settings: &[String],
 ) -> Result<Process, ProviderError> {
     let mut command = install.command("postgres", data_dir.account());
-    command.arg("-D").arg(data_dir.pgdata_of(home)).args(
+    command.arg("-D").arg(data_dir.data_of(home)).args(
         data_dir
             .fixed_settings(home)
             .iter()
@@ -102,7 +102,7 @@ impl Process {
 
     /// Tells a standby to become a primary. Repeating it does no harm.
     pub(super) fn promote(&self, data_dir: &DataDir, home: Home) -> Result<(), ProviderError> {
-        data_dir.write_for_server(&data_dir.pgdata_of(home).join("promote"), "")?;
+        data_dir.write_for_server(&data_dir.data_of(home).join("promote"), "")?;
         self.signal(Signal::SIGUSR1)
     }
 

@@ -2,6 +2,7 @@
 //! stop by signal. What it logs, and short-lived programs, too.
 
 use super::super::ProviderError;
+use super::data_dir::Account;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -129,7 +130,8 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-fn open_log(path: &Path) -> Result<fs::File, ProviderError> {
+/// Opens the log of a server, set aside first if it has grown large.
+pub(super) fn open_log(path: &Path) -> Result<fs::File, ProviderError> {
     if fs::metadata(path).is_ok_and(|m| m.len() > LOG_LIMIT_BYTES) {
         let aside = path.with_extension("log.1");
         fs::rename(path, &aside).map_err(ProviderError::io("can't set aside", path))?;
@@ -167,10 +169,11 @@ pub(super) fn log_tail(path: &Path, from: u64) -> String {
 }
 
 /// What makes a line of the log tell more than others. Faults in configuration files come as LOG.
-const COMPLAINTS: [&str; 10] = [
+const COMPLAINTS: [&str; 11] = [
     "FATAL:",
     "PANIC:",
     "ERROR:",
+    "[ERROR]",
     "HINT:",
     "DETAIL:",
     "error:",
@@ -196,6 +199,25 @@ pub(super) fn last_lines(text: &str) -> String {
         &complaints
     };
     chosen[chosen.len().saturating_sub(LINES)..].join(" | ")
+}
+
+/// A command that runs under the server's account, away from this process' terminal and settings.
+pub(super) fn command(program: &Path, account: Option<&Account>) -> Command {
+    let mut command = Command::new(program);
+    command
+        .current_dir("/")
+        .env_clear()
+        .env("LANG", "C.UTF-8")
+        .stdin(Stdio::null());
+    for keep in ["PATH", "LD_LIBRARY_PATH", "TZ"] {
+        if let Some(value) = std::env::var_os(keep) {
+            command.env(keep, value);
+        }
+    }
+    if let Some(account) = account {
+        command.uid(account.uid).gid(account.gid);
+    }
+    command
 }
 
 /// Runs a short-lived program of the engine; its output, or its complaint.

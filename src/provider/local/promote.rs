@@ -8,6 +8,7 @@
 use super::super::lsn::Lsn;
 use super::super::{CutOver, Instance, ProviderError, QueryError, ServerIdentity, ServerSession};
 use super::control::{Control, Ending};
+use super::engine::Postgres;
 use super::fence;
 use super::files::{Home, Intent, Promotion};
 use super::follower::{Seen, Standby, look};
@@ -15,7 +16,7 @@ use super::postmaster::{self, PidFile, Status};
 use super::process::{POLL, Process, log_length, log_tail};
 use super::proof::{PROOF_SQL, PromotionTimes, compare};
 use super::switch::{Before, LaunchError, NotReady};
-use super::{LocalProvider, Running, State, UNTHROTTLED_AFTER_START, blocking};
+use super::{LocalProvider, State, UNTHROTTLED_AFTER_START, blocking};
 use crate::backend::Capacity;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +58,7 @@ enum Answer {
 impl LocalProvider {
     pub(super) async fn switch_to_standby(
         &self,
+        pg: &Postgres,
         state: &mut State,
         from: &Instance,
         to: Capacity,
@@ -70,12 +72,12 @@ impl LocalProvider {
         }
         match self.data_dir.intent() {
             Ok(Some(intent)) if intent.pending(self.data_dir.primary()).is_some() => {
-                return self.go_on(state, intent).await;
+                return self.go_on(pg, state, intent).await;
             }
             Ok(_) => {}
             Err(error) => return kept(error.to_string()),
         }
-        let follower = Arc::clone(&self.follower);
+        let follower = Arc::clone(&pg.follower);
         let begun = Instant::now();
         let old = match self.before(state, from).await {
             Ok(Before::Newer(instance)) => return self.ended_before(state, instance, to),
@@ -87,26 +89,26 @@ impl LocalProvider {
             let reason = "a standby is being made: ask again".to_owned();
             return match old {
                 Some(_) => kept(reason),
-                None => self.back(state, from.capacity, reason).await,
+                None => self.back(pg, state, from.capacity, reason).await,
             };
         };
         let mut ready = standby
             .take()
             .filter(|s| s.capacity == to && s.home != self.data_dir.primary());
         if let Some(old) = old
-            && let Err(ended) = self.stop_old(state, from, to, &old, &mut ready).await
+            && let Err(ended) = self.stop_old(pg, state, from, to, &old, &mut ready).await
         {
             return ended;
         }
         let stop = begun.elapsed();
         let Some(mut ready) = ready else {
             let reason = format!("no standby with capacity {to} is ready");
-            return self.back(state, from.capacity, reason).await;
+            return self.back(pg, state, from.capacity, reason).await;
         };
         let begun = Instant::now();
-        let promotion = match self.prove(&mut ready).await {
+        let promotion = match self.prove(pg, &mut ready).await {
             Ok(promotion) => promotion,
-            Err(reason) => return self.back(state, from.capacity, reason).await,
+            Err(reason) => return self.back(pg, state, from.capacity, reason).await,
         };
         let intent = Intent {
             from: from.capacity,
@@ -115,10 +117,10 @@ impl LocalProvider {
         };
         if let Err(error) = self.write_intent(intent).await {
             // It may be on disk all the same; `back` takes it off again first.
-            return self.back(state, from.capacity, error.to_string()).await;
+            return self.back(pg, state, from.capacity, error.to_string()).await;
         }
         let proof = begun.elapsed();
-        match self.promote(intent, promotion, Some(ready)).await {
+        match self.promote(pg, intent, promotion, Some(ready)).await {
             Ok(proven) => {
                 let times = PromotionTimes {
                     stop,
@@ -128,12 +130,12 @@ impl LocalProvider {
                 tracing::info!(from = %from.capacity, %to, %times, "the standby took over");
                 self.shown.lock().promotion = Some(times);
                 drop(standby);
-                let instance = self.took_over(state, promotion.home, from.capacity, proven);
+                let instance = self.took_over(pg, state, promotion.home, from.capacity, proven);
                 self.told(instance, to)
             }
             Err(stuck) => {
                 drop(standby);
-                self.stuck(state, intent, stuck).await
+                self.stuck(pg, state, intent, stuck).await
             }
         }
     }
@@ -141,6 +143,7 @@ impl LocalProvider {
     /// Stops the old primary, if its standby is there.
     async fn stop_old(
         &self,
+        pg: &Postgres,
         state: &mut State,
         from: &Instance,
         to: Capacity,
@@ -160,10 +163,10 @@ impl LocalProvider {
             None => false,
         };
         if !follows {
-            let stopping = PidFile::read(&self.data_dir.pgdata())
+            let stopping = PidFile::read(&self.data_dir.data())
                 .is_ok_and(|f| f.is_some_and(|f| f.status == Status::Stopping));
             if stopping {
-                return Err(self.stop_hangs(state, from, old).await);
+                return Err(self.stop_hangs(pg, state, from, old).await);
             }
             return Err(kept(format!(
                 "no standby with capacity {to} is ready: ask again"
@@ -182,14 +185,14 @@ impl LocalProvider {
         if old.gone_within(self.config.standby.stop).await {
             return Ok(());
         }
-        Err(self.stop_hangs(state, from, old).await)
+        Err(self.stop_hangs(pg, state, from, old).await)
     }
 
     /// An earlier call decided to promote and did not hear how that ended.
-    async fn go_on(&self, state: &mut State, intent: Intent) -> CutOver {
-        match self.forward(state, intent).await {
+    async fn go_on(&self, pg: &Postgres, state: &mut State, intent: Intent) -> CutOver {
+        match self.forward(pg, state, intent).await {
             Ok(instance) => self.told(instance, intent.to),
-            Err(stuck) => self.stuck(state, intent, stuck).await,
+            Err(stuck) => self.stuck(pg, state, intent, stuck).await,
         }
     }
 
@@ -204,9 +207,15 @@ impl LocalProvider {
         CutOver::KeptOld { instance, reason }
     }
 
-    async fn stuck(&self, state: &mut State, intent: Intent, stuck: Stuck) -> CutOver {
+    async fn stuck(
+        &self,
+        pg: &Postgres,
+        state: &mut State,
+        intent: Intent,
+        stuck: Stuck,
+    ) -> CutOver {
         match stuck {
-            Stuck::NeverPromoted(why) => self.back(state, intent.from, why).await,
+            Stuck::NeverPromoted(why) => self.back(pg, state, intent.from, why).await,
             Stuck::Unknown(reason) => CutOver::Lost { reason },
         }
     }
@@ -214,6 +223,7 @@ impl LocalProvider {
     /// Finishes a promotion that is on disk as decided, whoever decided it.
     pub(super) async fn forward(
         &self,
+        pg: &Postgres,
         state: &mut State,
         intent: Intent,
     ) -> Result<Instance, Stuck> {
@@ -221,7 +231,7 @@ impl LocalProvider {
         let Some(promotion) = intent.pending(primary) else {
             return Err(Stuck::Unknown("nothing was to be promoted".to_owned()));
         };
-        let mut standby = self.follower.standby.lock().await;
+        let mut standby = pg.follower.standby.lock().await;
         *standby = None;
         self.see_that_the_old_is_fenced(primary, promotion)
             .map_err(Stuck::Unknown)?;
@@ -229,22 +239,22 @@ impl LocalProvider {
         blocking(&self.data_dir, move |d| fence::copy_configuration(d, home))
             .await
             .map_err(|e| Stuck::Unknown(e.to_string()))?;
-        let proven = self.promote(intent, promotion, None).await?;
+        let proven = self.promote(pg, intent, promotion, None).await?;
         drop(standby);
         if let Err(error) = proven.process.reload() {
             tracing::warn!(%error, "its configuration files may be older than the old server's");
         }
-        Ok(self.took_over(state, home, intent.from, proven))
+        Ok(self.took_over(pg, state, home, intent.from, proven))
     }
 
     /// The old primary has to be as it was when the promotion was decided.
     fn see_that_the_old_is_fenced(&self, old: Home, promotion: Promotion) -> Result<(), String> {
-        let pgdata = self.data_dir.pgdata_of(old);
+        let pgdata = self.data_dir.data_of(old);
         if !fence::is_fenced(&pgdata) {
             return Err(format!(
                 "{} may have been promoted, and standby.signal is gone from {}: somebody may have started the old \
                  server as a primary. Compare both, and remove {} if the old one is to serve",
-                self.data_dir.pgdata_of(promotion.home).display(),
+                self.data_dir.data_of(promotion.home).display(),
                 pgdata.display(),
                 self.data_dir.path().join("switch.json").display()
             ));
@@ -253,7 +263,13 @@ impl LocalProvider {
     }
 
     /// The stop is left to end, without those that it waits for; then the old server comes back.
-    async fn stop_hangs(&self, state: &mut State, from: &Instance, old: &Process) -> CutOver {
+    async fn stop_hangs(
+        &self,
+        pg: &Postgres,
+        state: &mut State,
+        from: &Instance,
+        old: &Process,
+    ) -> CutOver {
         let deadline = Instant::now() + self.patience.stop;
         // One whose receiver reads nothing only ends when it is told again.
         loop {
@@ -272,11 +288,17 @@ impl LocalProvider {
              its data; it was started again",
             self.config.standby.stop.as_secs_f32()
         );
-        self.back(state, from.capacity, reason).await
+        self.back(pg, state, from.capacity, reason).await
     }
 
     /// The old server has stopped and nothing was promoted: it is started again, as it was.
-    async fn back(&self, state: &mut State, capacity: Capacity, reason: String) -> CutOver {
+    async fn back(
+        &self,
+        pg: &Postgres,
+        state: &mut State,
+        capacity: Capacity,
+        reason: String,
+    ) -> CutOver {
         let undone = Intent {
             from: capacity,
             to: capacity,
@@ -295,7 +317,7 @@ impl LocalProvider {
         match self.launch(state, capacity, deadline).await {
             Ok((instance, _)) => {
                 self.settled(state, capacity);
-                self.follow_soon(state, capacity);
+                self.follow_soon(pg, state, capacity);
                 CutOver::KeptOld { instance, reason }
             }
             Err(LaunchError::Alive(again) | LaunchError::Ended(again)) => CutOver::Lost {
@@ -311,7 +333,7 @@ impl LocalProvider {
     /// start. A standby that ended in the midst of its promotion may have let go of its fence.
     pub(super) async fn give_up_promotion(&self, undone: Intent) -> Result<(), ProviderError> {
         blocking(&self.data_dir, move |d| {
-            let standby = d.pgdata_of(d.primary().other());
+            let standby = d.data_of(d.primary().other());
             if standby.join("PG_VERSION").exists() {
                 fence::fence(d, &standby)?;
             }
@@ -322,11 +344,15 @@ impl LocalProvider {
 
     /// That nothing can be lost by promoting this standby: what is written down before it is done. Fences
     /// the old data directory beside that.
-    pub(super) async fn prove(&self, ready: &mut Standby) -> Result<Promotion, String> {
+    pub(super) async fn prove(
+        &self,
+        pg: &Postgres,
+        ready: &mut Standby,
+    ) -> Result<Promotion, String> {
         let old = self.data_dir.primary();
         let (home, process) = (ready.home, ready.process);
         let fencing = blocking(&self.data_dir, move |d| {
-            let pgdata = d.pgdata();
+            let pgdata = d.data();
             if let Some(what) = fence::vanishing(&pgdata)? {
                 return Err(ProviderError::Server(format!(
                     "{what} was made in the meantime and would not be on the new server"
@@ -338,7 +364,7 @@ impl LocalProvider {
             fence::fence(d, &pgdata)
         });
         let (control, fenced, seen) = tokio::join!(
-            Control::read(&self.install, &self.data_dir, old),
+            Control::read(&pg.install, &self.data_dir, old),
             fencing,
             look(&mut *ready.session)
         );
@@ -384,6 +410,7 @@ impl LocalProvider {
     /// the old one.
     async fn promote(
         &self,
+        pg: &Postgres,
         intent: Intent,
         promotion: Promotion,
         ready: Option<Standby>,
@@ -391,7 +418,7 @@ impl LocalProvider {
         let home = promotion.home;
         let unknown = |e: ProviderError| Stuck::Unknown(e.to_string());
         let find = || {
-            postmaster::find(&self.data_dir.pgdata_of(home))
+            postmaster::find(&self.data_dir.data_of(home))
                 .map(|found| found.map(|(process, _)| process))
                 .map_err(unknown)
         };
@@ -410,7 +437,7 @@ impl LocalProvider {
             let read_from = log_length(&log);
             let process = match running.take() {
                 Some(process) => process,
-                None => match self.follower.spawn(home, capacity) {
+                None => match pg.follower.spawn(home, capacity) {
                     Ok(process) => process,
                     Err(error) => {
                         why = error.to_string();
@@ -424,7 +451,7 @@ impl LocalProvider {
                 session: session.take(),
                 deadline,
             };
-            match self.become_primary(&mut candidate, promotion).await {
+            match self.become_primary(pg, &mut candidate, promotion).await {
                 Ok(done) => return Ok(done),
                 Err(NotReady::Late(why)) => return Err(Stuck::Unknown(why)),
                 Err(NotReady::Ended) => {
@@ -433,7 +460,7 @@ impl LocalProvider {
                     // Somebody's start may have been quicker.
                     running = find()?;
                     if running.is_none() {
-                        self.fence_again(home).await;
+                        self.fence_again(pg, home).await;
                     }
                 }
             }
@@ -448,7 +475,7 @@ impl LocalProvider {
                 running.pid()
             )));
         }
-        match Control::read(&self.install, &self.data_dir, home).await {
+        match Control::read(&pg.install, &self.data_dir, home).await {
             Ok(control) if control.ending == Ending::InRecovery => Err(Stuck::NeverPromoted(why)),
             Ok(_) => Err(Stuck::Unknown(format!("{why}; it may have been a primary"))),
             Err(error) => Err(Stuck::Unknown(format!("{why}; {error}"))),
@@ -457,12 +484,12 @@ impl LocalProvider {
 
     /// A standby that ended in the midst of its promotion may have let go of its fence. As long as it is proven
     /// that it never became a primary it is to start as a standby again, so that this stays so.
-    async fn fence_again(&self, home: Home) {
-        let control = Control::read(&self.install, &self.data_dir, home).await;
+    async fn fence_again(&self, pg: &Postgres, home: Home) {
+        let control = Control::read(&pg.install, &self.data_dir, home).await;
         if !control.is_ok_and(|c| c.ending == Ending::InRecovery) {
             return;
         }
-        let fenced = blocking(&self.data_dir, move |d| fence::fence(d, &d.pgdata_of(home)));
+        let fenced = blocking(&self.data_dir, move |d| fence::fence(d, &d.data_of(home)));
         if let Err(error) = fenced.await {
             tracing::warn!(%error, "the standby can't be fenced again");
         }
@@ -471,6 +498,7 @@ impl LocalProvider {
     /// Waits until the standby may be promoted, tells it, waits until it is, and has it write.
     async fn become_primary(
         &self,
+        pg: &Postgres,
         candidate: &mut Candidate,
         promotion: Promotion,
     ) -> Result<Proven, NotReady> {
@@ -487,7 +515,7 @@ impl LocalProvider {
                     .map_err(late)?;
                 told = true;
             }
-            match self.answer(candidate, promotion).await {
+            match self.answer(pg, candidate, promotion).await {
                 Ok(Answer::Primary(identity, capacity)) => {
                     return Ok(Proven {
                         process: candidate.process,
@@ -529,12 +557,13 @@ impl LocalProvider {
     /// Asks once. A server that is a primary proves it by a write.
     async fn answer(
         &self,
+        pg: &Postgres,
         candidate: &mut Candidate,
         promotion: Promotion,
     ) -> Result<Answer, QueryError> {
         let session = match &mut candidate.session {
             Some(session) => session,
-            none => none.insert(self.follower.session(promotion.home).await?),
+            none => none.insert(pg.follower.session(promotion.home).await?),
         };
         let seen = look(&mut **session).await?;
         if seen.in_recovery {
@@ -548,6 +577,7 @@ impl LocalProvider {
     /// The promoted server is the primary from now on; the last one follows it before long.
     fn took_over(
         &self,
+        pg: &Postgres,
         state: &mut State,
         home: Home,
         before: Capacity,
@@ -567,35 +597,7 @@ impl LocalProvider {
                 tracing::warn!(%error, "the finished change of capacity can't be put away");
             }
         }));
-        self.follow_soon(state, before);
+        self.follow_soon(pg, state, before);
         instance
-    }
-
-    /// Has a standby made in the background, once the sessions are back.
-    pub(super) fn follow_soon(&self, state: &mut State, capacity: Capacity) {
-        if self.config.switch != super::Switch::Standby {
-            return;
-        }
-        if let Some(following) = state.following.take() {
-            following.abort();
-        }
-        let follower = Arc::clone(&self.follower);
-        state.following = Some(tokio::spawn(async move {
-            tokio::time::sleep(UNTHROTTLED_AFTER_START).await;
-            let primary = follower.data_dir.endpoint();
-            if let Err(error) = follower.ready_if_none(&primary, capacity).await {
-                tracing::warn!(%error, "no standby yet: the next change of capacity makes one");
-            }
-        }));
-    }
-}
-
-impl Running {
-    /// One that has not answered yet.
-    pub(super) fn new(process: Process) -> Self {
-        Self {
-            process,
-            started_at: None,
-        }
     }
 }

@@ -19,7 +19,7 @@ const MOST_CONNECTIONS: u32 = 1000;
 const WAL_SENDERS: u32 = 10;
 /// What starts `cluster_name`, by which a running server tells its capacity. It cannot change while the
 /// server runs.
-const CAPACITY_MARK: &str = "slackwater:";
+pub(super) const CAPACITY_MARK: &str = "slackwater:";
 
 /// What the sizes are made from.
 #[derive(Debug, Clone, Copy)]

@@ -2,11 +2,11 @@
 
 use super::super::ProviderError;
 use super::data_dir::DataDir;
-use super::postmaster;
+use super::engine;
 use std::time::Duration;
 
 impl DataDir {
-    /// PostgreSQL's fast shutdown of the servers that run here, never escalated, and a wait for their end. The
+    /// A clean shutdown of the servers that run here, never escalated, and a wait for their end. The
     /// answer is the number of the first one's process; `None` when none runs. Whoever holds the directory is its only
     /// proxy, so no session is served from the server.
     pub async fn stop_server(&self, patience: Duration) -> Result<Option<u32>, ProviderError> {
@@ -14,10 +14,10 @@ impl DataDir {
         let mut stopped = None;
         // The standby second: until then it takes the last of the log.
         for home in [primary, primary.other()] {
-            let Some((process, _)) = postmaster::find(&self.pgdata_of(home))? else {
+            let Some(process) = engine::find(self, home)? else {
                 continue;
             };
-            process.stop_fast()?;
+            engine::stop(self, process)?;
             if !process.gone_within(patience).await {
                 return Err(ProviderError::Server(format!(
                     "process {} was told to stop and still runs after {} s: see {}",

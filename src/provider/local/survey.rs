@@ -3,6 +3,7 @@
 
 use super::super::{Instance, ProviderError};
 use super::LocalProvider;
+use super::engine::Postgres;
 use super::settings::Floors;
 use super::{blocking, check};
 use crate::backend::{Capacity, Endpoint};
@@ -21,7 +22,12 @@ struct Survey {
 
 impl LocalProvider {
     /// Refuses what a standby would not have, and notes the floors.
-    pub(super) async fn survey(&self, from: &Instance, to: Capacity) -> Result<(), ProviderError> {
+    pub(super) async fn survey(
+        &self,
+        pg: &Postgres,
+        from: &Instance,
+        to: Capacity,
+    ) -> Result<(), ProviderError> {
         let refused = |why: String| ProviderError::Refused { to, why };
         let survey = self.ask_survey(&from.endpoint).await?;
         if survey.wal_level == "minimal" {
@@ -44,7 +50,7 @@ impl LocalProvider {
             let mut named = Vec::new();
             for (n, database) in survey.unlogged.iter().enumerate() {
                 named.push(if n < NAMED_MAX {
-                    let names = self.follower.unlogged(&from.endpoint, database).await;
+                    let names = pg.follower.unlogged(&from.endpoint, database).await;
                     format!("database {database}: {names}")
                 } else {
                     format!("database {database}")

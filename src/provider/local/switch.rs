@@ -1,12 +1,11 @@
 //! The restart of a local server: the moment that clients feel. Nothing in here sleeps longer than one
 //! poll, and nothing is asked that `check` could have asked before.
 
-use super::super::{CutOver, Identified, Instance, ProviderError, QueryError, identify};
-use super::fence;
+use super::super::{CutOver, Identified, Instance, ProviderError, QueryError};
+use super::engine;
 use super::files::{Home, Intent};
-use super::postmaster::{self, PidFile, Status};
 use super::process::{POLL, Process, log_length, log_tail};
-use super::{LocalProvider, State, Switch, UNTHROTTLED_AFTER_START, blocking, settings};
+use super::{LocalProvider, State, UNTHROTTLED_AFTER_START, blocking, settings};
 use crate::backend::Capacity;
 use std::fmt;
 use std::sync::Arc;
@@ -91,7 +90,7 @@ impl LocalProvider {
                     };
                 }
                 self.unthrottle(state);
-                if let Err(error) = process.stop_fast() {
+                if let Err(error) = engine::stop(&self.data_dir, process) {
                     return CutOver::KeptOld {
                         instance: from.clone(),
                         reason: error.to_string(),
@@ -152,20 +151,13 @@ impl LocalProvider {
         capacity: Capacity,
         deadline: Instant,
     ) -> Result<(Instance, (Duration, Duration)), LaunchError> {
-        let arguments = match self.config.switch {
-            Switch::Restart => self.scale.sizes(capacity).arguments(),
-            Switch::Standby => self.follower.primary_arguments(capacity),
-        };
         let home = self.data_dir.primary();
         let log = self.data_dir.log_of(home);
         let begun = Instant::now();
-        blocking(&self.data_dir, |d| fence::unfence(&d.pgdata()))
-            .await
-            .map_err(LaunchError::NotTried)?;
+        self.unfence().await.map_err(LaunchError::NotTried)?;
         loop {
             let read_from = log_length(&log);
-            let process = postmaster::spawn(&self.install, &self.data_dir, home, &arguments)
-                .map_err(LaunchError::NotTried)?;
+            let process = self.spawn(capacity).map_err(LaunchError::NotTried)?;
             state.running = Some(super::Running::new(process));
             let up = self.up(process, deadline).await;
             let start = begun.elapsed();
@@ -182,9 +174,7 @@ impl LocalProvider {
                 Err(NotReady::Late(why)) => return Err(LaunchError::Alive(why)),
                 Err(NotReady::Ended) => {
                     let tail = log_tail(&log, read_from);
-                    // Children of a server that was killed are about to notice it.
-                    let leftover = tail.contains("pre-existing shared memory block");
-                    if !leftover || Instant::now() >= deadline {
+                    if !self.part.is_leftover(&tail) || Instant::now() >= deadline {
                         return Err(LaunchError::Ended(format!(
                             "it ended at once: {tail} (whole log: {})",
                             log.display()
@@ -196,18 +186,16 @@ impl LocalProvider {
         }
     }
 
-    /// Waits until the process says that it is up. Its pid file is asked: a login attempt would cost it a
-    /// process each time.
+    /// Waits until the process says that it is up.
     async fn up(&self, process: Process, deadline: Instant) -> Result<(), NotReady> {
-        let pgdata = self.data_dir.pgdata();
+        let home = self.data_dir.primary();
         loop {
-            let file = PidFile::read(&pgdata).map_err(|e| NotReady::Late(e.to_string()))?;
-            if file
-                .is_some_and(|f| f.pid.unsigned_abs() == process.pid() && f.status == Status::Ready)
+            if self
+                .is_up(process)
+                .map_err(|e| NotReady::Late(e.to_string()))?
             {
                 return Ok(());
             }
-            let home = self.data_dir.primary();
             self.still_worth_waiting(home, process, deadline, "is still starting")?;
             tokio::time::sleep(POLL).await;
         }
@@ -221,7 +209,7 @@ impl LocalProvider {
     ) -> Result<Identified, NotReady> {
         let endpoint = self.data_dir.endpoint();
         loop {
-            match identify(&*self.query, &endpoint).await {
+            match self.who(&endpoint).await {
                 Ok(found) if found.identity.in_recovery => {
                     return Err(NotReady::Late(
                         ProviderError::InRecovery(endpoint.address.to_string()).to_string(),
@@ -267,12 +255,13 @@ impl LocalProvider {
         state: &mut State,
         from: &Instance,
     ) -> Result<Before, String> {
-        let pgdata = self.data_dir.pgdata();
         let running = state.running.take().filter(|r| r.process.alive());
         let (process, started_at) = match running {
             Some(running) => (running.process, running.started_at.clone()),
-            None => match postmaster::find(&pgdata).map_err(|e| e.to_string())? {
-                Some((process, _)) => (process, None),
+            None => match engine::find(&self.data_dir, self.data_dir.primary())
+                .map_err(|e| e.to_string())?
+            {
+                Some(process) => (process, None),
                 None => return Ok(Before::Gone),
             },
         };
@@ -283,8 +272,7 @@ impl LocalProvider {
         if started_at.as_ref() == Some(&from.identity.started_at) {
             return Ok(Before::Old(process));
         }
-        let file = PidFile::read(&pgdata).map_err(|e| e.to_string())?;
-        if file.is_some_and(|f| f.status == Status::Stopping) {
+        if self.is_stopping().map_err(|e| e.to_string())? {
             return Ok(Before::Old(process));
         }
         match self

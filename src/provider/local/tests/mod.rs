@@ -1,6 +1,6 @@
 //! Real servers: made, adopted, resized, and everything that can go wrong with that.
 
-mod place;
+pub(super) mod place;
 mod standby;
 
 use super::super::QueryError;
@@ -17,6 +17,7 @@ const SERVICE_USER: &str = "slackwater";
 impl LocalConfig {
     pub(super) fn for_tests() -> Self {
         Self {
+            engine: Engine::Postgres,
             cluster: "test".to_owned(),
             data_dir: PathBuf::from("/nonexistent"),
             binaries: None,
@@ -41,7 +42,7 @@ async fn show(provider: &LocalProvider, setting: &str) -> String {
     rows.remove(0).remove(0).unwrap()
 }
 
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "not in 30 s: {what}");
@@ -53,11 +54,11 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     clippy::print_stderr,
     reason = "the times of a restart are for people to see"
 )]
-fn say(line: &str) {
+pub(super) fn say(line: &str) {
     eprintln!("{line}");
 }
 
-fn completed(cut_over: CutOver) -> Instance {
+pub(super) fn completed(cut_over: CutOver) -> Instance {
     match cut_over {
         CutOver::Completed(instance) => instance,
         other => panic!("not completed: {other:?}"),
@@ -314,7 +315,7 @@ async fn servers_of_others_are_left_alone() {
     let mut settings = provider.scale.sizes(Capacity(1)).arguments();
     settings.push(format!("port={}", provider.data_dir.port() - 1));
     let foreign = postmaster::spawn(
-        &provider.install,
+        &place::postgres(&provider).install,
         &provider.data_dir,
         files::Home::First,
         &settings,

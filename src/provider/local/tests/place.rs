@@ -55,7 +55,7 @@ impl ServerSession for LoggedIn {
     }
 }
 
-pub(super) async fn query(
+pub(in super::super) async fn query(
     user: &str,
     password: &str,
     database: &str,
@@ -119,13 +119,21 @@ async fn run(client: &tokio_postgres::Client, sql: &str) -> Result<Rows, QueryEr
     Ok(rows.collect())
 }
 
+/// The provider's half that is PostgreSQL's.
+pub(in super::super) fn postgres(provider: &LocalProvider) -> &engine::Postgres {
+    let Part::Postgres(pg) = &provider.part else {
+        panic!("another engine")
+    };
+    pg
+}
+
 /// A place for one cluster; its server is killed at the end.
-pub(super) struct Place {
-    pub(super) directory: tempfile::TempDir,
+pub(in super::super) struct Place {
+    pub(in super::super) directory: tempfile::TempDir,
 }
 
 impl Place {
-    pub(super) fn new() -> Self {
+    pub(in super::super) fn new() -> Self {
         let directory = tempfile::Builder::new()
             .prefix("sw")
             .tempdir_in("/tmp")
@@ -134,26 +142,26 @@ impl Place {
         Self { directory }
     }
 
-    pub(super) fn data_dir(&self) -> PathBuf {
+    pub(in super::super) fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
-    pub(super) fn pgdata(&self) -> PathBuf {
+    pub(in super::super) fn pgdata(&self) -> PathBuf {
         self.data_dir().join("pgdata")
     }
 
-    pub(super) fn config(&self) -> LocalConfig {
+    pub(in super::super) fn config(&self) -> LocalConfig {
         LocalConfig {
             data_dir: self.data_dir(),
             ..LocalConfig::for_tests()
         }
     }
 
-    pub(super) fn provider(&self) -> LocalProvider {
+    pub(in super::super) fn provider(&self) -> LocalProvider {
         Self::provider_with(self.config())
     }
 
-    pub(super) fn provider_with(config: LocalConfig) -> LocalProvider {
+    pub(in super::super) fn provider_with(config: LocalConfig) -> LocalProvider {
         let data_dir = DataDir::open(&config).unwrap();
         let service = Service {
             user: config.service_user.clone(),
@@ -162,23 +170,32 @@ impl Place {
         LocalProvider::new(config, data_dir, Arc::new(service)).unwrap()
     }
 
-    pub(super) fn server(&self) -> Option<Process> {
+    pub(in super::super) fn server(&self) -> Option<Process> {
         postmaster::find(&self.pgdata())
             .unwrap()
             .map(|(process, _)| process)
     }
 
-    pub(super) fn pid(&self) -> i32 {
+    pub(in super::super) fn pid(&self) -> i32 {
         i32::try_from(self.server().expect("a server runs").pid()).unwrap()
     }
 
-    pub(super) fn signal(&self, signal: Signal) {
+    pub(in super::super) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid()), signal).unwrap();
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let data = self.data_dir().join("data");
+        if let Some(server) = mysql::find(&data) {
+            let _ = server.signal(Signal::SIGCONT);
+            let _ = server.signal(Signal::SIGKILL);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while server.alive() && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        }
         let homes = ["pgdata", "pgdata.2"].map(|home| self.data_dir().join(home));
         for home in homes.iter().filter(|home| home.exists()) {
             let Ok(Some((server, _))) = postmaster::find(home) else {

@@ -84,7 +84,7 @@ async fn safety_19_a_standby_takes_over_there_and_back() {
         // The largest capacity's: 16 ACU of 128 MiB at 16 MiB each.
         assert_eq!(show(&provider, "max_connections").await, "128");
         assert_eq!(written(&provider).await, format!("{} {n}", 2 * n));
-        assert!(fence::is_fenced(&provider.data_dir.pgdata_of(old)));
+        assert!(fence::is_fenced(&provider.data_dir.data_of(old)));
         // Told again to a caller that did not hear it.
         assert_eq!(completed(provider.cut_over(&now, Capacity(to)).await), next);
         say(&format!(
@@ -193,7 +193,7 @@ async fn safety_22_a_standby_behind_the_end_of_the_log_is_never_promoted() {
     write(&provider, 2).await;
 
     // A server that crashes is started again where it was, whatever its standby has.
-    let server = postmaster::find(&provider.data_dir.pgdata())
+    let server = postmaster::find(&provider.data_dir.data())
         .unwrap()
         .unwrap()
         .0;
@@ -209,7 +209,7 @@ async fn safety_22_a_standby_behind_the_end_of_the_log_is_never_promoted() {
     assert_eq!(written(&provider).await, "2 2");
     // Crashed in between: no clean end, no promotion.
     provider.prepare(&again, Capacity(2)).await.unwrap();
-    let server = postmaster::find(&provider.data_dir.pgdata())
+    let server = postmaster::find(&provider.data_dir.data())
         .unwrap()
         .unwrap()
         .0;
@@ -235,19 +235,22 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
     write(&provider, 1).await;
     provider.prepare(&now, Capacity(2)).await.unwrap();
     // It can't be a primary: its data directory has lost what every start needs.
-    let hidden = provider.data_dir.pgdata_of(Home::Second).join("pg_xact");
+    let hidden = provider.data_dir.data_of(Home::Second).join("pg_xact");
     let intent_with = |provider: &LocalProvider| provider.data_dir.intent().unwrap();
     // As in a switch nobody else makes a standby meanwhile.
-    let mut guard = provider.follower.standby.lock().await;
+    let mut guard = place::postgres(&provider).follower.standby.lock().await;
     let mut standby = guard.take().unwrap();
     let checkpoint = {
-        let old = postmaster::find(&provider.data_dir.pgdata())
+        let old = postmaster::find(&provider.data_dir.data())
             .unwrap()
             .unwrap()
             .0;
         old.stop_fast().unwrap();
         assert!(old.gone_within(Duration::from_secs(30)).await);
-        provider.prove(&mut standby).await.unwrap()
+        provider
+            .prove(place::postgres(&provider), &mut standby)
+            .await
+            .unwrap()
     };
     let intent = Intent {
         from: Capacity(1),
@@ -256,7 +259,11 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
     };
     provider.write_intent(intent).await.unwrap();
     drop(guard);
-    provider.follower.stop(Home::Second).await.unwrap();
+    place::postgres(&provider)
+        .follower
+        .stop(Home::Second)
+        .await
+        .unwrap();
     fs::rename(&hidden, hidden.with_extension("away")).unwrap();
     assert!(
         intent_with(&provider)
@@ -276,15 +283,20 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
 
     // Decided, and it can be done: forward, although nothing runs.
     provider.prepare(&back, Capacity(2)).await.unwrap();
-    let mut guard = provider.follower.standby.lock().await;
+    let mut guard = place::postgres(&provider).follower.standby.lock().await;
     let mut standby = guard.take().unwrap();
-    let old = postmaster::find(&provider.data_dir.pgdata())
+    let old = postmaster::find(&provider.data_dir.data())
         .unwrap()
         .unwrap()
         .0;
     old.stop_fast().unwrap();
     assert!(old.gone_within(Duration::from_secs(30)).await);
-    let promotion = Some(provider.prove(&mut standby).await.unwrap());
+    let promotion = Some(
+        provider
+            .prove(place::postgres(&provider), &mut standby)
+            .await
+            .unwrap(),
+    );
     drop(standby);
     provider
         .write_intent(Intent {
@@ -294,9 +306,13 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
         .await
         .unwrap();
     drop(guard);
-    provider.follower.stop(Home::Second).await.unwrap();
+    place::postgres(&provider)
+        .follower
+        .stop(Home::Second)
+        .await
+        .unwrap();
     // Nobody replaces it meanwhile: it may be the only one that has the last writes.
-    let error = provider
+    let error = place::postgres(&provider)
         .follower
         .ready(&back.endpoint, Capacity(1))
         .await
@@ -384,7 +400,7 @@ async fn safety_20_what_would_not_survive_is_refused_by_name() {
 fn safety_22_a_data_directory_that_may_have_been_a_primary_is_never_replaced() {
     let place = Place::new();
     let data_dir = DataDir::open(&place.config()).unwrap();
-    let home = data_dir.pgdata_of(Home::Second);
+    let home = data_dir.data_of(Home::Second);
     fs::create_dir(&home).unwrap();
     fs::write(home.join("PG_VERSION"), "15").unwrap();
     let error = copy::clear(&data_dir, Home::Second)

@@ -1,0 +1,241 @@
+//! MySQL and MariaDB on this host: the half of the provider that is theirs.
+//!
+//! A server is found by its working directory, which both make their data directory, and by its name. It is up when
+//! it has written its pid file. Its capacity and which start it is stand in `report_host`, which cannot change while it
+//! runs.
+
+mod accounts;
+mod check;
+mod make;
+mod programs;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+pub(super) use make::Mark;
+pub(super) use programs::version_text;
+pub(super) use settings::Sizes;
+
+use super::super::{Identified, ProviderError, QueryError, ServerIdentity, ServerQuery};
+use super::LocalConfig;
+use super::data_dir::{DataDir, random};
+use super::files::Home;
+use super::process::{self, Process};
+use crate::backend::{Endpoint, Engine};
+use programs::Programs;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use tokio::process::Command;
+
+/// How servers are called, whatever engine.
+const SERVERS: [&str; 2] = ["mysqld", "mariadbd"];
+/// Bytes of what tells one start from the next.
+const START_BYTES: usize = 8;
+
+/// MySQL's or MariaDB's half.
+pub(super) struct Mysql {
+    engine: Engine,
+    programs: Programs,
+}
+
+impl Mysql {
+    pub(super) fn find(config: &LocalConfig, data_dir: &DataDir) -> Result<Self, ProviderError> {
+        let engine = config.engine;
+        if let Some(mark) = Mark::read(data_dir)?
+            && mark.engine != engine.name()
+        {
+            return Err(ProviderError::DataDir {
+                path: data_dir.path().to_owned(),
+                problem: format!(
+                    "it has data of engine {}, and the cluster's engine is {engine}: dump and load it into another one",
+                    mark.engine
+                ),
+            });
+        }
+        let programs = Programs::find(engine, config.binaries.as_deref())?;
+        Ok(Self { engine, programs })
+    }
+
+    /// Starts a server.
+    pub(super) fn spawn(
+        &self,
+        data_dir: &DataDir,
+        home: Home,
+        sizes: &Sizes,
+    ) -> Result<Process, ProviderError> {
+        // A file that an earlier one left behind would look like the word of this one.
+        let pid_file = pid_file(data_dir, home);
+        match fs::remove_file(&pid_file) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(ProviderError::io("can't remove", pid_file)(e));
+            }
+            _ => {}
+        }
+        let log = data_dir.log_of(home);
+        let mut command = self.server(data_dir, home, sizes)?;
+        if self.engine == Engine::Mysql {
+            // Nothing on the command line says "standard error", so it is told the file, and opens it itself.
+            process::open_log(&log)?;
+            data_dir
+                .give(&log)
+                .map_err(ProviderError::io("can't give away", &log))?;
+            command.arg(format!("--log-error={}", log.display()));
+        }
+        Process::spawn(&mut command, &log)
+    }
+
+    /// The server with all its arguments.
+    fn server(
+        &self,
+        data_dir: &DataDir,
+        home: Home,
+        sizes: &Sizes,
+    ) -> Result<Command, ProviderError> {
+        let start = random(START_BYTES)
+            .map_err(ProviderError::io("can't read", "the system's randomness"))?;
+        let start: String = start.iter().map(|b| format!("{b:02x}")).collect();
+        let mut command = self.command(data_dir, home);
+        command
+            .args(self.fixed(data_dir, home))
+            .args(sizes.arguments(&start));
+        Ok(command)
+    }
+
+    /// The server's program on a data directory, in the place where it is found.
+    fn command(&self, data_dir: &DataDir, home: Home) -> Command {
+        let data = data_dir.data_of(home);
+        let mut command = process::command(&self.programs.server, data_dir.account());
+        command
+            // What says which files are read is the first argument.
+            .arg(format!("--defaults-file={}", my_cnf(data_dir).display()))
+            .arg(format!("--datadir={}", data.display()))
+            .current_dir(data);
+        command
+    }
+
+    /// What every capacity shares.
+    fn fixed(&self, data_dir: &DataDir, home: Home) -> Vec<String> {
+        let path = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
+        let mut arguments = vec![
+            path("socket", data_dir.socket_of(home)),
+            path("pid-file", pid_file(data_dir, home)),
+            format!("--port={}", data_dir.port_of(home)),
+            "--bind-address=127.0.0.1".to_owned(),
+            "--skip-name-resolve".to_owned(),
+            path("secure-file-priv", files(data_dir)),
+        ];
+        // server.log is the server's standard error: errors quote it.
+        let own: &[&str] = match self.engine {
+            Engine::Mysql => &[
+                "--mysqlx=OFF",
+                // By these locks, variables and statements of sessions are seen.
+                "--performance-schema=ON",
+            ],
+            _ => &["--skip-log-error", "--plugin-load-add=metadata_lock_info"],
+        };
+        arguments.extend(own.iter().map(|&a| a.to_owned()));
+        arguments
+    }
+
+    /// Asks a server who it is. That it answers proves that it is ready for queries.
+    pub(super) async fn identify(
+        &self,
+        query: &dyn ServerQuery,
+        data_dir: &DataDir,
+        endpoint: &Endpoint,
+    ) -> Result<Identified, QueryError> {
+        let rows = query.query(endpoint, identity_sql(self.engine)).await?;
+        let unreadable = |what: &str| QueryError::Other(format!("{what} could not be read"));
+        let row = rows.into_iter().next().unwrap_or_default();
+        let mut row = row.into_iter().map(Option::unwrap_or_default);
+        let mut next = || row.next().unwrap_or_default();
+        let (version, report_host, started) = (next(), next(), next());
+        let (number, _) = programs::parse_version(&version)
+            .filter(|_| !started.is_empty())
+            .ok_or_else(|| unreadable("its answer about its own identity"))?;
+        let mark = Mark::read(data_dir)
+            .map_err(|e| QueryError::Other(e.to_string()))?
+            .ok_or_else(|| unreadable("the mark of its data directory"))?;
+        let cluster_name = settings::split_mark(&report_host).map(|(mark, _)| mark.to_owned());
+        Ok(Identified {
+            identity: ServerIdentity {
+                system_identifier: mark.id,
+                started_at: started,
+                server_version_num: number,
+                in_recovery: false,
+            },
+            cluster_name: cluster_name.unwrap_or_default(),
+        })
+    }
+}
+
+/// Version, `report_host`, and what no two starts have in common: the second of the start, as the difference of two
+/// times that are both the statement's own (so it never wavers), and `report_host`, which for servers of ours is
+/// another one at each start. Every user can ask that, and every session gets the same answer.
+fn identity_sql(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Mysql => {
+            "SELECT VERSION(), @@GLOBAL.report_host, (SELECT CONCAT_WS(' ', \
+             CAST(UNIX_TIMESTAMP() AS SIGNED) - CAST(s.VARIABLE_VALUE AS SIGNED), @@GLOBAL.report_host) \
+             FROM performance_schema.global_status s WHERE s.VARIABLE_NAME = 'Uptime')"
+        }
+        _ => {
+            "SELECT VERSION(), @@GLOBAL.report_host, (SELECT CONCAT_WS(' ', \
+             CAST(UNIX_TIMESTAMP() AS SIGNED) - CAST(s.VARIABLE_VALUE AS SIGNED), @@GLOBAL.report_host) \
+             FROM information_schema.GLOBAL_STATUS s WHERE s.VARIABLE_NAME = 'UPTIME')"
+        }
+    }
+}
+
+/// The living server of a data directory: it works there and is called as servers are.
+pub(super) fn find(data: &Path) -> Option<Process> {
+    let processes = fs::read_dir("/proc").ok()?;
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| is_server(*pid))
+        .filter_map(Process::of)
+        .find(|process| process.works_in(data))
+}
+
+/// Whether one of the first words of its command line is the name of a server. The very first need not be: it may
+/// run through a dynamic linker of its own.
+fn is_server(pid: i32) -> bool {
+    const WORDS: usize = 5;
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = line.split(|b| *b == 0).take(WORDS);
+    words.any(|word| {
+        let name = word.rsplit(|b| *b == b'/').next().unwrap_or_default();
+        SERVERS.iter().any(|server| server.as_bytes() == name)
+    })
+}
+
+/// Whether this very process has written its pid file. Both do that just before they accept connections.
+pub(super) fn is_up(
+    data_dir: &DataDir,
+    home: Home,
+    process: Process,
+) -> Result<bool, ProviderError> {
+    let file = pid_file(data_dir, home);
+    match fs::read_to_string(&file) {
+        Ok(text) => Ok(text.trim().parse() == Ok(process.pid())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(ProviderError::io("can't read", file)(e)),
+    }
+}
+
+fn pid_file(data_dir: &DataDir, home: Home) -> PathBuf {
+    let name = format!("{}.pid", home.directory(data_dir.engine()));
+    data_dir.socket_directory().join(name)
+}
+
+/// The settings of the user's own.
+fn my_cnf(data_dir: &DataDir) -> PathBuf {
+    data_dir.path().join("my.cnf")
+}
+
+/// The only directory that LOAD DATA INFILE and SELECT INTO OUTFILE reach.
+fn files(data_dir: &DataDir) -> PathBuf {
+    data_dir.path().join("files")
+}
