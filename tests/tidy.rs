@@ -16,7 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "backend",
         &["wire", "auth", "session", "transport", "observe"],
     ),
-    ("provider", &["wire", "backend", "transport", "observe"]),
+    ("provider", &["backend", "transport", "observe"]),
     ("scale", &["backend", "provider", "session", "observe"]),
     (
         "net",

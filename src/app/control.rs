@@ -93,7 +93,7 @@ impl App {
                 AnyEntry::Mysql(entry) => mysql_entries.push(*entry),
             }
         }
-        let tls = |listen: &Option<crate::config::Listener>| {
+        let tls = |listen: &Option<crate::config::ListenConfig>| {
             listen
                 .as_ref()
                 .map_or(crate::transport::ListenTls::Off, |l| l.tls)
@@ -151,7 +151,10 @@ impl App {
             tokio::spawn(janitor::run(cluster, rests, self.entrance.shared.limits));
             tokio::spawn(Arc::clone(&running.coordinator).watch());
         }
-        for (listen, mysql) in [(&config.listen.postgres, false), (&config.listen.mysql, true)] {
+        for (listen, mysql) in [
+            (&config.listen.postgres, false),
+            (&config.listen.mysql, true),
+        ] {
             for address in listen.iter().flat_map(|l| &l.addresses) {
                 let listener = socket::bind(address)
                     .await

@@ -1,11 +1,11 @@
 //! How providers ask servers: as the service account, over the real wire.
 
 use crate::auth::{Credential, mysql};
+use crate::backend::connect::{ConnectError, Connected, Login, connect as log_in};
+use crate::backend::exec::{ExecError, connect_and_query, query};
 use crate::backend::mysql::connect::{self, Request};
 use crate::backend::mysql::exec;
 use crate::backend::{Endpoint, Engine};
-use crate::backend::connect::{ConnectError, Connected, Login, connect as log_in};
-use crate::backend::exec::{ExecError, connect_and_query, query};
 use crate::provider::{QueryError, Rows, ServerQuery, ServerSession};
 use crate::transport::SocketConfig;
 use crate::wire::pg::startup::StartupParams;

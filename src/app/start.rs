@@ -23,11 +23,12 @@ use crate::net::login::Entry;
 use crate::net::mysql;
 use crate::observe::Metrics;
 use crate::provider::local::DataDir;
-use crate::provider::{LocalConfig, LocalProvider, Provider, ServerQuery, StaticEndpoint, StaticProvider};
+use crate::provider::{
+    LocalConfig, LocalProvider, Provider, ServerQuery, StaticEndpoint, StaticProvider,
+};
 use crate::scale::coordinator::{Coordinator, Rules};
 use crate::transport::SocketConfig;
 use crate::transport::tls::{Shown, Source};
-use crate::wire::mysql::handshake::Family;
 use crate::wire::pg::startup::StartupParams;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -157,11 +158,6 @@ pub(super) async fn cluster(
         password: None,
     });
     let name = |e: AppError| AppError(format!("cluster {}: {e}", keys.name));
-    if keys.engine.speaks_mysql() {
-        return Err(name(fail(
-            "MySQL and MariaDB are not served by this release yet",
-        )));
-    }
     let (provider, password) = provider(&keys, &account, socket).map_err(name)?;
     let registry = Arc::new(Registry::default());
     let limit = usize::try_from(keys.sessions.max_server_connections).unwrap_or(usize::MAX);
@@ -236,10 +232,7 @@ fn mysql_entry(
     keys: &ClusterConfig,
 ) -> Result<mysql::serve::Entry, AppError> {
     Ok(mysql::serve::Entry {
-        family: match keys.engine {
-            Engine::Mariadb => Family::MariaDb,
-            _ => Family::MySql,
-        },
+        family: keys.engine.into(),
         cluster,
         default: keys.default,
         hostnames: keys.hostnames.clone(),

@@ -1,5 +1,6 @@
 //! Which kind of database a cluster is.
 
+use crate::wire::mysql::handshake::Family;
 use std::fmt;
 
 /// A database engine, as `engine` in proxy.toml names it.
@@ -39,6 +40,16 @@ impl Engine {
     /// Whether clients speak MySQL's protocol with it, and come in by `[listen.mysql]`.
     pub const fn speaks_mysql(self) -> bool {
         matches!(self, Self::Mysql | Self::Mariadb)
+    }
+}
+
+impl From<Engine> for Family {
+    /// Which descendant of MySQL an engine is; PostgreSQL is none, and is not asked about.
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Mariadb => Self::MariaDb,
+            Engine::Mysql | Engine::Postgres => Self::MySql,
+        }
     }
 }
 

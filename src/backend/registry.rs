@@ -427,7 +427,10 @@ impl Drop for Registered {
         let mut sessions = self.registry.sessions.lock();
         let id = self.handle.identity.id;
         // One that logs in again has another handle by then.
-        if sessions.get(&id).is_some_and(|h| Arc::ptr_eq(h, &self.handle)) {
+        if sessions
+            .get(&id)
+            .is_some_and(|h| Arc::ptr_eq(h, &self.handle))
+        {
             sessions.remove(&id);
         }
     }

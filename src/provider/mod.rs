@@ -14,7 +14,6 @@ pub use static_endpoints::{StaticEndpoint, StaticProvider};
 
 use crate::backend::mysql::started::started_at_sql;
 use crate::backend::{Capacity, Endpoint, Engine};
-use crate::wire::mysql::handshake::Family;
 use futures_util::future::BoxFuture;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -326,15 +325,12 @@ const IDENTITY_SQL: &str = "SELECT \
 async fn identify(query: &dyn ServerQuery, endpoint: &Endpoint) -> Result<Identified, QueryError> {
     let unreadable =
         || QueryError::Other("its answer about its own identity could not be read".to_owned());
-    let family = match query.engine() {
-        Engine::Postgres => {
-            let rows = query.query(endpoint, IDENTITY_SQL).await?;
-            return parse_identity(&rows).ok_or_else(unreadable);
-        }
-        Engine::Mysql => Family::MySql,
-        Engine::Mariadb => Family::MariaDb,
-    };
-    let started = query.query(endpoint, started_at_sql(family)).await?;
+    if query.engine() == Engine::Postgres {
+        let rows = query.query(endpoint, IDENTITY_SQL).await?;
+        return parse_identity(&rows).ok_or_else(unreadable);
+    }
+    let sql = started_at_sql(query.engine().into());
+    let started = query.query(endpoint, sql).await?;
     let facts = query.query(endpoint, MYSQL_FACTS_SQL).await?;
     parse_mysql_identity(started, &facts).ok_or_else(unreadable)
 }

@@ -41,6 +41,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
         }
     }
 
+    /// Goes on in the middle of an exchange: with what was read ahead, at this sequence number.
+    pub fn resumed(stream: S, limit: usize, ahead: BytesMut, sequence: u8) -> Self {
+        Self {
+            ahead,
+            sequence,
+            ..Self::new(stream, limit)
+        }
+    }
+
     /// Reads the replies to commands that are written in one go with [`Self::write`].
     pub fn replies(stream: S, limit: usize) -> Self {
         Self {

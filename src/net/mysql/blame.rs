@@ -23,9 +23,6 @@ pub(super) fn blockers(findings: &[Finding], machine: &Machine) -> Vec<Blocker> 
             blockers.push(blame(machine, kind, detail.to_owned(), &[]));
         }
     }
-    if let Some((kind, detail)) = machine.unkept() {
-        blockers.push(blame(machine, kind, detail, &["prepare"]));
-    }
     blockers
 }
 

@@ -17,7 +17,7 @@ use crate::session::mysql::machine::Machine;
 use crate::wire::frame::Header as _;
 use crate::wire::mysql::auth::ChangeUser;
 use crate::wire::mysql::packet::{HEADER_LEN, Header};
-use crate::wire::mysql::reply::OkPacket;
+use crate::wire::mysql::reply::{OK, OkPacket};
 use bytes::{Buf, Bytes};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,12 +39,16 @@ impl Session<Mysql> {
             return Err(End::Internal("a session without its cluster"));
         };
         let Ok(wanted) = ChangeUser::parse(&payload, request.capabilities) else {
-            return Err(End::ClientGarbage(crate::wire::frame::FrameError::Truncated));
+            return Err(End::ClientGarbage(
+                crate::wire::frame::FrameError::Truncated,
+            ));
         };
         let request = Request {
             user: wanted.user.clone(),
             database: Some(wanted.database.clone()).filter(|d| !d.is_empty()),
-            charset: wanted.charset.unwrap_or(request.charset),
+            charset: wanted
+                .charset
+                .map_or(request.charset, |c| c.to_le_bytes()[0]),
             attributes: if wanted.attributes.is_empty() {
                 request.attributes.clone()
             } else {
@@ -54,7 +58,8 @@ impl Session<Mysql> {
         };
         let nonce = super::handshake::nonce().map_err(End::ServerLost)?;
         let (stream, buffered) = self.take_client().into_parts();
-        let mut arrival = Arrival::again(stream, buffered, &request, nonce, config.mock_secret);
+        let mut arrival =
+            Arrival::again(stream, buffered, (0, &request), nonce, config.mock_secret);
         let known = find(&arrival, entry, deadline).await;
         let known = match known {
             Ok(known) => known,
@@ -104,8 +109,13 @@ impl Session<Mysql> {
         };
         let status = opened.greeting.status;
         let ok = OkPacket {
+            first: OK,
+            affected_rows: 0,
+            last_insert_id: 0,
             status,
-            ..OkPacket::default()
+            warnings: 0,
+            info: &[],
+            session: &[],
         };
         let mut packets = arrival.packets;
         packets

@@ -65,10 +65,6 @@ impl Mysql {
     pub(super) fn next(&self) -> u8 {
         self.next
     }
-
-    pub(super) fn user(&self) -> &str {
-        &self.user
-    }
 }
 
 impl Protocol for Mysql {

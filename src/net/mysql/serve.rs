@@ -139,9 +139,15 @@ async fn arrive(
                 user = %String::from_utf8_lossy(client.arrival.user()),
                 database = %String::from_utf8_lossy(client.arrival.database().unwrap_or_default()),
             );
-            Box::pin(begin(client, u64::from(number), &entrance, config, deadline))
-                .instrument(span)
-                .await
+            Box::pin(begin(
+                client,
+                u64::from(number),
+                &entrance,
+                config,
+                deadline,
+            ))
+            .instrument(span)
+            .await
         }
         Err(why) => {
             match why {

@@ -29,7 +29,6 @@ use bytes::BytesMut;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 /// ER_SERVER_SHUTDOWN.
@@ -41,10 +40,7 @@ type Replies<'a> = Packets<&'a mut Stream>;
 pub(in crate::net) fn grammar(connected: &Connected, client: Capabilities) -> Grammar {
     let agreed = connected.capabilities;
     Grammar {
-        family: match connected.version.family {
-            handshake::Family::MySql => Family::MySql,
-            handshake::Family::MariaDb => Family::MariaDb,
-        },
+        family: connected.version.family,
         deprecate_eof: agreed.contains(Capabilities::DEPRECATE_EOF),
         client_tracks: client.contains(Capabilities::SESSION_TRACK),
         multi_statements: agreed.contains(Capabilities::MULTI_STATEMENTS),
@@ -118,7 +114,8 @@ async fn begin(
     let answer = replies.next().await?;
     let Ok(ok) = OkPacket::parse(&answer, true) else {
         let refused = ErrPacket::parse(&answer);
-        let text = refused.map_or("no answer that can be read", |e| e.message);
+        let text = refused.map(|e| String::from_utf8_lossy(e.message).into_owned());
+        let text = text.unwrap_or_else(|_| "no answer that can be read".to_owned());
         return Err(OpenError::State(format!(
             "tracking of transactions can't be switched on: {text}"
         )));
@@ -128,7 +125,7 @@ async fn begin(
     if let Some(known) = profile.cluster.baseline(&key) {
         return Ok((status, known));
     }
-    let held = Held::default();
+    let held = Held::fresh(grammar);
     let spec = ProbeSpec {
         grammar,
         version,
@@ -262,13 +259,13 @@ async fn put_on(
     snapshot: &Snapshot,
 ) -> Result<Option<Restored>, OpenError> {
     let mut replies = Packets::replies(stream, MAX_REPLY);
-    let held = Held::of(snapshot);
+    let (held, side) = expected(snapshot, greeting.grammar);
     let spec = ProbeSpec {
         grammar: greeting.grammar,
         version: greeting.version,
         baseline: Some(&greeting.baseline),
         held: &held,
-        side: None,
+        side: Some(&side),
     };
     let fresh = &greeting.baseline;
     if snapshot.is_plain() {
@@ -299,6 +296,22 @@ async fn put_on(
     Ok(Some(*restored))
 }
 
+/// What a connection is expected to show on which this state was restored.
+fn expected(snapshot: &Snapshot, grammar: Grammar) -> (Held, Side) {
+    let held = Held {
+        texts: snapshot.state().texts.to_vec(),
+        // How often a restore prepares or creates is nobody's business.
+        text_prepares: u64::MAX,
+        creates: u64::MAX,
+        ..Held::fresh(grammar)
+    };
+    let side = Side {
+        user_variables: snapshot.user_variable_names().map(Into::into).collect(),
+        ..Side::default()
+    };
+    (held, side)
+}
+
 /// The server process still takes log-ins: it was not shut down.
 pub(super) async fn takes_logins(profile: &Profile<Mysql>, serving: &Serving) -> bool {
     let who = &profile.login.who;
@@ -309,7 +322,7 @@ pub(super) async fn takes_logins(profile: &Profile<Mysql>, serving: &Serving) ->
         credential: Some(&who.1),
         deadline: Instant::now() + Duration::from_secs(2),
     };
-    let sql = started_at_sql(profile.cluster.engine);
+    let sql = started_at_sql(profile.cluster.engine.into());
     match exec::connect_and_query(&login, sql).await {
         Ok(outcome) => outcome.scalar().as_deref() == Some(&*serving.started_at),
         // Full, or closed to this user: it runs.

@@ -1,16 +1,8 @@
 //! What of the agreed capabilities decides how replies are built.
 
 use super::lexical::Modes;
+pub use crate::wire::mysql::handshake::Family;
 use crate::wire::mysql::reply::{EOF, Status};
-
-/// The server's family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// MySQL and its forks.
-    MySql,
-    /// MariaDB.
-    MariaDb,
-}
 
 /// Capabilities of one session, equal on both legs but for session tracking, which the server's leg always has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
