@@ -3,7 +3,6 @@
 pub mod auth;
 pub mod capabilities;
 pub mod command;
-pub mod fields;
 pub mod handshake;
 pub mod packet;
 pub mod reply;

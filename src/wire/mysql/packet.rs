@@ -172,6 +172,19 @@ impl<'a> Reader<'a> {
         self.rest = tail.get(1..).unwrap_or_default();
         Ok(head)
     }
+
+    /// A string up to its NUL, or to the end of the payload.
+    pub fn cstr_or_rest(&mut self) -> &'a [u8] {
+        self.cstr()
+            .unwrap_or_else(|_| std::mem::take(&mut self.rest))
+    }
+}
+
+/// Appends a string and its NUL. A NUL inside ends the string early.
+pub fn put_cstr(out: &mut BytesMut, text: &[u8]) {
+    let text = memchr::memchr(0, text).map_or(text, |end| &text[..end]);
+    out.put_slice(text);
+    out.put_u8(0);
 }
 
 /// Appends one payload as as many packets as it needs; returns the sequence number that comes next.
