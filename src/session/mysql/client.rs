@@ -197,7 +197,6 @@ impl Machine {
         self.begin_packet(header);
         self.recent.note(now, text, false);
         self.note_hints(hints.hint);
-        self.creates += u64::from(hints.creates);
         let wanted = hints
             .hint
             .has(Hint::TRACKING)
@@ -207,6 +206,7 @@ impl Machine {
         self.owe(Kind::Query, 0);
         if let Some(owed) = self.owed.back_mut() {
             owed.hint = hints.hint;
+            owed.creates = hints.creates;
             owed.has_ops = !ops.is_empty() || wanted.is_some();
             if owed.has_ops {
                 self.ops.push_back(TextOps { ops, wanted });
@@ -226,10 +226,10 @@ impl Machine {
         let modes = self.grammar.modes(self.status, self.ansi_quotes);
         let hints = scan(text, modes);
         self.note_hints(hints.hint);
-        self.creates += u64::from(hints.creates);
         let whole = header.len == head.len() && header.len <= MAX_KEPT;
         self.preparing.push_back(Preparing {
             text: whole.then(|| text.into()),
+            creates: hints.creates,
             types: None,
         });
         self.owe(Kind::Prepare, 0);
@@ -285,6 +285,9 @@ impl Machine {
             }
             return self.patch_id(id);
         };
+        if let Some(owed) = self.owed.back_mut() {
+            owed.creates = statement.creates;
+        }
         if let Some(text) = &statement.text {
             self.recent.note(now, text, false);
         }

@@ -159,6 +159,7 @@ enum Word {
     Read,
     Replace,
     Set,
+    Temporary,
     Xa,
     Other,
 }
@@ -238,6 +239,7 @@ impl Scan<'_> {
             }
             (5 | 6, Some(b't')) if is(b"table") || is(b"tables") => match self.before {
                 Word::Lock => self.hints.hint.add(Hint::TABLE_LOCK),
+                Word::Temporary => self.hints.creates = self.hints.creates.saturating_add(1),
                 Word::Create | Word::Replace => {
                     self.hints.hint.add(Hint::CREATE_TABLE);
                     self.hints.creates = self.hints.creates.saturating_add(1);
@@ -280,6 +282,7 @@ impl Scan<'_> {
             (9, Some(b't')) if is(b"temporary") => {
                 if matches!(self.before, Word::Create | Word::Replace) {
                     self.hints.hint.add(Hint::TEMP_TABLE);
+                    return Word::Temporary;
                 }
             }
             (9.., Some(b'c')) if self.first == Word::Set && begins_with(word, b"c") => {
@@ -358,11 +361,19 @@ impl Scan<'_> {
     }
 
     fn name(&mut self) -> Option<Box<[u8]>> {
-        match self.lexer.next()?.1 {
+        let (start, token) = self.lexer.next()?;
+        match token {
             Token::Word(name) => Some(name.to_ascii_lowercase().into()),
             Token::Quoted(name) => {
                 let name = String::from_utf8_lossy(name).to_lowercase();
                 Some(name.replace("``", "`").into_bytes().into())
+            }
+            // A string can't be a name, so these are the quotes of an identifier.
+            Token::Text => {
+                let name = self.lexer.since(start);
+                let name = name.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+                let name = String::from_utf8_lossy(name).to_lowercase();
+                Some(name.replace("\"\"", "\"").into_bytes().into())
             }
             _ => None,
         }

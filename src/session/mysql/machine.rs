@@ -61,6 +61,8 @@ pub(super) struct Owed {
     pub(super) has_ops: bool,
     /// What its text may have done that counts from the reply on.
     pub(super) hint: Hint,
+    /// Tables that it creates, temporary ones too.
+    pub(super) creates: u32,
 }
 
 /// Where in the front command's reply the server is.
@@ -636,6 +638,7 @@ impl Machine {
             argument,
             has_ops: false,
             hint: Hint::default(),
+            creates: 0,
         });
     }
 

@@ -106,6 +106,8 @@ enum Ask {
     Locks,
     Counters,
     Clock,
+    /// Nothing: a setting is changed for the next question.
+    Setting,
     /// Values of user variables, from this one on.
     Values(usize),
     Temporary,
@@ -143,6 +145,8 @@ pub struct ProbeReader {
     rows: usize,
     answers: Answers,
     error: Option<ProbeError>,
+    /// The session's own limits cut the counters short.
+    recount: bool,
     over: bool,
 }
 
@@ -178,7 +182,7 @@ fn put(out: &mut BytesMut, spec: &ProbeSpec<'_>, asks: Vec<Ask>, checks: bool) -
             Ask::Locks => put_query(out, &sql::locks()),
             Ask::Counters => put_query(out, &sql::counters(family)),
             Ask::Clock => put_query(out, &sql::clock(family)),
-            Ask::Values(_) | Ask::Temporary => {}
+            Ask::Values(_) | Ask::Temporary | Ask::Setting => {}
         }
     }
     ProbeReader {
@@ -196,6 +200,7 @@ fn put(out: &mut BytesMut, spec: &ProbeSpec<'_>, asks: Vec<Ask>, checks: bool) -
         rows: 0,
         answers: Answers::default(),
         error: None,
+        recount: false,
         over: false,
     }
 }
@@ -223,7 +228,7 @@ impl ProbeReader {
             Event::Done(ok, payload) => {
                 if ask == Ask::Status {
                     self.on_status(&ok, payload);
-                } else {
+                } else if ask != Ask::Setting {
                     self.fail(0, "no rows");
                 }
             }
@@ -266,6 +271,18 @@ impl ProbeReader {
         let missing = match ask {
             Ask::Locks => Detection::LockInfo,
             Ask::UserVariables => Detection::UserVariables,
+            Ask::Counters if !self.second && self.grammar.family == Family::MySql => {
+                self.recount = true;
+                return;
+            }
+            Ask::Setting => {
+                // The limits may not be what they were.
+                self.fail(code, &String::from_utf8_lossy(message));
+                if let Some(error) = &mut self.error {
+                    error.usable = false;
+                }
+                return;
+            }
             _ => return self.fail(code, &String::from_utf8_lossy(message)),
         };
         if UNKNOWN_TABLE.contains(&code) {
@@ -278,10 +295,20 @@ impl ProbeReader {
     fn on_end(&mut self, ask: Ask) {
         self.kinds.clear();
         let rows = std::mem::take(&mut self.rows);
+        if ask == Ask::Counters {
+            let family = self.grammar.family;
+            let whole = sql::counted(family).all(|name| self.answers.counters.contains_key(name));
+            if !whole && family == Family::MySql && !self.second {
+                self.recount = true;
+            } else if !whole {
+                self.fail(0, "counters are missing");
+            }
+            return;
+        }
         if rows == 0
             && matches!(
                 ask,
-                Ask::Facts | Ask::Variables | Ask::Counters | Ask::Clock | Ask::Values(_)
+                Ask::Facts | Ask::Variables | Ask::Clock | Ask::Values(_)
             )
         {
             self.fail(0, "no rows");
@@ -294,7 +321,7 @@ impl ProbeReader {
             _ => None,
         };
         match ask {
-            Ask::Status => return None,
+            Ask::Status | Ask::Setting => return None,
             Ask::Facts => {
                 if row.len() != 7 {
                     return None;
@@ -405,6 +432,14 @@ impl ProbeReader {
         {
             put_query(out, &sql::temporary());
             asks.push(Ask::Temporary);
+        }
+        if self.recount {
+            let own = |name: &str| self.answers.variable(name).unwrap_or_default().to_owned();
+            let (limit, big) = (own("sql_select_limit"), own("sql_big_selects"));
+            put_query(out, sql::UNLIMITED);
+            put_query(out, &sql::counters(family));
+            put_query(out, &sql::limited(&limit, &big));
+            asks.extend([Ask::Setting, Ask::Counters, Ask::Setting]);
         }
         self.batch = Batch::new(self.grammar, vec![Expect::Query; asks.len()]);
         self.asks = asks;
@@ -566,6 +601,10 @@ impl ProbeReader {
         }
         let mut locks = BTreeMap::<BlockerKind, Vec<String>>::new();
         for (object, name, mode) in &answers.locks {
+            // What a transaction locks goes with it.
+            if answers.status.in_transaction() && object != "User lock" {
+                continue;
+            }
             let (kind, detail) = self.lock(
                 object,
                 name,
@@ -602,10 +641,11 @@ impl ProbeReader {
     ) -> (BlockerKind, String) {
         match object {
             "User lock" => (BlockerKind::UserLock, format!("GET_LOCK('{name}')")),
-            "Table metadata lock" if handlers && !self.held.tables_locked => {
+            _ if self.held.tables_locked => (BlockerKind::TableLock, format!("LOCK TABLES {name}")),
+            "Table metadata lock" if handlers => {
                 (BlockerKind::Handler, format!("HANDLER on {name}"))
             }
-            "Table metadata lock" if backups && !self.held.tables_locked => {
+            "Table metadata lock" if backups => {
                 (BlockerKind::GlobalLock, format!("BACKUP LOCK on {name}"))
             }
             "Table metadata lock" | "Schema metadata lock" => {
@@ -637,8 +677,8 @@ fn variable(family: Family, name: &str, value: Option<String>, kind: &str) -> Va
         Family::MariaDb => kind.contains("INT") || kind == "DOUBLE",
         Family::MySql => value.as_deref().is_some_and(is_number),
     };
-    // MySQL writes NULL as nothing; no character set has that name.
-    let null = family == Family::MySql && name.starts_with("character_set_");
+    // NULL is written as nothing; no character set has that name.
+    let null = name.starts_with("character_set_");
     Value {
         text: value.filter(|v| !(null && v.is_empty())).map(Into::into),
         number,
