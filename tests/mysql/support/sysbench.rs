@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 
 /// Tables, and rows in each.
-const SIZE: [&str; 2] = ["--tables=2", "--table-size=1000"];
+const SIZE: [&str; 2] = ["--tables=4", "--table-size=2000"];
 
 fn sysbench(port: u16, threads: usize) -> Command {
     let mut command = Command::new("sysbench");
@@ -57,8 +57,9 @@ impl Load {
             !text.contains("FATAL") && !errors.contains("FATAL"),
             "{text}\n{errors}"
         );
-        for line in text.lines().filter(|l| l.contains("err/s:")) {
-            assert!(line.contains("err/s: 0.00 reconn/s: 0.00"), "{line}");
+        // Errors that do not end it are its own deadlocks.
+        for line in text.lines().filter(|l| l.contains("reconn/s:")) {
+            assert!(line.contains("reconn/s: 0.00"), "{line}");
         }
     }
 }
