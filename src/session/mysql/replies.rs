@@ -287,6 +287,9 @@ impl Machine {
             self.tracked.take(ok.session, own);
             self.untracked |= std::mem::take(&mut self.tracked.overruled);
         }
+        if !ok.status.in_transaction() {
+            self.tracked.forget_transaction();
+        }
     }
 
     /// The client did not ask for all that the server tells.
