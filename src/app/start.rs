@@ -2,9 +2,10 @@
 
 use super::AppError;
 use super::query::Account;
-use crate::auth::Credential;
+use super::query_mysql::MysqlAccount;
 use crate::auth::scram::mock_salt;
 use crate::auth::users::Users;
+use crate::auth::{Credential, mysql};
 use crate::backend::cluster::{Cluster, Settings};
 use crate::backend::gate::Gate;
 use crate::backend::registry::Registry;
@@ -29,6 +30,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use zeroize::Zeroizing;
+
+/// Whether clients of MySQL and MariaDB are let in. Their servers can be run before that.
+pub(super) const SERVES_MYSQL: bool = false;
 
 /// One running cluster.
 pub(super) struct Running {
@@ -141,7 +145,7 @@ pub(super) async fn cluster(
         password: None,
     });
     let name = |e: AppError| AppError(format!("cluster {}: {e}", keys.name));
-    if keys.engine.speaks_mysql() {
+    if keys.engine.speaks_mysql() && !SERVES_MYSQL {
         return Err(name(fail(
             "MySQL and MariaDB are not served by this release yet",
         )));
@@ -202,14 +206,26 @@ fn provider(
     let password = account.password.as_ref().map(|p| p.reveal().to_owned());
     match &keys.provider {
         ProviderConfig::Static(fixed) => {
+            if keys.engine.speaks_mysql() {
+                let query = mysql_query(account, password.as_deref(), socket);
+                let provider =
+                    StaticProvider::new(keys.engine, endpoints(fixed), query).map_err(fail)?;
+                return Ok((Provider::Static(provider), None));
+            }
             let credential = password.map(|p| Credential::Password(Zeroizing::new(p)));
             let query = query(account, credential.clone(), socket);
-            let provider = StaticProvider::new(endpoints(fixed), query).map_err(fail)?;
+            let provider =
+                StaticProvider::new(keys.engine, endpoints(fixed), query).map_err(fail)?;
             Ok((Provider::Static(provider), credential))
         }
         ProviderConfig::Local(local) => {
             let config = local_config(keys, local, account, password);
             let data_dir = DataDir::open(&config).map_err(fail)?;
+            if keys.engine.speaks_mysql() {
+                let query = mysql_query(account, Some(data_dir.service_password()), socket);
+                let provider = LocalProvider::new(config, data_dir, query).map_err(fail)?;
+                return Ok((Provider::Local(Box::new(provider)), None));
+            }
             let secret = Zeroizing::new(data_dir.service_password().to_owned());
             let credential = Some(Credential::Password(secret));
             let query = query(account, credential.clone(), socket);
@@ -233,6 +249,20 @@ fn query(
     Arc::new(Account {
         params,
         credential,
+        socket,
+    })
+}
+
+/// The same for MySQL and MariaDB.
+pub(super) fn mysql_query(
+    account: &ServiceAccount,
+    password: Option<&str>,
+    socket: SocketConfig,
+) -> Arc<MysqlAccount> {
+    Arc::new(MysqlAccount {
+        user: account.user.clone(),
+        credential: password
+            .map(|p| mysql::Credential::Password(mysql::Password::new(p.as_bytes()))),
         socket,
     })
 }

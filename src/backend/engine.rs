@@ -1,5 +1,6 @@
 //! Which kind of database a cluster is.
 
+use crate::wire::mysql::handshake::Family;
 use std::fmt;
 
 /// A database engine, as `engine` in proxy.toml names it.
@@ -33,6 +34,15 @@ impl Engine {
             Self::Postgres => "PostgreSQL",
             Self::Mysql => "MySQL",
             Self::Mariadb => "MariaDB",
+        }
+    }
+
+    /// Which of the two it is, of those that speak MySQL's protocol.
+    pub const fn family(self) -> Option<Family> {
+        match self {
+            Self::Postgres => None,
+            Self::Mysql => Some(Family::MySql),
+            Self::Mariadb => Some(Family::MariaDb),
         }
     }
 

@@ -21,6 +21,7 @@ use super::LocalConfig;
 use super::data_dir::{DataDir, random};
 use super::files::Home;
 use super::process::{self, Process};
+use crate::backend::mysql::started::started_at_sql;
 use crate::backend::{Endpoint, Engine};
 use programs::Programs;
 use std::fs;
@@ -145,7 +146,7 @@ impl Mysql {
         data_dir: &DataDir,
         endpoint: &Endpoint,
     ) -> Result<Identified, QueryError> {
-        let rows = query.query(endpoint, identity_sql(self.engine)).await?;
+        let rows = query.query(endpoint, &identity_sql(self.engine)).await?;
         let unreadable = |what: &str| QueryError::Other(format!("{what} could not be read"));
         let row = rows.into_iter().next().unwrap_or_default();
         let mut row = row.into_iter().map(Option::unwrap_or_default);
@@ -170,22 +171,15 @@ impl Mysql {
     }
 }
 
-/// Version, `report_host`, and what no two starts have in common: the second of the start, as the difference of two
-/// times that are both the statement's own (so it never wavers), and `report_host`, which for servers of ours is
-/// another one at each start. Every user can ask that, and every session gets the same answer.
-fn identity_sql(engine: Engine) -> &'static str {
-    match engine {
-        Engine::Mysql => {
-            "SELECT VERSION(), @@GLOBAL.report_host, (SELECT CONCAT_WS(' ', \
-             CAST(UNIX_TIMESTAMP() AS SIGNED) - CAST(s.VARIABLE_VALUE AS SIGNED), @@GLOBAL.report_host) \
-             FROM performance_schema.global_status s WHERE s.VARIABLE_NAME = 'Uptime')"
-        }
-        _ => {
-            "SELECT VERSION(), @@GLOBAL.report_host, (SELECT CONCAT_WS(' ', \
-             CAST(UNIX_TIMESTAMP() AS SIGNED) - CAST(s.VARIABLE_VALUE AS SIGNED), @@GLOBAL.report_host) \
-             FROM information_schema.GLOBAL_STATUS s WHERE s.VARIABLE_NAME = 'UPTIME')"
-        }
-    }
+/// Whether its programs are there; else what is missing.
+pub(super) fn installed(engine: Engine) -> Result<(), ProviderError> {
+    Programs::find(engine, None).map(drop)
+}
+
+/// Version, `report_host`, and which start it is: what sessions ask as well.
+fn identity_sql(engine: Engine) -> String {
+    let started = engine.family().map(started_at_sql).unwrap_or_default();
+    format!("SELECT VERSION(), @@GLOBAL.report_host, ({started})")
 }
 
 /// The living server of a data directory: it works there and is called as servers are.
