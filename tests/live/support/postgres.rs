@@ -1,5 +1,6 @@
 //! Starts PostgreSQL servers for tests: initdb once per machine into a template, a copy per server.
 
+pub(crate) use super::ports::Port;
 use super::wire::{Client, Target};
 use super::{SOON, servers, wait_for};
 use nix::fcntl::{Flock, FlockArg};
@@ -9,7 +10,6 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 /// Name and password of the superuser.
@@ -82,47 +82,6 @@ fn command(program: &str) -> Command {
 pub(crate) fn give_away(dir: &Path) {
     if let Some(user) = account() {
         nix::unistd::chown(dir, Some(user.uid), Some(user.gid)).expect("chown as root");
-    }
-}
-
-/// A port that no other test on this machine uses, held by a lock file as long as this lives. Below the
-/// range from which the system takes ports for outgoing connections.
-#[derive(Debug)]
-pub(crate) struct Port {
-    /// The number.
-    pub(crate) number: u16,
-    _lock: Flock<File>,
-}
-
-impl Port {
-    /// Takes a free port.
-    pub(crate) fn take() -> Self {
-        static NEXT: AtomicU16 = AtomicU16::new(0);
-        let dir = std::env::temp_dir().join("slackwater-test-ports");
-        fs::create_dir_all(&dir).unwrap();
-        for _ in 0..10_000 {
-            let step = NEXT.fetch_add(1, Ordering::Relaxed);
-            let seed = (std::process::id() as u16)
-                .wrapping_mul(61)
-                .wrapping_add(step);
-            let number = 16_000 + seed % 15_000;
-            let file = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(dir.join(number.to_string()))
-                .unwrap();
-            let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
-                continue;
-            };
-            if std::net::TcpListener::bind(("127.0.0.1", number)).is_ok() {
-                return Self {
-                    number,
-                    _lock: lock,
-                };
-            }
-        }
-        panic!("no free port");
     }
 }
 
