@@ -2,9 +2,12 @@
 
 use super::AppError;
 use super::handler::Handler;
-use super::start::{self, Running, fail};
+use super::start::{self, AnyEntry, Running, fail};
 use crate::api::view::ReloadReport;
 use crate::api::{Control, ControlError, ErrorCode};
+use crate::auth::mysql::rsa::PrivateKey;
+use crate::backend::cluster::Cluster;
+use crate::backend::mysql::verifiers as mysql_verifiers;
 use crate::backend::registry::Ask;
 use crate::backend::verifiers::Verifiers;
 use crate::config::{AuthSource, Config};
@@ -12,6 +15,7 @@ use crate::net::admission::{Admission, AdmissionLimits};
 use crate::net::handshake::HandshakeConfig;
 use crate::net::janitor::{self, Rests};
 use crate::net::login::{self, Entrance};
+use crate::net::mysql;
 use crate::net::shared::{Limits, Shared};
 use crate::net::workers::Workers;
 use crate::observe::Metrics;
@@ -42,6 +46,8 @@ pub(super) struct App {
     path: Option<PathBuf>,
     pub(super) entrance: Arc<Entrance>,
     handshake: Arc<HandshakeConfig>,
+    mysql_entrance: Arc<mysql::serve::Entrance>,
+    mysql_handshake: Arc<mysql::handshake::HandshakeConfig>,
     pub(super) metrics: Metrics,
     mock_secret: [u8; 32],
     stop: CancellationToken,
@@ -76,22 +82,42 @@ impl App {
         };
         let socket = socket_config(&config);
         let shared = Arc::new(Shared::new(metrics.clone(), limits));
-        let (mut clusters, mut entries) = (Vec::new(), Vec::new());
+        let mut clusters = Vec::new();
+        let (mut entries, mut mysql_entries) = (Vec::new(), Vec::new());
         for keys in &config.clusters {
             let (running, entry) =
                 start::cluster(keys.clone(), socket, &mock_secret, &metrics).await?;
             clusters.push(running);
-            entries.push(entry);
+            match entry {
+                AnyEntry::Pg(entry) => entries.push(*entry),
+                AnyEntry::Mysql(entry) => mysql_entries.push(*entry),
+            }
         }
-        let tls = config
-            .listen
-            .postgres
-            .as_ref()
-            .map_or(crate::transport::ListenTls::Off, |l| l.tls);
+        let tls = |listen: &Option<crate::config::ListenConfig>| {
+            listen
+                .as_ref()
+                .map_or(crate::transport::ListenTls::Off, |l| l.tls)
+        };
+        let admission = Arc::new(Admission::new(
+            admission_limits(&config.limits),
+            metrics.logins.clone(),
+        ));
+        let rsa = PrivateKey::generate().ok_or_else(|| fail("no RSA key can be made"))?;
         Ok(Arc::new(Self {
             clusters,
+            mysql_handshake: Arc::new(mysql::handshake::HandshakeConfig {
+                tls: tls(&config.listen.mysql),
+                certificates: Arc::clone(&certificates),
+                mock_secret,
+                rsa: Arc::new(rsa),
+            }),
+            mysql_entrance: Arc::new(mysql::serve::Entrance {
+                shared: Arc::clone(&shared),
+                entries: mysql_entries,
+                admission: Arc::clone(&admission),
+            }),
             handshake: Arc::new(HandshakeConfig {
-                tls,
+                tls: tls(&config.listen.postgres),
                 certificates: Arc::clone(&certificates),
                 mock_secret,
             }),
@@ -99,10 +125,7 @@ impl App {
             entrance: Arc::new(Entrance {
                 shared,
                 entries,
-                admission: Arc::new(Admission::new(
-                    admission_limits(&config.limits),
-                    metrics.logins.clone(),
-                )),
+                admission,
             }),
             config: Mutex::new(config),
             path,
@@ -128,12 +151,18 @@ impl App {
             tokio::spawn(janitor::run(cluster, rests, self.entrance.shared.limits));
             tokio::spawn(Arc::clone(&running.coordinator).watch());
         }
-        for address in config.listen.postgres.iter().flat_map(|l| &l.addresses) {
-            let listener = socket::bind(address)
-                .await
-                .map_err(|e| fail(format!("can't listen on {address}: {e}")))?;
-            tracing::info!(%address, "listening for PostgreSQL clients");
-            tokio::spawn(Arc::clone(&self).accept(listener, socket));
+        for (listen, mysql) in [
+            (&config.listen.postgres, false),
+            (&config.listen.mysql, true),
+        ] {
+            for address in listen.iter().flat_map(|l| &l.addresses) {
+                let listener = socket::bind(address)
+                    .await
+                    .map_err(|e| fail(format!("can't listen on {address}: {e}")))?;
+                let clients = if mysql { "MySQL" } else { "PostgreSQL" };
+                tracing::info!(%address, "listening for {clients} clients");
+                tokio::spawn(Arc::clone(&self).accept(listener, socket, mysql));
+            }
         }
         let admin = self.listen_admin(&config).await?;
         super::print(greeting);
@@ -169,7 +198,12 @@ impl App {
         }))
     }
 
-    async fn accept(self: Arc<Self>, listener: socket::Listener, config: SocketConfig) {
+    async fn accept(
+        self: Arc<Self>,
+        listener: socket::Listener,
+        config: SocketConfig,
+        mysql: bool,
+    ) {
         loop {
             let stream = tokio::select! {
                 stream = listener.accept() => stream,
@@ -177,14 +211,29 @@ impl App {
             };
             match stream {
                 Ok(stream) => {
-                    let entrance = Arc::clone(&self.entrance);
-                    let handshake = Arc::clone(&self.handshake);
-                    self.workers.spawn(move || async move {
-                        match stream.settle(&config) {
-                            Ok(stream) => login::serve(stream, entrance, handshake).await,
-                            Err(error) => tracing::warn!(%error, "a client's socket can't be used"),
-                        }
-                    });
+                    let unusable =
+                        |error| tracing::warn!(%error, "a client's socket can't be used");
+                    if mysql {
+                        let entrance = Arc::clone(&self.mysql_entrance);
+                        let handshake = Arc::clone(&self.mysql_handshake);
+                        self.workers.spawn(move || async move {
+                            match stream.settle(&config) {
+                                Ok(stream) => {
+                                    mysql::serve::serve(stream, entrance, handshake).await;
+                                }
+                                Err(error) => unusable(error),
+                            }
+                        });
+                    } else {
+                        let entrance = Arc::clone(&self.entrance);
+                        let handshake = Arc::clone(&self.handshake);
+                        self.workers.spawn(move || async move {
+                            match stream.settle(&config) {
+                                Ok(stream) => login::serve(stream, entrance, handshake).await,
+                                Err(error) => unusable(error),
+                            }
+                        });
+                    }
                 }
                 Err(error) => {
                     // Out of descriptors: nobody is served faster by asking again at once.
@@ -274,19 +323,32 @@ impl App {
             ..new.clone()
         }))
         .map_err(|e| refuse(format!("TLS: {e}")))?;
-        let mut users = Vec::new();
-        for (keys, entry) in new.clusters.iter().zip(&self.entrance.entries) {
-            if keys.name == *entry.cluster.name
-                && let (AuthSource::Users { users: list, .. }, Verifiers::File(known)) =
-                    (&keys.auth.source, &entry.verifiers)
+        let (mut users, mut mysql_users) = (Vec::new(), Vec::new());
+        for keys in &new.clusters {
+            let AuthSource::Users { users: list, .. } = &keys.auth.source else {
+                continue;
+            };
+            let wrong = |e: AppError| refuse(e.to_string());
+            let of = |cluster: &Cluster| *cluster.name == *keys.name;
+            let pg = self.entrance.entries.iter().find(|e| of(&e.cluster));
+            let mysql = self.mysql_entrance.entries.iter().find(|e| of(&e.cluster));
+            if let Some(Verifiers::File(known)) = pg.map(|e| &e.verifiers) {
+                let read = start::users(list, &self.mock_secret).map_err(wrong)?;
+                users.push((known, read));
+            } else if let Some(mysql_verifiers::Verifiers::File(known)) =
+                mysql.map(|e| &e.verifiers)
             {
-                let read = start::users(list, &self.mock_secret);
-                users.push((known, read.map_err(|e| refuse(e.to_string()))?));
-                let key = format!("clusters.{}.auth.users_file", keys.name);
-                report.changed.push(key);
+                mysql_users.push((known, start::mysql_users(list).map_err(wrong)?));
+            } else {
+                continue;
             }
+            let key = format!("clusters.{}.auth.users_file", keys.name);
+            report.changed.push(key);
         }
         for (known, read) in users {
+            known.store(Arc::new(read));
+        }
+        for (known, read) in mysql_users {
             known.store(Arc::new(read));
         }
         self.certificates.install(tls);

@@ -177,22 +177,19 @@ impl Place {
             Ok(()) => self.engines.push(Engine::Postgres),
             Err(why) => missing.push(why),
         }
-        if start::SERVES_MYSQL {
-            let both = [Engine::Mariadb, Engine::Mysql];
-            let used = both.into_iter().find(|e| self.server(*e).exists());
-            match used {
-                Some(used) => match installed(used) {
-                    Ok(()) => self.engines.push(used),
-                    Err(why) => missing.push(why),
-                },
-                None => match both.into_iter().find(|e| installed(*e).is_ok()) {
-                    Some(found) => self.engines.push(found),
-                    None => missing.push(
-                        "no MariaDB or MySQL server: install the package `mariadb-server`"
-                            .to_owned(),
-                    ),
-                },
-            }
+        let both = [Engine::Mariadb, Engine::Mysql];
+        let used = both.into_iter().find(|e| self.server(*e).exists());
+        match used {
+            Some(used) => match installed(used) {
+                Ok(()) => self.engines.push(used),
+                Err(why) => missing.push(why),
+            },
+            None => match both.into_iter().find(|e| installed(*e).is_ok()) {
+                Some(found) => self.engines.push(found),
+                None => missing.push(
+                    "no MariaDB or MySQL server: install the package `mariadb-server`".to_owned(),
+                ),
+            },
         }
         if self.engines.is_empty() {
             return Err(fail(missing.join("; ")));
@@ -642,10 +639,6 @@ mod tests {
         let (engines, missing) = chosen(&Engine::ALL).unwrap();
         assert_eq!((engines[0], missing.as_str()), (Engine::Postgres, ""));
         assert!(chosen(&[]).unwrap_err().contains("no postgres"));
-        if !start::SERVES_MYSQL {
-            assert_eq!(engines.len(), 1);
-            return;
-        }
         assert_eq!(engines[1], Engine::Mariadb);
         let (engines, missing) = chosen(&[Engine::Postgres]).unwrap();
         assert_eq!(engines, [Engine::Postgres]);

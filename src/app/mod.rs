@@ -4,7 +4,6 @@ mod control;
 mod dev;
 mod handler;
 mod query;
-mod query_mysql;
 mod start;
 
 use crate::config::Config;

@@ -1,26 +1,31 @@
 //! From a checked configuration to running parts.
 
 use super::AppError;
-use super::query::Account;
-use super::query_mysql::MysqlAccount;
+use super::query::{Account, MysqlAccount};
+use crate::auth::Credential;
+use crate::auth::mysql::Password;
 use crate::auth::scram::mock_salt;
 use crate::auth::users::Users;
-use crate::auth::{Credential, mysql};
 use crate::backend::cluster::{Cluster, Settings};
 use crate::backend::gate::Gate;
+use crate::backend::mysql::connect::Request;
+use crate::backend::mysql::verifiers as mysql_verifiers;
 use crate::backend::registry::Registry;
-use crate::backend::service::Service;
+use crate::backend::service::{self, Service};
 use crate::backend::verifiers::Verifiers;
-use crate::backend::{Capacity, Endpoint};
+use crate::backend::{Capacity, Endpoint, Engine};
 use crate::config::{
     AuthMethod, AuthSource, ClusterConfig, Config, LocalProvider as LocalKeys, ProviderConfig,
     ServiceAccount, StaticProvider as StaticKeys,
 };
 use crate::net::authentication::Method;
 use crate::net::login::Entry;
+use crate::net::mysql;
 use crate::observe::Metrics;
 use crate::provider::local::DataDir;
-use crate::provider::{LocalConfig, LocalProvider, Provider, StaticEndpoint, StaticProvider};
+use crate::provider::{
+    LocalConfig, LocalProvider, Provider, ServerQuery, StaticEndpoint, StaticProvider,
+};
 use crate::scale::coordinator::{Coordinator, Rules};
 use crate::transport::SocketConfig;
 use crate::transport::tls::{Shown, Source};
@@ -29,10 +34,8 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use zeroize::Zeroizing;
-
-/// Whether clients of MySQL and MariaDB are let in. Their servers can be run before that.
-pub(super) const SERVES_MYSQL: bool = false;
 
 /// One running cluster.
 pub(super) struct Running {
@@ -132,30 +135,36 @@ pub(super) fn users(
         .map_err(|e| fail(format!("users_file: {e}")))
 }
 
+/// A cluster as the listener of its engine knows it.
+pub(super) enum AnyEntry {
+    Pg(Box<Entry>),
+    Mysql(Box<mysql::serve::Entry>),
+}
+
 /// Builds one cluster and starts, or finds, its server.
 pub(super) async fn cluster(
     keys: ClusterConfig,
     socket: SocketConfig,
     mock_secret: &[u8; 32],
     metrics: &Metrics,
-) -> Result<(Running, Entry), AppError> {
+) -> Result<(Running, AnyEntry), AppError> {
     let account = keys.auth.service.clone().unwrap_or_else(|| ServiceAccount {
         user: "slackwater".to_owned(),
-        database: "postgres".to_owned(),
+        database: if keys.engine.speaks_mysql() {
+            String::new()
+        } else {
+            "postgres".to_owned()
+        },
         password: None,
     });
     let name = |e: AppError| AppError(format!("cluster {}: {e}", keys.name));
-    if keys.engine.speaks_mysql() && !SERVES_MYSQL {
-        return Err(name(fail(
-            "MySQL and MariaDB are not served by this release yet",
-        )));
-    }
-    let (provider, credential) = provider(&keys, &account, socket).map_err(name)?;
+    let (provider, password) = provider(&keys, &account, socket).map_err(name)?;
     let registry = Arc::new(Registry::default());
     let limit = usize::try_from(keys.sessions.max_server_connections).unwrap_or(usize::MAX);
     let gate = Gate::new(limit, Arc::clone(&registry));
-    let service = Service::new(account.user, account.database, credential, socket);
+    let service = Service::new(service_account(keys.engine, account, password), socket);
     let settings = Settings {
+        engine: keys.engine,
         socket,
         max_outage: keys.scaling.max_outage,
         custom_settings: keys.sessions.custom_settings.clone(),
@@ -171,7 +180,26 @@ pub(super) async fn cluster(
         .start(keys.capacity.min)
         .await
         .map_err(|e| name(fail(e)))?;
-    let entry = Entry {
+    let entry = if keys.engine.speaks_mysql() {
+        AnyEntry::Mysql(Box::new(mysql_entry(cluster, &keys)?))
+    } else {
+        AnyEntry::Pg(Box::new(pg_entry(cluster, &keys, mock_secret)?))
+    };
+    Ok((
+        Running {
+            config: keys,
+            coordinator,
+        },
+        entry,
+    ))
+}
+
+fn pg_entry(
+    cluster: Arc<Cluster>,
+    keys: &ClusterConfig,
+    mock_secret: &[u8; 32],
+) -> Result<Entry, AppError> {
+    Ok(Entry {
         cluster,
         default: keys.default,
         hostnames: keys.hostnames.clone(),
@@ -188,83 +216,108 @@ pub(super) async fn cluster(
                 Verifiers::File(arc_swap::ArcSwap::from_pointee(users(list, mock_secret)?))
             }
         },
-    };
-    Ok((
-        Running {
-            config: keys,
-            coordinator,
-        },
-        entry,
-    ))
+    })
 }
 
+/// Users of a users file, for MySQL and MariaDB.
+pub(super) fn mysql_users(
+    users: &[(String, crate::config::Secret)],
+) -> Result<Users<crate::auth::mysql::Secret>, AppError> {
+    let pairs = users.iter().map(|(name, s)| (name.as_str(), s.reveal()));
+    Users::of_mysql(pairs).map_err(|e| fail(format!("users_file: {e}")))
+}
+
+fn mysql_entry(
+    cluster: Arc<Cluster>,
+    keys: &ClusterConfig,
+) -> Result<mysql::serve::Entry, AppError> {
+    Ok(mysql::serve::Entry {
+        family: keys.engine.into(),
+        cluster,
+        default: keys.default,
+        hostnames: keys.hostnames.clone(),
+        client_certificate: keys.auth.client_certificate,
+        verifiers: match &keys.auth.source {
+            AuthSource::Server { .. } => mysql_verifiers::Verifiers::server(),
+            AuthSource::Users { users: list, .. } => mysql_verifiers::Verifiers::File(
+                arc_swap::ArcSwap::from_pointee(mysql_users(list)?),
+            ),
+        },
+        passwords: mysql_verifiers::Passwords::default(),
+        thousands: AtomicU32::new(0),
+    })
+}
+
+/// Who asks servers on Slackwater's behalf.
+fn service_account(
+    engine: Engine,
+    account: ServiceAccount,
+    password: Option<Zeroizing<String>>,
+) -> service::Account {
+    if !engine.speaks_mysql() {
+        return service::Account::Pg {
+            user: account.user,
+            database: account.database,
+            credential: password.map(Credential::Password),
+        };
+    }
+    let database = Some(account.database.as_bytes()).filter(|name| !name.is_empty());
+    service::Account::Mysql {
+        request: Request::own(account.user.as_bytes(), database),
+        credential: password.as_deref().map(|p| mysql_credential(p)),
+    }
+}
+
+fn mysql_credential(password: &str) -> crate::auth::mysql::Credential {
+    crate::auth::mysql::Credential::Password(Password::new(password.as_bytes()))
+}
+
+/// The provider, and the password of the service account.
 fn provider(
     keys: &ClusterConfig,
     account: &ServiceAccount,
     socket: SocketConfig,
-) -> Result<(Provider, Option<Credential>), AppError> {
+) -> Result<(Provider, Option<Zeroizing<String>>), AppError> {
     let password = account.password.as_ref().map(|p| p.reveal().to_owned());
+    let query = |password: Option<&Zeroizing<String>>| -> Arc<dyn ServerQuery> {
+        let engine = keys.engine;
+        if engine.speaks_mysql() {
+            let database = Some(account.database.as_bytes()).filter(|name| !name.is_empty());
+            return Arc::new(MysqlAccount {
+                engine,
+                request: Request::own(account.user.as_bytes(), database),
+                credential: password.map(|p| mysql_credential(p)),
+                socket,
+            });
+        }
+        let pair = |name: &str, value: &str| (name.as_bytes().into(), value.as_bytes().into());
+        let params = StartupParams(vec![
+            pair("user", &account.user),
+            pair("database", &account.database),
+            pair("application_name", "slackwater"),
+        ]);
+        Arc::new(Account {
+            params,
+            credential: password.cloned().map(Credential::Password),
+            socket,
+        })
+    };
     match &keys.provider {
         ProviderConfig::Static(fixed) => {
-            if keys.engine.speaks_mysql() {
-                let query = mysql_query(account, password.as_deref(), socket);
-                let provider =
-                    StaticProvider::new(keys.engine, endpoints(fixed), query).map_err(fail)?;
-                return Ok((Provider::Static(provider), None));
-            }
-            let credential = password.map(|p| Credential::Password(Zeroizing::new(p)));
-            let query = query(account, credential.clone(), socket);
-            let provider =
-                StaticProvider::new(keys.engine, endpoints(fixed), query).map_err(fail)?;
-            Ok((Provider::Static(provider), credential))
+            let password = password.map(Zeroizing::new);
+            let query = query(password.as_ref());
+            let provider = StaticProvider::new(endpoints(fixed), query).map_err(fail)?;
+            Ok((Provider::Static(provider), password))
         }
         ProviderConfig::Local(local) => {
             let config = local_config(keys, local, account, password);
             let data_dir = DataDir::open(&config).map_err(fail)?;
-            if keys.engine.speaks_mysql() {
-                let query = mysql_query(account, Some(data_dir.service_password()), socket);
-                let provider = LocalProvider::new(config, data_dir, query).map_err(fail)?;
-                return Ok((Provider::Local(Box::new(provider)), None));
-            }
-            let secret = Zeroizing::new(data_dir.service_password().to_owned());
-            let credential = Some(Credential::Password(secret));
-            let query = query(account, credential.clone(), socket);
+            let password = Some(Zeroizing::new(data_dir.service_password().to_owned()));
+            let query = query(password.as_ref());
             let provider = LocalProvider::new(config, data_dir, query).map_err(fail)?;
-            Ok((Provider::Local(Box::new(provider)), credential))
+            Ok((Provider::Local(Box::new(provider)), password))
         }
     }
-}
-
-fn query(
-    account: &ServiceAccount,
-    credential: Option<Credential>,
-    socket: SocketConfig,
-) -> Arc<Account> {
-    let pair = |name: &str, value: &str| (name.as_bytes().into(), value.as_bytes().into());
-    let params = StartupParams(vec![
-        pair("user", &account.user),
-        pair("database", &account.database),
-        pair("application_name", "slackwater"),
-    ]);
-    Arc::new(Account {
-        params,
-        credential,
-        socket,
-    })
-}
-
-/// The same for MySQL and MariaDB.
-pub(super) fn mysql_query(
-    account: &ServiceAccount,
-    password: Option<&str>,
-    socket: SocketConfig,
-) -> Arc<MysqlAccount> {
-    Arc::new(MysqlAccount {
-        user: account.user.clone(),
-        credential: password
-            .map(|p| mysql::Credential::Password(mysql::Password::new(p.as_bytes()))),
-        socket,
-    })
 }
 
 fn endpoints(keys: &StaticKeys) -> Vec<StaticEndpoint> {

@@ -1,10 +1,13 @@
 //! What the sessions of one cluster share.
 
+use super::engine::Engine;
 use super::exec::{ExecError, Rows};
 use super::gate::Gate;
 use super::line::Line;
+use super::mysql::offer::Offer;
 use super::registry::Registry;
 use super::service::Service;
+use crate::session::mysql::snapshot::Baseline;
 use crate::session::pg::CATALOG_NAMES_SQL;
 use crate::transport::SocketConfig;
 use parking_lot::Mutex;
@@ -23,14 +26,27 @@ const UNREAD_KEPT: Duration = Duration::from_secs(5);
 /// Most rehearsals that are remembered.
 const REHEARSALS_MAX: usize = 10_000;
 
-/// Hash of what decides whether a session could log in again and take its roles.
-const ACCESS: &str = "SELECT pg_catalog.md5(pg_catalog.string_agg(x.t, '' ORDER BY x.t)) FROM (\
+/// What tells of a change in what decides whether a session could log in again and take its roles.
+const fn access(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Postgres => POSTGRES_ACCESS,
+        Engine::Mysql => {
+            "CHECKSUM TABLE mysql.user, mysql.db, mysql.role_edges, mysql.default_roles"
+        }
+        Engine::Mariadb => "CHECKSUM TABLE mysql.global_priv, mysql.db, mysql.roles_mapping",
+    }
+}
+
+const POSTGRES_ACCESS: &str = "SELECT pg_catalog.md5(pg_catalog.string_agg(x.t, '' ORDER BY x.t)) FROM (\
 SELECT a::text || (a.rolvaliduntil < pg_catalog.now())::text AS t FROM pg_catalog.pg_authid a WHERE a.rolvaliduntil IS NOT NULL \
 UNION ALL SELECT a::text FROM pg_catalog.pg_authid a \
 UNION ALL SELECT m::text FROM pg_catalog.pg_auth_members m \
 UNION ALL SELECT s::text FROM pg_catalog.pg_db_role_setting s \
 UNION ALL SELECT pg_catalog.concat(d.oid, d.datname, d.datallowconn, d.datconnlimit, d.datacl::text) FROM pg_catalog.pg_database d \
 UNION ALL SELECT pg_catalog.pg_conf_load_time()::text) x";
+
+/// Most kinds of logins whose state is remembered.
+const BASELINES_MAX: usize = 1000;
 
 /// Most custom setting names that are remembered of one database.
 const NAMES_MAX: usize = 1000;
@@ -40,6 +56,8 @@ const NAMES_MAX: usize = 1000;
 pub struct Cluster {
     /// Its name.
     pub name: Arc<str>,
+    /// What its servers are.
+    pub engine: Engine,
     /// Who serves, and holds.
     pub gate: Arc<Gate>,
     /// Its sessions.
@@ -67,6 +85,8 @@ pub struct Cluster {
     access_changed: Mutex<Instant>,
     processes: Mutex<Processes>,
     role_settings: Mutex<(String, Instant)>,
+    offer: Mutex<Option<Offer>>,
+    baselines: Mutex<HashMap<[u8; 32], Arc<Baseline>>>,
     trouble: tokio::sync::Notify,
 }
 
@@ -120,6 +140,7 @@ impl Cluster {
     ) -> Self {
         Self {
             name: Arc::from(name),
+            engine: settings.engine,
             gate,
             registry,
             line: Line::default(),
@@ -139,6 +160,8 @@ impl Cluster {
                 ..Processes::default()
             }),
             role_settings: Mutex::new((String::new(), Instant::now())),
+            offer: Mutex::default(),
+            baselines: Mutex::default(),
             trouble: tokio::sync::Notify::new(),
         }
     }
@@ -259,8 +282,13 @@ impl Cluster {
             return;
         }
         let began = Instant::now();
-        let rows = self.service.query(&self.gate, ACCESS, &[]).await;
-        let digest = rows.map(|rows| rows.into_iter().flatten().flatten().next());
+        let sql = access(self.engine);
+        let rows = self.service.query(&self.gate, sql, &[]).await;
+        let whole = |rows: Rows| {
+            let values: Option<Vec<String>> = rows.into_iter().flatten().collect();
+            values.filter(|v| !v.is_empty()).map(|v| v.join(" "))
+        };
+        let digest = rows.map(whole);
         known.read = Some(began);
         match digest {
             Ok(digest) if digest.is_some() => {
@@ -299,6 +327,35 @@ impl Cluster {
     /// Takes the number of sessions that found that.
     pub fn take_blocked(&self) -> usize {
         self.blocked.swap(0, Ordering::AcqRel)
+    }
+
+    /// MySQL and MariaDB: what clients are greeted with; none before a server was seen.
+    pub fn offer(&self) -> Option<Offer> {
+        let known = self.offer.lock().clone();
+        known.or_else(|| self.service.offer())
+    }
+
+    /// What a server offers was seen. Clients are offered what all servers have that were seen so far.
+    pub fn learn_offer(&self, seen: &Offer) {
+        let mut offer = self.offer.lock();
+        *offer = Some(match &*offer {
+            Some(known) => seen.and(known),
+            None => seen.clone(),
+        });
+    }
+
+    /// What a fresh login of this kind holds.
+    pub fn baseline(&self, kind: &[u8; 32]) -> Option<Arc<Baseline>> {
+        self.baselines.lock().get(kind).cloned()
+    }
+
+    /// A fresh login of this kind was looked at.
+    pub fn note_baseline(&self, kind: [u8; 32], baseline: Arc<Baseline>) {
+        let mut known = self.baselines.lock();
+        if known.len() >= BASELINES_MAX {
+            known.clear();
+        }
+        known.insert(kind, baseline);
     }
 
     /// The number to tell a client whose first server process is `real`: that one, unless a living
@@ -354,6 +411,8 @@ impl Cluster {
 /// What a cluster is configured with, as far as its sessions care.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// What its servers are.
+    pub engine: Engine,
     /// Keepalive towards servers.
     pub socket: SocketConfig,
     /// How long held requests wait for a server that is away.

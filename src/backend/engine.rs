@@ -37,18 +37,19 @@ impl Engine {
         }
     }
 
-    /// Which of the two it is, of those that speak MySQL's protocol.
-    pub const fn family(self) -> Option<Family> {
-        match self {
-            Self::Postgres => None,
-            Self::Mysql => Some(Family::MySql),
-            Self::Mariadb => Some(Family::MariaDb),
-        }
-    }
-
     /// Whether clients speak MySQL's protocol with it, and come in by `[listen.mysql]`.
     pub const fn speaks_mysql(self) -> bool {
         matches!(self, Self::Mysql | Self::Mariadb)
+    }
+}
+
+impl From<Engine> for Family {
+    /// Which descendant of MySQL an engine is; PostgreSQL is none, and is not asked about.
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Mariadb => Self::MariaDb,
+            Engine::Mysql | Engine::Postgres => Self::MySql,
+        }
     }
 }
 

@@ -17,6 +17,9 @@ pub enum ExecError {
     /// The login failed.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// A server of MySQL or MariaDB did not do it.
+    #[error(transparent)]
+    Mysql(#[from] super::mysql::exec::ExecError),
     /// The server refused the statement.
     #[error("{} ({})", .0.message, .0.code)]
     Server(Box<ErrorFields>),
@@ -33,8 +36,18 @@ impl ExecError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Connect(error) => error.may_pass(),
+            Self::Mysql(error) => error.may_pass(),
             Self::Server(fields) => fields.is_fatal(),
             Self::Io(_) | Self::Timeout => true,
+        }
+    }
+
+    /// The connection can't be used again.
+    pub fn breaks(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::Io(_) | Self::Timeout => true,
+            Self::Mysql(error) => error.is_fatal(),
+            Self::Server(fields) => fields.is_fatal(),
         }
     }
 }

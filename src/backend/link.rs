@@ -1,42 +1,68 @@
 //! A session's server connection together with its right to exist.
 
-use super::connect::{Connected, cancel, close};
+use super::connect;
 use super::gate::{Lease, Serving};
+use super::mysql::connect::{self as mysql, Kill, Request};
+use crate::auth::mysql::Credential;
 use crate::transport::SocketConfig;
 use crate::transport::stream::Stream;
 use bytes::Bytes;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a cancel may take.
 pub const CANCEL_MAX: Duration = Duration::from_secs(10);
 
+/// How the server knows a connection, and how what runs on it is ended.
+#[derive(Clone)]
+pub enum Peer {
+    /// PostgreSQL.
+    Pg {
+        /// The server process.
+        process: i32,
+        /// Its cancel key.
+        secret: Bytes,
+    },
+    /// MySQL or MariaDB.
+    Mysql {
+        /// The number of the connection.
+        connection_id: u32,
+        /// Who may end what runs on it.
+        who: Arc<(Request, Credential)>,
+    },
+}
+
 /// A server connection under its lease. However it is let go, the server is told, and the lease goes
 /// back only when the server has closed.
 pub struct Link {
     stream: Option<Stream>,
     lease: Option<Lease>,
-    /// The server process.
-    pub process: i32,
-    /// Its cancel key.
-    pub secret: Bytes,
+    peer: Peer,
 }
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Link to server process {}", self.process)
+        write!(f, "Link to server process {}", self.number())
     }
 }
 
 impl Link {
     /// Binds a connection to its lease.
-    pub fn new(connected: Connected, lease: Lease) -> Self {
+    pub fn new(stream: Stream, peer: Peer, lease: Lease) -> Self {
         Self {
-            stream: Some(connected.stream),
+            stream: Some(stream),
             lease: Some(lease),
-            process: connected.process,
-            secret: connected.secret,
+            peer,
+        }
+    }
+
+    /// The number that the server has for it.
+    pub fn number(&self) -> i64 {
+        match &self.peer {
+            Peer::Pg { process, .. } => i64::from(*process),
+            Peer::Mysql { connection_id, .. } => i64::from(*connection_id),
         }
     }
 
@@ -70,17 +96,10 @@ impl Link {
     /// Cancels what runs on it.
     pub fn cancel(&self, socket: SocketConfig) -> impl Future<Output = ()> + Send + 'static {
         let serving = self.serving().cloned();
-        let (process, secret) = (self.process, self.secret.clone());
+        let peer = self.peer.clone();
         async move {
-            let Some(serving) = serving else { return };
-            if secret.is_empty() {
-                tracing::warn!("the server told no cancel key, so what runs can't be cancelled");
-                return;
-            }
-            let deadline = Instant::now() + CANCEL_MAX;
-            let done = cancel(&serving.endpoint, &socket, process, &secret, deadline).await;
-            if let Err(error) = done {
-                tracing::warn!(%error, "a cancel request could not be delivered");
+            if let Some(serving) = serving {
+                cancel(&serving, &socket, &peer).await;
             }
         }
     }
@@ -105,8 +124,44 @@ impl Link {
     /// Lets it go and waits until the server has closed it.
     pub async fn end(mut self) {
         if let Some(stream) = self.stream.take() {
-            close(stream).await;
+            close(stream, &self.peer).await;
         }
+    }
+}
+
+async fn cancel(serving: &Serving, socket: &SocketConfig, peer: &Peer) {
+    let deadline = Instant::now() + CANCEL_MAX;
+    let endpoint = &serving.endpoint;
+    let failed = match peer {
+        Peer::Pg { secret, .. } if secret.is_empty() => {
+            Some("the server told no cancel key".to_owned())
+        }
+        Peer::Pg { process, secret } => {
+            let done = connect::cancel(endpoint, socket, *process, secret, deadline).await;
+            done.err().map(|error| error.to_string())
+        }
+        Peer::Mysql { connection_id, who } => {
+            let (request, credential) = &**who;
+            let login = mysql::Login {
+                endpoint,
+                socket,
+                request,
+                credential: Some(credential),
+                deadline,
+            };
+            let done = mysql::kill(&login, *connection_id, Kill::Query).await;
+            done.err().map(|error| error.to_string())
+        }
+    };
+    if let Some(error) = failed {
+        tracing::warn!(%error, "what runs could not be cancelled");
+    }
+}
+
+async fn close(stream: Stream, peer: &Peer) {
+    match peer {
+        Peer::Pg { .. } => connect::close(stream).await,
+        Peer::Mysql { .. } => mysql::close(stream).await,
     }
 }
 
@@ -116,8 +171,9 @@ impl Drop for Link {
             return;
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let peer = self.peer.clone();
             runtime.spawn(async move {
-                close(stream).await;
+                close(stream, &peer).await;
                 drop(lease);
             });
         }

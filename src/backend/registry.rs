@@ -137,6 +137,8 @@ pub struct Handle {
     last_request: AtomicU64,
     /// Process number told to the client.
     pub process: AtomicI32,
+    /// The number that the server has for its present connection; 0: there is none. (MySQL and MariaDB.)
+    pub connection: AtomicU32,
     report: Mutex<Report>,
     offer: Mutex<Option<Lease>>,
     cancels: Mutex<Vec<oneshot::Sender<()>>>,
@@ -185,6 +187,15 @@ impl Handle {
     /// Those who asked for a cancel so far: what is done now is for them, and for nobody who asks later.
     pub fn take_cancels(&self) -> Cancels {
         Cancels(std::mem::take(&mut *self.cancels.lock()))
+    }
+
+    /// What was asked of `before`, which this one stands for from now on.
+    pub fn take_over(&self, before: &Self) {
+        let asked = before.asked.swap(0, Ordering::AcqRel);
+        self.asked.fetch_or(asked, Ordering::AcqRel);
+        self.cancels.lock().append(&mut before.cancels.lock());
+        let process = before.process.load(Ordering::Relaxed);
+        self.process.store(process, Ordering::Relaxed);
     }
 
     /// Offers the second end of a move.
@@ -314,6 +325,7 @@ impl Registry {
             rest_since: AtomicU64::new(0),
             last_request: AtomicU64::new(0),
             process: AtomicI32::new(0),
+            connection: AtomicU32::new(0),
             report: Mutex::new(Report {
                 application,
                 ..Report::default()
@@ -333,6 +345,11 @@ impl Registry {
             registry: Arc::clone(self),
             handle,
         }
+    }
+
+    /// The session of this number.
+    pub fn get(&self, id: u64) -> Option<Arc<Handle>> {
+        self.sessions.lock().get(&id).cloned()
     }
 
     /// Every session now.
@@ -407,10 +424,15 @@ impl Drop for Registered {
         // An event that waits for its move would wait for ever.
         self.handle.set_moving(false);
         drop(self.handle.take_offer());
-        self.registry
-            .sessions
-            .lock()
-            .remove(&self.handle.identity.id);
+        let mut sessions = self.registry.sessions.lock();
+        let id = self.handle.identity.id;
+        // One that logs in again has another handle by then.
+        if sessions
+            .get(&id)
+            .is_some_and(|h| Arc::ptr_eq(h, &self.handle))
+        {
+            sessions.remove(&id);
+        }
     }
 }
 

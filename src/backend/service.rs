@@ -1,11 +1,14 @@
 //! The service account: one connection that is kept, and short ones to other databases.
 
-use super::connect::{Connected, Login, connect};
-use super::exec::{ExecError, Rows, query};
+use super::connect::{self, Connected, Login};
+use super::exec::{self, ExecError, Rows};
 use super::gate::{Gate, Lease, Phase};
+use super::mysql;
+use super::mysql::offer::Offer;
 use crate::auth::Credential;
 use crate::transport::SocketConfig;
 use crate::wire::pg::startup::StartupParams;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -13,52 +16,125 @@ use tokio::time::Instant;
 /// How long the service account waits for a server.
 const SERVICE_MAX: Duration = Duration::from_secs(5);
 
+/// Who the service account is.
+#[derive(Debug)]
+pub enum Account {
+    /// On PostgreSQL.
+    Pg {
+        /// Its name.
+        user: String,
+        /// The database that it logs in to.
+        database: String,
+        /// What it logs in with.
+        credential: Option<Credential>,
+    },
+    /// On MySQL or MariaDB.
+    Mysql {
+        /// What it asks for.
+        request: mysql::connect::Request,
+        /// What it logs in with.
+        credential: Option<crate::auth::mysql::Credential>,
+    },
+}
+
 /// The service account of one cluster. No state of a client is ever applied to its connections.
 #[derive(Debug)]
 pub struct Service {
-    user: String,
-    database: String,
-    credential: Option<Credential>,
+    account: Account,
     socket: SocketConfig,
     kept: Mutex<Option<Kept>>,
+    offer: parking_lot::Mutex<Option<Offer>>,
 }
 
 #[derive(Debug)]
 struct Kept {
-    connected: Connected,
+    talk: Talk,
     generation: u64,
     _lease: Lease,
 }
 
+/// A connection of the account.
+#[derive(Debug)]
+enum Talk {
+    Pg(Connected),
+    Mysql(mysql::connect::Connected),
+}
+
+/// What a statement came to.
+enum Answer {
+    Rows(Rows),
+    Outcome(mysql::exec::Outcome),
+}
+
+impl Answer {
+    fn into_rows(self) -> Rows {
+        match self {
+            Self::Rows(rows) => rows,
+            Self::Outcome(outcome) => outcome.into_text(),
+        }
+    }
+}
+
+impl Talk {
+    async fn query(
+        &mut self,
+        sql: &str,
+        params: &[&str],
+        deadline: Instant,
+    ) -> Result<Answer, ExecError> {
+        Ok(match self {
+            Self::Pg(connected) => {
+                Answer::Rows(exec::query(connected, sql, params, deadline).await?)
+            }
+            Self::Mysql(connected) => {
+                Answer::Outcome(mysql::exec::query(connected, sql, deadline).await?)
+            }
+        })
+    }
+
+    async fn end(self) {
+        match self {
+            Self::Pg(connected) => connected.end().await,
+            Self::Mysql(connected) => connected.end().await,
+        }
+    }
+}
+
 impl Service {
     /// An account that logs in when it is first needed.
-    pub fn new(
-        user: String,
-        database: String,
-        credential: Option<Credential>,
-        socket: SocketConfig,
-    ) -> Self {
+    pub fn new(account: Account, socket: SocketConfig) -> Self {
         Self {
-            user,
-            database,
-            credential,
+            account,
             socket,
             kept: Mutex::new(None),
+            offer: parking_lot::Mutex::default(),
         }
     }
 
-    /// Its user name.
-    pub fn user(&self) -> &str {
-        &self.user
-    }
-
-    /// One statement on the kept connection, which is made again when it broke.
+    /// One statement on the kept connection, which is made again when it broke. (Parameters are PostgreSQL's only.)
     pub async fn query(
         &self,
-        gate: &std::sync::Arc<Gate>,
+        gate: &Arc<Gate>,
         sql: &str,
         params: &[&str],
     ) -> Result<Rows, ExecError> {
+        Ok(self.ask(gate, sql, params).await?.into_rows())
+    }
+
+    /// The same on MySQL or MariaDB, the result as it came.
+    pub async fn query_mysql(
+        &self,
+        gate: &Arc<Gate>,
+        sql: &str,
+    ) -> Result<mysql::exec::Outcome, mysql::exec::ExecError> {
+        match self.ask(gate, sql, &[]).await {
+            Ok(Answer::Outcome(outcome)) => Ok(outcome),
+            Err(ExecError::Mysql(error)) => Err(error),
+            Ok(Answer::Rows(_)) | Err(_) => Err(mysql::exec::ExecError::Timeout),
+        }
+    }
+
+    async fn ask(&self, gate: &Arc<Gate>, sql: &str, params: &[&str]) -> Result<Answer, ExecError> {
         let deadline = Instant::now() + SERVICE_MAX;
         let mut kept = tokio::time::timeout_at(deadline, self.kept.lock())
             .await
@@ -72,66 +148,50 @@ impl Service {
         if let Some(mut one) = kept.take()
             && (Some(one.generation) == generation || rolling)
         {
-            match query(&mut one.connected, sql, params, deadline).await {
-                Err(ExecError::Io(_) | ExecError::Timeout) => {}
-                Err(ExecError::Server(fields)) if fields.is_fatal() => {}
-                done => {
-                    *kept = Some(one);
-                    return done;
-                }
+            let answer = one.talk.query(sql, params, deadline).await;
+            if !answer.as_ref().is_err_and(ExecError::breaks) {
+                *kept = Some(one);
+                return answer;
             }
         }
-        let mut one = self.log_in(gate, &self.database, deadline).await?;
-        let rows = query(&mut one.connected, sql, params, deadline).await;
-        if !matches!(rows, Err(ExecError::Io(_) | ExecError::Timeout)) {
+        let mut one = self.log_in(gate, None, deadline).await?;
+        let answer = one.talk.query(sql, params, deadline).await;
+        if !answer.as_ref().is_err_and(ExecError::breaks) {
             *kept = Some(one);
         }
-        rows
+        answer
     }
 
     /// One statement in another database, on a connection of its own.
     pub async fn query_in(
         &self,
-        gate: &std::sync::Arc<Gate>,
+        gate: &Arc<Gate>,
         database: &str,
         sql: &str,
     ) -> Result<Rows, ExecError> {
         let deadline = Instant::now() + SERVICE_MAX;
-        let mut one = self.log_in(gate, database, deadline).await?;
-        let rows = query(&mut one.connected, sql, &[], deadline).await;
-        one.connected.end().await;
-        rows
+        let mut one = self.log_in(gate, Some(database), deadline).await?;
+        let answer = one.talk.query(sql, &[], deadline).await;
+        one.talk.end().await;
+        Ok(answer?.into_rows())
+    }
+
+    /// What the server offered at the last log-in, on MySQL and MariaDB.
+    pub fn offer(&self) -> Option<Offer> {
+        self.offer.lock().clone()
     }
 
     /// Lets the kept connection go, before its server stops.
     pub async fn rest(&self) {
         if let Some(kept) = self.kept.lock().await.take() {
-            kept.connected.end().await;
+            kept.talk.end().await;
         }
-    }
-
-    /// The start-up packet of the account.
-    pub fn params(&self, database: &str) -> StartupParams {
-        let pair = |name: &str, value: &str| (name.as_bytes().into(), value.as_bytes().into());
-        StartupParams(vec![
-            pair("user", &self.user),
-            pair("database", database),
-            pair("application_name", "slackwater"),
-            pair("client_encoding", "UTF8"),
-            pair("search_path", "pg_catalog"),
-            pair("standard_conforming_strings", "on"),
-        ])
-    }
-
-    /// What it logs in with.
-    pub fn credential(&self) -> Option<&Credential> {
-        self.credential.as_ref()
     }
 
     async fn log_in(
         &self,
-        gate: &std::sync::Arc<Gate>,
-        database: &str,
+        gate: &Arc<Gate>,
+        database: Option<&str>,
         deadline: Instant,
     ) -> Result<Kept, ExecError> {
         let lease = loop {
@@ -143,19 +203,62 @@ impl Service {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
-        let params = self.params(database);
-        let login = Login {
-            endpoint: &lease.serving().endpoint,
-            socket: &self.socket,
-            params: &params,
-            credential: self.credential.as_ref(),
-            deadline,
+        let endpoint = &lease.serving().endpoint;
+        let socket = &self.socket;
+        let talk = match &self.account {
+            Account::Pg {
+                user,
+                database: own,
+                credential,
+            } => {
+                let params = params(user, database.unwrap_or(own));
+                let login = Login {
+                    endpoint,
+                    socket,
+                    params: &params,
+                    credential: credential.as_ref(),
+                    deadline,
+                };
+                Talk::Pg(connect::connect(&login).await?)
+            }
+            Account::Mysql {
+                request,
+                credential,
+            } => {
+                let mut request = request.clone();
+                if let Some(database) = database {
+                    request.database = Some(database.as_bytes().to_vec().into());
+                }
+                let login = mysql::connect::Login {
+                    endpoint,
+                    socket,
+                    request: &request,
+                    credential: credential.as_ref(),
+                    deadline,
+                };
+                let connected = mysql::connect::connect(&login).await;
+                let connected = connected.map_err(mysql::exec::ExecError::from)?;
+                *self.offer.lock() = Some(connected.offer.clone());
+                Talk::Mysql(connected)
+            }
         };
-        let connected = connect(&login).await?;
         Ok(Kept {
-            connected,
+            talk,
             generation: lease.serving().generation,
             _lease: lease,
         })
     }
+}
+
+/// The start-up packet of the account on PostgreSQL.
+fn params(user: &str, database: &str) -> StartupParams {
+    let pair = |name: &str, value: &str| (name.as_bytes().into(), value.as_bytes().into());
+    StartupParams(vec![
+        pair("user", user),
+        pair("database", database),
+        pair("application_name", "slackwater"),
+        pair("client_encoding", "UTF8"),
+        pair("search_path", "pg_catalog"),
+        pair("standard_conforming_strings", "on"),
+    ])
 }

@@ -3,6 +3,7 @@
 use super::end::End;
 use super::protocol::Protocol;
 use super::relay::Fatal;
+use super::session::Session;
 use super::state::{OpenError, Opened, ProbeFailure, Probed, Profile, Ready};
 use crate::backend::gate::{Lease, Serving};
 use crate::backend::link::Link;
@@ -86,7 +87,7 @@ pub(super) trait Engine: Protocol + Sized {
 
     /// The session's server connection was `before` and is `now`.
     fn moved(
-        &self,
+        &mut self,
         profile: &Profile<Self>,
         handle: &Handle,
         before: Option<&Link>,
@@ -116,8 +117,11 @@ pub(super) trait Engine: Protocol + Sized {
     /// A server that closes without a word at rest may have meant this session.
     const SILENT_CLOSE_MAY_BE_MEANT: bool;
 
-    /// What the client of a session that ends reads.
-    fn put_end(&self, end: &End, out: &mut BytesMut);
+    /// Clients read nothing that they did not ask for: a session that ends at rest says why with the next request.
+    const SPEAKS_WHEN_ASKED: bool;
+
+    /// What the client of a session that ends reads. `holds_request`: it has asked for something that no server saw.
+    fn put_end(&self, end: &End, holds_request: bool, out: &mut BytesMut);
 
     // ---- talks with servers
 
@@ -158,6 +162,9 @@ pub(super) trait Engine: Protocol + Sized {
         profile: &Profile<Self>,
         serving: &Serving,
     ) -> impl Future<Output = bool> + Send;
+
+    /// The client's next frame is for the session's task.
+    fn kept(session: &mut Session<Self>) -> impl Future<Output = Result<(), End>> + Send;
 
     /// Identity, as far as a rehearsal depends on it.
     fn identity(login: &Self::Login, put: &mut dyn FnMut(&[u8]));

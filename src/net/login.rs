@@ -6,7 +6,7 @@ use super::authentication::{
     AuthError, Challenge, ClientCertificate, Method, authenticate, check_certificate,
 };
 use super::handshake::{Accepted, Arrival, HandshakeConfig, HandshakeError, accept, say_goodbye};
-use super::pg::{Pg, PgLogin, PgSeen, server_words};
+use super::pg::{Pg, PgLogin, PgSeen, process_of, server_words};
 use super::relay::Leg;
 use super::session::Session;
 use super::shared::{KeyGuard, Place, Shared};
@@ -426,7 +426,7 @@ async fn first_server(
             return None;
         }
     };
-    let told = cluster.tell_process(opened.link.process);
+    let told = cluster.tell_process(process_of(Some(&opened.link)));
     registered.handle.process.store(told, Ordering::Relaxed);
     let key = shared.add_key(told, secret, &registered.handle);
     let mut out = BytesMut::new();
@@ -437,7 +437,7 @@ async fn first_server(
     out.extend_from_slice(&std::mem::take(&mut opened.for_client));
     put_ready(&mut out, b'I');
     if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
-        cluster.forget_process(told, opened.link.process);
+        cluster.forget_process(told, process_of(Some(&opened.link)));
         return None;
     }
     if profile.login.replication == Replication::No {
@@ -519,7 +519,7 @@ fn custom_names(arrival: &Arrival) -> Vec<String> {
 }
 
 /// Up to a tenth less than the limit, so that clients that came together don't leave together.
-fn spread_age(age: Duration, random: u32) -> Duration {
+pub(super) fn spread_age(age: Duration, random: u32) -> Duration {
     age.saturating_sub(age.mul_f64(f64::from(random) / f64::from(u32::MAX) / 10.0))
 }
 

@@ -28,7 +28,8 @@ impl<P: Protocol> Relay<P> {
                 Ok(None) => return Ok(false),
                 Err(error) => return Err(Stop::ClientGarbage(error)),
             };
-            let head_end = P::Header::LEN + self.front.client_head(header);
+            let seen = carry.get(P::Header::LEN..).unwrap_or_default();
+            let head_end = P::Header::LEN + self.front.client_head(header, seen);
             let Some(head) = carry.get(P::Header::LEN..head_end) else {
                 return Ok(false);
             };

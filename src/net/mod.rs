@@ -4,6 +4,7 @@ pub mod admission;
 pub mod authentication;
 mod end;
 mod engine;
+mod from_client;
 #[cfg(test)]
 #[path = "tests/front.rs"]
 mod front;

@@ -42,6 +42,8 @@ pub enum Sent {
     Forward,
     /// Send what was written in place of its first so many bytes, then its rest.
     Instead(usize),
+    /// It is for the session's task, not for the server.
+    Keep,
 }
 
 /// What a server's frame means for the relay.
@@ -96,11 +98,11 @@ pub trait Protocol: fmt::Debug + Send + Unpin + 'static {
     /// Bytes of a frame's body by which a refused request's frames are told apart.
     const DISCARD_HEAD: usize;
 
-    /// Bytes of the body that [`Self::on_client`] wants to see at once.
-    fn client_head(&self, header: Self::Header) -> usize;
+    /// Bytes of the body that [`Self::on_client`] wants to see at once; asked again when more of it is there.
+    fn client_head(&self, header: Self::Header, seen: &[u8]) -> usize;
 
-    /// Bytes of the body that [`Self::on_server`] wants to see at once.
-    fn server_head(&self, header: Self::Header) -> usize;
+    /// Bytes of the body that [`Self::on_server`] wants to see at once; asked again when more of it is there.
+    fn server_head(&self, header: Self::Header, seen: &[u8]) -> usize;
 
     /// What a client's frame is.
     fn kind(&self, header: Self::Header, head: &[u8]) -> Kind;
@@ -118,6 +120,16 @@ pub trait Protocol: fmt::Debug + Send + Unpin + 'static {
 
     /// Nothing is owed in either direction, nothing can be open.
     fn at_rest(&self) -> bool;
+
+    /// As at rest as can be told without asking the server.
+    fn seems_at_rest(&self) -> bool {
+        self.at_rest()
+    }
+
+    /// Only the server can tell whether this is rest: writes a question whose answer is not for the client.
+    fn put_question(&mut self, _out: &mut BytesMut) -> bool {
+        false
+    }
 
     /// No reply is owed; a transaction may be open.
     fn is_quiet(&self) -> bool;
@@ -141,7 +153,7 @@ pub trait Protocol: fmt::Debug + Send + Unpin + 'static {
     fn put_refused(&mut self, out: &mut BytesMut);
 
     /// A frame of a refused request, of which [`Self::DISCARD_HEAD`] bytes are there. `None`: a good-bye.
-    fn discard(&self, so_far: Discard, header: Self::Header, head: &[u8]) -> Option<Discard>;
+    fn discard(&mut self, so_far: Discard, header: Self::Header, head: &[u8]) -> Option<Discard>;
 
     /// Requests are answered here, without a server.
     fn is_alone(&self) -> bool;

@@ -10,7 +10,7 @@
 
 pub use super::leg::Leg;
 use super::leg::READ_MAX;
-use super::protocol::{Discard, Frame, Kind, Protocol, Sent};
+use super::protocol::{Discard, Frame, Protocol};
 use crate::backend::registry::{Handle, State};
 use crate::transport::stream::Stream;
 use crate::wire::frame::{FrameError, Header};
@@ -55,6 +55,8 @@ pub enum Stop {
     NeedServer,
     /// At rest in lock-step: the moment to detach.
     SafePoint,
+    /// A client's frame is for the session's task: it is carried, whole.
+    Kept,
     /// Somebody asked something of the session.
     Asked,
     /// A request became complete while someone wants to know.
@@ -76,7 +78,7 @@ pub struct Fatal {
 #[derive(Debug)]
 pub struct Relay<P> {
     pub(super) client: Leg,
-    server: Option<Leg>,
+    pub(super) server: Option<Leg>,
     /// What passed, and what is owed for it.
     pub front: P,
     /// How client frames may pass.
@@ -87,20 +89,22 @@ pub struct Relay<P> {
     pub want_gap: bool,
     /// The carried client bytes hold a frame that was stopped.
     pub(super) stopped: bool,
+    /// That frame is for the session's task, once nothing is owed.
+    pub(super) waits_for_quiet: bool,
     /// The carried client bytes may hold a whole frame that nobody has looked at.
     pub(super) unread: bool,
     pub(super) discard: Option<Discard>,
-    server_write_broken: bool,
+    pub(super) server_write_broken: bool,
     /// The client has said good-bye behind requests that the server still works on: they run to their end,
     /// as they would without Slackwater, and what it says is told to the client while that is there.
     pub(super) leaving: bool,
     /// The carried server bytes were stopped between two messages.
     server_unread: bool,
     /// What is sent in place of a frame's beginning.
-    instead: BytesMut,
+    pub(super) instead: BytesMut,
     /// As last told to others.
     told_at_rest: bool,
-    counts: Counts,
+    pub(super) counts: Counts,
 }
 
 /// What passed since it was last asked for.
@@ -116,16 +120,6 @@ pub struct Counts {
     pub transactions: u64,
 }
 
-/// What a chunk of frames came to.
-enum Cut {
-    /// All of it passes.
-    Clean,
-    /// The frame behind what passes is stopped.
-    Stopped,
-    /// The relay stops.
-    Stop(Stop),
-}
-
 impl<P: Protocol> Relay<P> {
     /// A session whose client has logged in and that has no server yet.
     pub fn new(client: Leg, front: P) -> Self {
@@ -138,6 +132,7 @@ impl<P: Protocol> Relay<P> {
             want_rest: false,
             want_gap: false,
             stopped: false,
+            waits_for_quiet: false,
             unread,
             discard: None,
             server_write_broken: false,
@@ -182,6 +177,10 @@ impl<P: Protocol> Relay<P> {
                 }
             }
             self.tell_rest(handle, now);
+            if (self.mode == Mode::LockStep || self.want_rest) && self.asked_server(cx) {
+                server_waits = false;
+                continue;
+            }
             if (self.mode == Mode::LockStep || self.want_rest) && self.at_safe_point() {
                 self.want_rest = false;
                 return Poll::Ready(match self.mode {
@@ -230,15 +229,38 @@ impl<P: Protocol> Relay<P> {
         })
     }
 
+    /// Reads more of a client whose frame is for the session's task.
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            if self.client.carry.len() >= READ_MAX {
+                return Poll::Ready(Err(Stop::ClientGone));
+            }
+            self.fill_client(cx, buffer)
+        })
+    }
+
     /// Both directions are complete and nothing can be open: the session may be detached.
     pub fn at_safe_point(&self) -> bool {
-        self.front.at_rest()
-            && !self.leaving
+        self.front.at_rest() && self.is_between_frames()
+    }
+
+    fn is_between_frames(&self) -> bool {
+        !self.leaving
             && self.client.is_clean()
             && self
                 .server
                 .as_ref()
                 .is_some_and(|s| s.is_clean() && s.carry.is_empty())
+    }
+
+    /// Sends the server a question of its own, where nothing else tells whether this is a safe point.
+    fn asked_server(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.is_between_frames() || !self.front.put_question(&mut self.instead) {
+            return false;
+        }
+        let question = std::mem::take(&mut self.instead);
+        self.send(cx, &question);
+        true
     }
 
     /// The client sent something that no server has seen.
@@ -310,7 +332,7 @@ impl<P: Protocol> Relay<P> {
     }
 
     fn tell_rest(&mut self, handle: &Handle, now: Instant) {
-        let at_rest = self.server.is_some() && self.front.at_rest();
+        let at_rest = self.server.is_some() && self.front.seems_at_rest();
         if at_rest != self.told_at_rest {
             self.told_at_rest = at_rest;
             handle.set_state(
@@ -377,7 +399,8 @@ impl<P: Protocol> Relay<P> {
                     break;
                 }
             };
-            let head_end = P::Header::LEN + self.front.server_head(header);
+            let seen = rest.get(P::Header::LEN..).unwrap_or_default();
+            let head_end = P::Header::LEN + self.front.server_head(header, seen);
             if rest.len() < head_end {
                 break;
             }
@@ -417,173 +440,6 @@ impl<P: Protocol> Relay<P> {
         let passing = chunk.get(sent..pos).unwrap_or_default();
         self.client.deliver(cx, passing, self.leaving)?;
         stop.map_or(Ok(()), Err)
-    }
-
-    fn poll_client(
-        &mut self,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-        now: Instant,
-    ) -> Poll<Result<(), Stop>> {
-        if let Some(server) = self.server.as_mut()
-            && ready!(server.poll_flush_out(cx)).is_err()
-        {
-            // Its last words may still be there to be read.
-            self.server_write_broken = true;
-            server.out = BytesMut::new();
-        }
-        if self.leaving {
-            return Poll::Pending;
-        }
-        if self.discard.is_some() {
-            ready!(self.fill_client(cx, buffer))?;
-            return Poll::Ready(self.drop_discarded());
-        }
-        if self.stopped && !self.unread && !self.may_resume() {
-            if self.client.carry.len() >= READ_MAX {
-                return Poll::Pending;
-            }
-            ready!(self.fill_client(cx, buffer))?;
-            return Poll::Ready(Ok(()));
-        }
-        let n = if self.stopped || self.unread {
-            if self.stopped && self.client_gone() {
-                // It will send its held request again.
-                return Poll::Ready(Err(Stop::ClientGone));
-            }
-            let kept = self.client.carry.len();
-            match buffer.get_mut(..kept) {
-                Some(space) => space.copy_from_slice(&self.client.carry),
-                None => return Poll::Ready(Err(Stop::ClientGone)),
-            }
-            kept
-        } else {
-            match ready!(self.client.poll_fill(cx, buffer)) {
-                Ok(n) if n > 0 => n,
-                _ => return Poll::Ready(Err(Stop::ClientGone)),
-            }
-        };
-        self.stopped = false;
-        self.unread = false;
-        let chunk = buffer.get_mut(..n).unwrap_or_default();
-        Poll::Ready(self.client_chunk(cx, chunk, now))
-    }
-
-    fn may_resume(&self) -> bool {
-        self.server.is_some()
-            && (self.mode == Mode::Flow
-                || (self.front.may_send_in_lock_step() && !self.front.at_rest()))
-    }
-
-    fn client_chunk(
-        &mut self,
-        cx: &mut Context<'_>,
-        chunk: &mut [u8],
-        now: Instant,
-    ) -> Result<(), Stop> {
-        let (pos, cut) = self.cut_client(cx, chunk, now);
-        self.counts.from_client += pos as u64;
-        self.client.keep(chunk.get(pos..).unwrap_or_default());
-        match cut {
-            Cut::Clean => Ok(()),
-            Cut::Stopped => {
-                self.stopped = true;
-                if self.server.is_none() {
-                    Err(Stop::NeedServer)
-                } else {
-                    Ok(())
-                }
-            }
-            Cut::Stop(stop) => Err(stop),
-        }
-    }
-
-    fn send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
-        if let Some(server) = self.server.as_mut()
-            && !self.server_write_broken
-            && server.write_through(cx, bytes).is_err()
-        {
-            self.server_write_broken = true;
-            server.out = BytesMut::new();
-        }
-    }
-
-    /// Cuts a client's chunk into frames and sends what passes; how much that is, and what stops the rest.
-    fn cut_client(&mut self, cx: &mut Context<'_>, chunk: &mut [u8], now: Instant) -> (usize, Cut) {
-        let mut sent = 0;
-        let mut pos = self.client.remaining.min(chunk.len());
-        self.client.remaining -= pos;
-        let mut cut = Cut::Clean;
-        while self.client.remaining == 0 {
-            let (before, rest) = chunk.split_at_mut(pos);
-            let header = match P::Header::cut(rest) {
-                Ok(Some(header)) => header,
-                Ok(None) => break,
-                Err(error) => {
-                    cut = Cut::Stop(Stop::ClientGarbage(error));
-                    break;
-                }
-            };
-            let head_end = P::Header::LEN + self.front.client_head(header);
-            let Some(head) = rest.get(P::Header::LEN..head_end) else {
-                break;
-            };
-            let take = header.whole_len().min(rest.len());
-            match self.front.kind(header, head) {
-                Kind::Terminate if self.server.is_none() || !self.front.is_running() => {
-                    cut = Cut::Stop(Stop::ClientGone);
-                    break;
-                }
-                Kind::Terminate => {
-                    self.leaving = true;
-                    pos += take;
-                    break;
-                }
-                // With no server there is nobody to ignore it.
-                Kind::Nothing if self.server.is_none() => {
-                    pos += take;
-                    sent = pos;
-                    self.client.remaining = header.whole_len() - take;
-                    continue;
-                }
-                Kind::Request
-                    if self.server.is_none()
-                        || (self.mode == Mode::LockStep
-                            && (self.front.at_rest() || !self.front.may_send_in_lock_step())) =>
-                {
-                    cut = Cut::Stopped;
-                    break;
-                }
-                Kind::Nothing | Kind::Request => {}
-            }
-            let frame = Frame {
-                header,
-                bytes: rest,
-                head_end,
-            };
-            if let Sent::Instead(of) = self.front.on_client(frame, now, &mut self.instead) {
-                let instead = std::mem::take(&mut self.instead);
-                let before = before.get(sent..).unwrap_or_default();
-                self.send(cx, before);
-                self.send(cx, &instead);
-                sent = pos + of;
-            }
-            pos += take;
-            self.client.remaining = header.whole_len() - take;
-        }
-        self.send(cx, chunk.get(sent..pos).unwrap_or_default());
-        (pos, cut)
-    }
-
-    /// Reads more of a stopped client behind what is carried.
-    fn fill_client(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<(), Stop>> {
-        match ready!(self.client.poll_fill(cx, buffer)) {
-            Ok(n) if n > 0 => {
-                self.client.keep(buffer.get(..n).unwrap_or_default());
-                Poll::Ready(Ok(()))
-            }
-            _ => Poll::Ready(Err(Stop::ClientGone)),
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What of a session is the same for every engine beside its sockets: who it is, its new server connections, and
 //! rehearsals of them.
 
+use super::end::End;
 use super::engine::Engine;
 use super::relay::Leg;
 use super::shared::Shared;
@@ -8,13 +9,15 @@ use crate::backend::cluster::{Alive, Cluster};
 use crate::backend::connect::ConnectError;
 use crate::backend::gate::Lease;
 use crate::backend::link::Link;
+use crate::backend::mysql::connect as mysql;
 use crate::observe::ClusterMetrics;
 use crate::session::Portable;
+use aws_lc_rs::digest;
 use bytes::BytesMut;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 /// How long a client may take to read its last message.
@@ -44,6 +47,15 @@ impl<E: Engine> Profile<E> {
     /// Role or database settings were changed since this probe.
     pub(super) fn is_stale(&self, probed_at: Option<Instant>) -> bool {
         probed_at.is_none_or(|at| at < self.cluster.role_settings_changed())
+    }
+}
+
+impl<E: Engine> Profile<E> {
+    /// Which kind of login this is on that start of a server.
+    pub(super) fn kind(&self, started_at: &str) -> [u8; 32] {
+        let mut hash = identity(self);
+        hash.update(started_at.as_bytes());
+        finished(hash)
     }
 }
 
@@ -79,6 +91,9 @@ pub(super) enum OpenError {
     /// The login to PostgreSQL failed.
     #[error(transparent)]
     Pg(#[from] ConnectError),
+    /// The login to MySQL or MariaDB failed.
+    #[error(transparent)]
+    Mysql(#[from] mysql::ConnectError),
     /// The state could not be put onto it, or what came of it differs.
     #[error("{0}")]
     State(String),
@@ -98,6 +113,7 @@ impl OpenError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Pg(error) => error.may_pass(),
+            Self::Mysql(error) => error.may_pass(),
             Self::Io(_) | Self::OtherServer | Self::Timeout => true,
             Self::State(_) => false,
         }
@@ -223,12 +239,21 @@ pub(super) fn rehearsed<E: Engine>(
 
 /// Identity (user, database, what the client logged in with) and state.
 fn fingerprint<E: Engine>(profile: &Profile<E>, snapshot: &E::Snapshot) -> [u8; 32] {
-    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    let mut hash = identity(profile);
+    hash.update(&snapshot.fingerprint());
+    finished(hash)
+}
+
+fn identity<E: Engine>(profile: &Profile<E>) -> digest::Context {
+    let mut hash = digest::Context::new(&digest::SHA256);
     E::identity(&profile.login, &mut |text| {
         hash.update(&text.len().to_be_bytes());
         hash.update(text);
     });
-    hash.update(&snapshot.fingerprint());
+    hash
+}
+
+fn finished(hash: digest::Context) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(hash.finish().as_ref());
     out
@@ -271,5 +296,28 @@ pub(super) async fn say_goodbye(client: Leg) {
     };
     if tokio::time::timeout(GOODBYE_MAX, work).await.is_err() {
         tracing::debug!("a client did not read its last message");
+    }
+}
+
+/// How long a session that has ended waits to be asked for something, so that it can say why.
+const ASKED_MAX: Duration = Duration::from_mins(1);
+
+/// Says why a session has ended as the answer to the client's next request, and closes.
+pub(super) async fn say_when_asked<E: Engine>(client: Leg, front: &E, end: &End) {
+    let (mut stream, out) = client.into_goodbye();
+    let work = async {
+        stream.write_all(&out).await?;
+        stream.flush().await?;
+        let mut request = [0; 64];
+        if stream.read(&mut request).await? > 0 {
+            let mut out = BytesMut::new();
+            front.put_end(end, true, &mut out);
+            stream.write_all(&out).await?;
+            stream.flush().await?;
+        }
+        stream.shutdown().await
+    };
+    if tokio::time::timeout(ASKED_MAX, work).await.is_err() {
+        tracing::debug!("a client of a session that has ended asked for nothing more");
     }
 }

@@ -23,6 +23,11 @@ pub type Rows = Vec<Vec<Option<String>>>;
 
 /// Asks a server, as the service account. One call is one login, one statement, one logout.
 pub trait ServerQuery: Send + Sync {
+    /// What the servers are.
+    fn engine(&self) -> Engine {
+        Engine::Postgres
+    }
+
     /// Runs the one statement `sql` at `endpoint` and returns its rows. An implementation puts a
     /// limit on how long a login may take; a statement such as CHECKPOINT may run for minutes.
     fn query<'a>(
@@ -75,13 +80,11 @@ pub enum QueryError {
 /// What tells one running server from another, and one start of it from the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerIdentity {
-    /// Number of the data directory, made with it and shared by its physical copies. (A MySQL or MariaDB server of
-    /// others: its own.)
+    /// Number of the data directory, made by initdb and shared by its physical copies.
     pub system_identifier: String,
-    /// When the server process started: microseconds since 1970, as text. MySQL and MariaDB: what
-    /// [`started_at_sql`] answers.
+    /// When the server process started: microseconds since 1970, as text.
     pub started_at: String,
-    /// For example 150004 for PostgreSQL 15.4, 101119 for MariaDB 10.11.19.
+    /// For example 150004 for version 15.4.
     pub server_version_num: u32,
     /// Whether it is a standby, or still replays its log.
     pub in_recovery: bool,
@@ -172,9 +175,7 @@ pub enum ProviderError {
         source: QueryError,
     },
     /// A server is a standby.
-    #[error(
-        "server {0} is a standby (in recovery, or read-only): promote it or name the primary's address"
-    )]
+    #[error("server {0} is a standby (in recovery): promote it or name the primary's address")]
     InRecovery(String),
     /// Two capacities of a static cluster have different servers behind them, and nothing proves that the
     /// second has everything that the first had.
@@ -320,60 +321,42 @@ const IDENTITY_SQL: &str = "SELECT \
     pg_catalog.pg_is_in_recovery()::pg_catalog.text, \
     pg_catalog.current_setting('cluster_name')";
 
-/// Asks a server who it is, whichever engine's.
-async fn identify_of(
-    engine: Engine,
-    query: &dyn ServerQuery,
-    endpoint: &Endpoint,
-) -> Result<ServerIdentity, QueryError> {
-    let Some(family) = engine.family() else {
-        return Ok(identify(query, endpoint).await?.identity);
-    };
-    let started = started_at_sql(family);
-    let system = match engine {
-        Engine::Mysql => "@@GLOBAL.server_uuid",
-        // It has none of its own.
-        _ => "CONCAT_WS(' ', @@GLOBAL.hostname, @@GLOBAL.port, @@GLOBAL.datadir)",
-    };
-    let sql = format!("SELECT {system}, ({started}), VERSION(), @@GLOBAL.read_only");
-    let rows = query.query(endpoint, &sql).await?;
-    let row: Vec<_> = rows
-        .into_iter()
-        .flatten()
-        .map(Option::unwrap_or_default)
-        .collect();
-    match (row.as_slice(), row.get(2).and_then(|v| mysql_version(v))) {
-        ([system, started, _, read_only], Some(version)) if !started.is_empty() => {
-            Ok(ServerIdentity {
-                system_identifier: system.clone(),
-                started_at: started.clone(),
-                server_version_num: version,
-                in_recovery: read_only != "0",
-            })
-        }
-        _ => Err(QueryError::Other(
-            "its answer about its own identity could not be read".to_owned(),
-        )),
-    }
-}
-
-/// 90704 of `9.7.4`, 101119 of `10.11.19-MariaDB`.
-fn mysql_version(text: &str) -> Option<u32> {
-    // What old replicas need to read from MariaDB 10 and later.
-    let text = text.strip_prefix("5.5.5-").unwrap_or(text);
-    let numbers = text
-        .split(|c: char| !c.is_ascii_digit() && c != '.')
-        .next()?;
-    let mut numbers = numbers.split('.').map(str::parse::<u32>);
-    let mut next = || numbers.next()?.ok().filter(|n| *n < 100);
-    Some(next()? * 10_000 + next()? * 100 + next()?)
-}
-
 /// Asks a server who it is. That it answers proves that it is ready for queries.
 async fn identify(query: &dyn ServerQuery, endpoint: &Endpoint) -> Result<Identified, QueryError> {
-    let rows = query.query(endpoint, IDENTITY_SQL).await?;
-    parse_identity(&rows).ok_or_else(|| {
-        QueryError::Other("its answer about its own identity could not be read".to_owned())
+    let unreadable =
+        || QueryError::Other("its answer about its own identity could not be read".to_owned());
+    if query.engine() == Engine::Postgres {
+        let rows = query.query(endpoint, IDENTITY_SQL).await?;
+        return parse_identity(&rows).ok_or_else(unreadable);
+    }
+    let sql = started_at_sql(query.engine().into());
+    let started = query.query(endpoint, sql).await?;
+    let facts = query.query(endpoint, MYSQL_FACTS_SQL).await?;
+    parse_mysql_identity(started, &facts).ok_or_else(unreadable)
+}
+
+/// Version, and whether the server is somebody's replica or takes no writes.
+const MYSQL_FACTS_SQL: &str = "SELECT VERSION(), @@GLOBAL.read_only";
+
+/// What tells one start of a server from another tells one server from another as well: a server's directory can be
+/// copied with all that is in it.
+fn parse_mysql_identity(started: Rows, facts: &Rows) -> Option<Identified> {
+    let started_at = started.into_iter().next()?.into_iter().next()??;
+    let [row] = facts.as_slice() else { return None };
+    let [Some(version), Some(read_only)] = row.as_slice() else {
+        return None;
+    };
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let mut number = || numbers.next().and_then(Result::ok).unwrap_or(0_u32);
+    let (major, minor, patch) = (number(), number(), number());
+    Some(Identified {
+        identity: ServerIdentity {
+            system_identifier: started_at.clone(),
+            started_at,
+            server_version_num: major * 10_000 + minor * 100 + patch,
+            in_recovery: read_only != "0",
+        },
+        cluster_name: String::new(),
     })
 }
 

@@ -9,9 +9,9 @@
 use super::lsn::Lsn;
 use super::{
     CutOver, Fact, Instance, ProviderError, QueryError, Rows, ServerIdentity, ServerQuery,
-    SwitchKind, identify_of,
+    SwitchKind, identify,
 };
-use crate::backend::{Capacity, Endpoint, Engine};
+use crate::backend::{Capacity, Endpoint};
 use std::sync::Arc;
 
 /// One line of `endpoints`.
@@ -25,7 +25,6 @@ pub struct StaticEndpoint {
 
 /// The provider `static`.
 pub struct StaticProvider {
-    engine: Engine,
     /// Ascending by capacity, each once.
     endpoints: Vec<StaticEndpoint>,
     query: Arc<dyn ServerQuery>,
@@ -34,7 +33,6 @@ pub struct StaticProvider {
 impl StaticProvider {
     /// `endpoints` in any order, at least one, each capacity once and above 0.
     pub fn new(
-        engine: Engine,
         mut endpoints: Vec<StaticEndpoint>,
         query: Arc<dyn ServerQuery>,
     ) -> Result<Self, ProviderError> {
@@ -58,11 +56,7 @@ impl StaticProvider {
                 twice[0].capacity, twice[0].endpoint.address, twice[1].endpoint.address
             )));
         }
-        Ok(Self {
-            engine,
-            endpoints,
-            query,
-        })
+        Ok(Self { endpoints, query })
     }
 
     /// Proves that the endpoint of `wanted` answers and is no standby. If it is one, and another endpoint is
@@ -170,25 +164,19 @@ impl StaticProvider {
             to: to.address.to_string().into(),
             why,
         };
-        let here = match identify_of(self.engine, &*self.query, from).await {
-            Ok(found) => found,
+        let here = match identify(&*self.query, from).await {
+            Ok(found) => found.identity,
             Err(error) => {
                 return Err(different(format!(
                     "the first one does not tell where its log ends: {error}"
                 )));
             }
         };
-        if self.engine.speaks_mysql() {
-            // By this both are one process. Of two, nothing proves yet that the second one has everything.
-            if here == there {
-                return Ok((SwitchKind::Rolling, there));
-            }
-            return Err(different(format!(
-                "{} and {}; from one {} server to another is not in this release",
-                here.system_identifier,
-                there.system_identifier,
-                self.engine.title()
-            )));
+        if self.query.engine().speaks_mysql() && here != there {
+            return Err(different(
+                "they are two servers of MySQL or MariaDB, and nothing proves that the second one has all of the first"
+                    .to_owned(),
+            ));
         }
         if here.system_identifier != there.system_identifier {
             return Err(different(format!(
@@ -228,16 +216,16 @@ impl StaticProvider {
     }
 
     async fn primary(&self, endpoint: &Endpoint) -> Result<ServerIdentity, ProviderError> {
-        let found = identify_of(self.engine, &*self.query, endpoint)
-            .await
-            .map_err(|source| ProviderError::Unreachable {
+        let found = identify(&*self.query, endpoint).await.map_err(|source| {
+            ProviderError::Unreachable {
                 address: endpoint.address.to_string(),
                 source,
-            })?;
-        if found.in_recovery {
+            }
+        })?;
+        if found.identity.in_recovery {
             return Err(ProviderError::InRecovery(endpoint.address.to_string()));
         }
-        Ok(found)
+        Ok(found.identity)
     }
 }
 
@@ -380,7 +368,7 @@ mod tests {
 
     fn provider(servers: &Arc<Servers>, endpoints: &[(u32, u16)]) -> StaticProvider {
         let endpoints = endpoints.iter().map(|&(c, p)| at(c, p)).collect();
-        StaticProvider::new(Engine::Postgres, endpoints, Arc::clone(servers) as _).unwrap()
+        StaticProvider::new(endpoints, Arc::clone(servers) as _).unwrap()
     }
 
     fn servers(list: &[(u16, Known)]) -> Arc<Servers> {
@@ -491,7 +479,7 @@ mod tests {
             (vec![at(2, 1), at(2, 2)], "two addresses, db:1 and db:2"),
             (vec![at(0, 1)], "paused"),
         ] {
-            let error = StaticProvider::new(Engine::Postgres, bad, query.clone())
+            let error = StaticProvider::new(bad, query.clone())
                 .err()
                 .expect("refused")
                 .to_string();

@@ -122,6 +122,10 @@ impl Run {
     /// What others changed in the databases since sessions were probed.
     async fn learn(&mut self) {
         let cluster = Arc::clone(self.cluster());
+        if cluster.engine.speaks_mysql() {
+            // Nothing there gives new sessions other settings by user or database.
+            return;
+        }
         match cluster
             .service
             .query(&cluster.gate, ROLE_SETTINGS, &[])

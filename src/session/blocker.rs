@@ -33,11 +33,27 @@ pub enum BlockerKind {
     Ambiguous,
     /// The server could not be asked.
     Unknown,
+    /// MySQL: locks of `GET_LOCK` and its kin.
+    UserLock,
+    /// MySQL: LOCK TABLES.
+    TableLock,
+    /// MySQL: FLUSH TABLES WITH READ LOCK, backup stages and locks, LOCK INSTANCE.
+    GlobalLock,
+    /// MySQL: an open HANDLER.
+    Handler,
+    /// MySQL: an XA transaction.
+    Xa,
+    /// MySQL: an open cursor of a prepared statement.
+    Cursor,
+    /// MySQL: parameters that were sent ahead of their statement.
+    LongData,
+    /// MySQL: state that is there, but whose content nobody can tell.
+    UnnamedState,
 }
 
 impl BlockerKind {
     /// Every kind, for metrics.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 22] = [
         Self::Transaction,
         Self::Statement,
         Self::Copy,
@@ -52,6 +68,14 @@ impl BlockerKind {
         Self::NotRestorable,
         Self::Ambiguous,
         Self::Unknown,
+        Self::UserLock,
+        Self::TableLock,
+        Self::GlobalLock,
+        Self::Handler,
+        Self::Xa,
+        Self::Cursor,
+        Self::LongData,
+        Self::UnnamedState,
     ];
 
     /// The name in the admin API, the metrics and the logs.
@@ -71,12 +95,28 @@ impl BlockerKind {
             Self::NotRestorable => "not_restorable",
             Self::Ambiguous => "ambiguous",
             Self::Unknown => "unknown",
+            Self::UserLock => "user_lock",
+            Self::TableLock => "table_lock",
+            Self::GlobalLock => "global_lock",
+            Self::Handler => "handler",
+            Self::Xa => "xa",
+            Self::Cursor => "cursor",
+            Self::LongData => "long_data",
+            Self::UnnamedState => "unnamed_state",
         }
     }
 
     /// Ends by itself when the running work ends, so that a short hold may wait for it.
     pub const fn is_passing(self) -> bool {
-        matches!(self, Self::Transaction | Self::Statement | Self::Copy)
+        matches!(
+            self,
+            Self::Transaction
+                | Self::Statement
+                | Self::Copy
+                | Self::Xa
+                | Self::Cursor
+                | Self::LongData
+        )
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod blocker;
 pub mod mysql;
 pub mod pg;
+pub mod recent;
 
 use std::fmt;
 

@@ -39,7 +39,7 @@ impl Drop for Server {
 }
 
 /// The directory of a server's programs; `None` where it can't be had, and a line that says so.
-fn programs(kind: Kind) -> Option<PathBuf> {
+pub(crate) fn programs(kind: Kind) -> Option<PathBuf> {
     let arguments = match kind {
         Kind::MariaDb => {
             let installed = Path::new("/usr/sbin");
@@ -58,8 +58,10 @@ fn programs(kind: Kind) -> Option<PathBuf> {
 }
 
 /// Servers refuse to run as root.
-fn unprivileged(program: &Path) -> Command {
+fn unprivileged(program: &Path, dir: &Path) -> Command {
     let mut command = Command::new(program);
+    // Servers that begin together take each other's temporary tables otherwise.
+    command.env("TMPDIR", dir);
     if let Some(account) = account() {
         command.uid(account.uid.as_raw()).gid(account.gid.as_raw());
     }
@@ -99,7 +101,7 @@ impl Server {
         let is_mysql = kind == Kind::MySql97;
         let daemon = programs.join(if is_mysql { "mysqld" } else { "mariadbd" });
         if is_mysql {
-            let mut install = unprivileged(&daemon);
+            let mut install = unprivileged(&daemon, dir.path());
             install.args([
                 "--no-defaults",
                 "--initialize-insecure",
@@ -109,7 +111,7 @@ impl Server {
             done(install);
         } else {
             // The installed program writes system tables that every later version can go on with.
-            let mut install = unprivileged(Path::new("mariadb-install-db"));
+            let mut install = unprivileged(Path::new("mariadb-install-db"), dir.path());
             install.args([
                 "--no-defaults",
                 "--auth-root-authentication-method=normal",
@@ -121,7 +123,7 @@ impl Server {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("bound").port();
         drop(free);
-        let mut command = unprivileged(&daemon);
+        let mut command = unprivileged(&daemon, dir.path());
         command
             .args([
                 "--no-defaults",

@@ -12,8 +12,8 @@ use crate::transport::tls::Protocol;
 use crate::transport::{Address, ServerTls, SocketConfig, socket, tls};
 use crate::wire::mysql::auth::{ERR, ErrorPacket, LoginOk, MORE_DATA, OK, SWITCH, parse_switch};
 use crate::wire::mysql::capabilities::Capabilities;
-use crate::wire::mysql::fields::Malformed;
 use crate::wire::mysql::handshake::{Greeting, HandshakeResponse, Version};
+use crate::wire::mysql::packet::PacketError;
 use bytes::{BufMut, Bytes, BytesMut};
 use std::fmt;
 use std::io;
@@ -268,7 +268,7 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
         source,
     };
     let malformed =
-        |_: Malformed| ConnectError::Auth("the server does not speak MySQL's protocol".into());
+        |_: PacketError| ConnectError::Auth("the server does not speak MySQL's protocol".into());
     let stream = socket::dial(&endpoint.address, login.socket, login.deadline).await;
     let mut packets = Packets::new(stream.map_err(io)?, PAYLOAD_MAX);
     let first = packets.next().await.map_err(io)?;
@@ -317,7 +317,7 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
                 Some(exchange.switch(plugin, data)?)
             }
             Some(&MORE_DATA) => exchange.more(payload.get(1..).unwrap_or_default())?,
-            _ => return Err(malformed(Malformed)),
+            _ => return Err(malformed(PacketError::Kind)),
         };
         if let Some(answer) = answer {
             packets

@@ -4,7 +4,7 @@ use super::connect::{ConnectError, Connected, Login, connect};
 use super::frames::{PAYLOAD_MAX, Packets};
 use crate::wire::mysql::auth::{ERR, ErrorPacket};
 use crate::wire::mysql::capabilities::Capabilities;
-use crate::wire::mysql::fields::{Fields, Malformed};
+use crate::wire::mysql::packet::{PacketError, Reader};
 use bytes::{BufMut, Bytes};
 use std::io;
 use tokio::time::Instant;
@@ -58,6 +58,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The rows, each value as text.
+    pub fn into_text(self) -> Vec<Vec<Option<String>>> {
+        let text = |value: Option<Bytes>| value.map(|v| String::from_utf8_lossy(&v).into_owned());
+        let rows = self.rows.into_iter();
+        rows.map(|row| row.into_iter().map(text).collect())
+            .collect()
+    }
+
     /// The first column of the first row, as text.
     pub fn scalar(&self) -> Option<String> {
         let value = self.rows.first()?.first()?.as_ref()?;
@@ -82,8 +90,8 @@ pub enum ExecError {
     Timeout,
 }
 
-impl From<Malformed> for ExecError {
-    fn from(error: Malformed) -> Self {
+impl From<PacketError> for ExecError {
+    fn from(error: PacketError) -> Self {
         Self::Io(io::Error::new(io::ErrorKind::InvalidData, error))
     }
 }
@@ -164,7 +172,7 @@ async fn one_result(
         }
         _ => {}
     }
-    let count = Fields::new(&payload).lenenc()?;
+    let count = Reader::new(&payload).lenenc()?;
     let mut columns = Vec::new();
     for _ in 0..count {
         columns.push(column(&packets.next().await?)?);
@@ -178,12 +186,12 @@ async fn one_result(
         let payload = packets.next().await?;
         kept += payload.len();
         if kept > ROWS_MAX {
-            return Err(Malformed.into());
+            return Err(PacketError::Kind.into());
         }
         match payload.first() {
             Some(&ERR) => return Err(error(&payload)?),
             Some(&EOF) if eof && payload.len() < EOF_MAX => {
-                let mut fields = Fields::new(&payload);
+                let mut fields = Reader::new(&payload);
                 fields.u8()?;
                 let warnings = fields.u16()?;
                 return Ok(Outcome {
@@ -208,12 +216,12 @@ async fn one_result(
     }
 }
 
-fn error(payload: &Bytes) -> Result<ExecError, Malformed> {
+fn error(payload: &Bytes) -> Result<ExecError, PacketError> {
     ErrorPacket::parse(payload).map(|error| ExecError::Server(Box::new(error)))
 }
 
-fn ok(payload: &Bytes) -> Result<Outcome, Malformed> {
-    let mut fields = Fields::new(payload);
+fn ok(payload: &Bytes) -> Result<Outcome, PacketError> {
+    let mut fields = Reader::new(payload);
     fields.u8()?;
     let affected = fields.lenenc()?;
     let last_insert_id = fields.lenenc()?;
@@ -234,8 +242,8 @@ fn ok(payload: &Bytes) -> Result<Outcome, Malformed> {
     })
 }
 
-fn column(payload: &Bytes) -> Result<Column, Malformed> {
-    let mut fields = Fields::new(payload);
+fn column(payload: &Bytes) -> Result<Column, PacketError> {
+    let mut fields = Reader::new(payload);
     // Catalog, schema, table, and the table's own name.
     for _ in 0..4 {
         fields.lenenc_bytes()?;
@@ -254,8 +262,8 @@ fn column(payload: &Bytes) -> Result<Column, Malformed> {
     })
 }
 
-fn row(payload: &Bytes, columns: usize) -> Result<Vec<Option<Bytes>>, Malformed> {
-    let mut fields = Fields::new(payload);
+fn row(payload: &Bytes, columns: usize) -> Result<Vec<Option<Bytes>>, PacketError> {
+    let mut fields = Reader::new(payload);
     let mut row = Vec::with_capacity(columns.min(payload.len()));
     for _ in 0..columns {
         let value = if fields.rest().first() == Some(&NULL) {
@@ -269,6 +277,6 @@ fn row(payload: &Bytes, columns: usize) -> Result<Vec<Option<Bytes>>, Malformed>
     if fields.is_empty() {
         Ok(row)
     } else {
-        Err(Malformed)
+        Err(PacketError::Kind)
     }
 }

@@ -1,7 +1,7 @@
 //! Whole payloads from and to the other end, for log-ins and for statements of Slackwater's own. Not for the relay: here
 //! payloads are held whole, up to a limit.
 
-use crate::wire::mysql::fields::{HEADER_LEN, Header, MAX_CHUNK, put_packet};
+use crate::wire::mysql::packet::{HEADER_LEN, Header, MAX_PAYLOAD, put_packet};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -22,6 +22,8 @@ pub struct Packets<S> {
     /// The sequence number that is due next.
     sequence: u8,
     limit: usize,
+    /// Numbers are not looked at: replies to several commands come one behind the other.
+    any_order: bool,
     /// Chunks of a payload whose rest has not come yet.
     joined: BytesMut,
 }
@@ -34,7 +36,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
             ahead: BytesMut::new(),
             sequence: 0,
             limit,
+            any_order: false,
             joined: BytesMut::new(),
+        }
+    }
+
+    /// Goes on in the middle of an exchange: with what was read ahead, at this sequence number.
+    pub fn resumed(stream: S, limit: usize, ahead: BytesMut, sequence: u8) -> Self {
+        Self {
+            ahead,
+            sequence,
+            ..Self::new(stream, limit)
+        }
+    }
+
+    /// Reads the replies to commands that are written in one go with [`Self::write`].
+    pub fn replies(stream: S, limit: usize) -> Self {
+        Self {
+            any_order: true,
+            ..Self::new(stream, limit)
         }
     }
 
@@ -72,18 +92,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
     pub async fn next(&mut self) -> io::Result<Bytes> {
         loop {
             if let Some(header) = Header::parse(&self.ahead) {
-                let so_far = self.joined.len() + header.length;
+                let so_far = self.joined.len() + header.len;
                 if so_far > self.limit {
                     return Err(invalid(format!("a packet of {so_far} bytes, or longer")));
                 }
-                if header.sequence != self.sequence {
+                if header.seq != self.sequence && !self.any_order {
                     return Err(invalid("packets out of order".to_owned()));
                 }
-                if self.ahead.len() >= header.packet_len() {
+                if self.ahead.len() >= header.frame_len() {
                     self.sequence = self.sequence.wrapping_add(1);
-                    let mut packet = self.ahead.split_to(header.packet_len());
+                    let mut packet = self.ahead.split_to(header.frame_len());
                     packet.advance(HEADER_LEN);
-                    let more = header.length == MAX_CHUNK;
+                    let more = header.is_continued();
                     if more || !self.joined.is_empty() {
                         self.joined.put_slice(&packet);
                     }
@@ -107,13 +127,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
     /// Writes one payload. It may be a password, and is wiped.
     pub async fn send(&mut self, payload: impl FnOnce(&mut BytesMut)) -> io::Result<()> {
         let mut out = BytesMut::new();
-        put_packet(&mut out, &mut self.sequence, payload);
+        out.put_bytes(0, HEADER_LEN);
+        payload(&mut out);
+        let header = Header {
+            len: out.len() - HEADER_LEN,
+            seq: self.sequence,
+        };
+        if header.len < MAX_PAYLOAD {
+            if let Some(slot) = out.get_mut(..HEADER_LEN) {
+                slot.copy_from_slice(&header.bytes());
+            }
+            self.sequence = self.sequence.wrapping_add(1);
+        } else {
+            let whole = out.split_off(HEADER_LEN);
+            out.clear();
+            self.sequence = put_packet(&mut out, self.sequence, &whole);
+        }
         let sent = self.write(&out).await;
         out.as_mut().zeroize();
         sent
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes whole packets.
+    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await?;
         self.stream.flush().await
     }
@@ -132,7 +168,7 @@ mod tests {
 
     #[tokio::test]
     async fn case_01_continued_payloads_are_joined_and_limits_kept() {
-        for length in [0, 1, MAX_CHUNK - 1, MAX_CHUNK, MAX_CHUNK + 5] {
+        for length in [0, 1, MAX_PAYLOAD - 1, MAX_PAYLOAD, MAX_PAYLOAD + 5] {
             let (near, far) = tokio::io::duplex(64 * 1024);
             let mut sender = Packets::new(near, PAYLOAD_MAX);
             let mut reader = Packets::new(far, 2 * PAYLOAD_MAX);

@@ -2,8 +2,8 @@
 
 use super::connect::Connected;
 use super::exec::{ExecError, query};
-use crate::wire::mysql::fields::Malformed;
 use crate::wire::mysql::handshake::Family;
+use crate::wire::mysql::packet::PacketError;
 use tokio::time::Instant;
 
 /// One row of one column, equal on all connections to one start of a server and on no others; any account may ask.
@@ -27,5 +27,5 @@ pub const fn started_at_sql(family: Family) -> &'static str {
 pub async fn started_at(connected: &mut Connected, deadline: Instant) -> Result<String, ExecError> {
     let sql = started_at_sql(connected.version.family);
     let answer = query(connected, sql, deadline).await?.scalar();
-    answer.ok_or_else(|| Malformed.into())
+    answer.ok_or_else(|| PacketError::Kind.into())
 }

@@ -6,6 +6,7 @@
 
 use super::errors;
 use crate::auth::mysql::rsa::PrivateKey;
+use crate::backend::mysql::connect::Request;
 use crate::backend::mysql::frames::Packets;
 use crate::backend::mysql::offer::Offer;
 use crate::transport::ListenTls;
@@ -85,6 +86,38 @@ impl fmt::Debug for Arrival {
 }
 
 impl Arrival {
+    /// A client that logs in once more on its connection (COM_CHANGE_USER): it is asked for its proof with a challenge of
+    /// its own.
+    pub(super) fn again(
+        stream: Stream,
+        buffered: BytesMut,
+        (connection_id, request): (u32, &Request),
+        nonce: Nonce,
+        mock_secret: [u8; 32],
+    ) -> Box<Self> {
+        Box::new(Self {
+            packets: Packets::resumed(stream, MAX_LOGIN_PACKET, buffered, 1),
+            connection_id,
+            capabilities: request.capabilities,
+            response: HandshakeResponse {
+                capabilities: request.capabilities,
+                max_packet: request.max_packet,
+                charset: request.charset,
+                user: request.user.clone(),
+                auth: Zeroizing::default(),
+                database: request.database.clone(),
+                // None that there is.
+                plugin: Some(Bytes::new()),
+                attributes: request.attributes.clone(),
+                zstd_level: None,
+            },
+            nonce,
+            fingerprint: None,
+            proof: Vec::new(),
+            mock_secret: Zeroizing::new(mock_secret),
+        })
+    }
+
     /// Its connection.
     pub const fn stream(&self) -> &Stream {
         self.packets.stream()
@@ -259,7 +292,7 @@ async fn first_packet(packets: &mut Packets<Stream>) -> Result<FirstPacket, Hand
 }
 
 /// A challenge: printable, since some clients take what is blank or NUL for its end.
-fn nonce() -> io::Result<Nonce> {
+pub(super) fn nonce() -> io::Result<Nonce> {
     let mut out = [0; NONCE_LEN];
     fill(&mut out)?;
     for byte in &mut out {

@@ -218,7 +218,7 @@ async fn refused<T>(
 }
 
 /// What takes as long for a user who is unknown. A users file has passwords, which take nothing.
-fn decoy<C>(entry: &Entry<C>, known: Option<&Known>) -> u32 {
+pub(super) fn decoy<C>(entry: &Entry<C>, known: Option<&Known>) -> u32 {
     if let Some(Some(Secret::Verifier(Verifier::Sha2(stored)))) = known.map(|k| &k.secret) {
         entry.thousands.store(stored.thousands(), Ordering::Relaxed);
     }
@@ -242,7 +242,7 @@ fn certificate_is_good(arrival: &Arrival, demand: ClientCertificate) -> bool {
 
 /// What the client's proof is checked against. A server that is away is waited for until shortly before the deadline, so
 /// that its client can still be told. `Err(None)`: the client left.
-async fn find<C: Accounts>(
+pub(super) async fn find<C: Accounts>(
     arrival: &Arrival,
     entry: &Entry<C>,
     deadline: Instant,

@@ -3,6 +3,7 @@
 use super::super::end::End;
 use super::super::engine::{Engine, Meaning};
 use super::super::relay::Fatal;
+use super::super::session::Session;
 use super::super::state::{OpenError, Opened, ProbeFailure, Probed, Profile, Ready};
 use super::front::{Pg, ProcessNames};
 use super::{blame, end, state};
@@ -155,22 +156,21 @@ impl Engine for Pg {
     }
 
     fn moved(
-        &self,
+        &mut self,
         profile: &Profile<Self>,
         _handle: &Handle,
         before: Option<&Link>,
         now: Option<&Link>,
     ) {
-        let process = |link: Option<&Link>| link.map_or(0, |link| link.process);
         let cluster = &profile.cluster;
         if now.is_some() {
-            cluster.moved_process(self.told, process(before), process(now));
+            cluster.moved_process(self.told, process_of(before), process_of(now));
         }
     }
 
     fn over(&self, profile: &Profile<Self>, last: Option<&Link>) {
-        let real = last.map_or(0, |link| link.process);
-        profile.cluster.forget_process(self.told, real);
+        let cluster = &profile.cluster;
+        cluster.forget_process(self.told, process_of(last));
     }
 
     fn may_lose_transaction(&self, snapshot: &Snapshot) -> bool {
@@ -212,7 +212,9 @@ impl Engine for Pg {
 
     const SILENT_CLOSE_MAY_BE_MEANT: bool = false;
 
-    fn put_end(&self, end: &End, out: &mut BytesMut) {
+    const SPEAKS_WHEN_ASKED: bool = false;
+
+    fn put_end(&self, end: &End, _holds_request: bool, out: &mut BytesMut) {
         end::put_end(end, out);
     }
 
@@ -256,10 +258,20 @@ impl Engine for Pg {
         state::takes_logins(profile, serving).await
     }
 
+    async fn kept(_session: &mut Session<Self>) -> Result<(), End> {
+        Err(End::Internal("a frame was kept that no one waits for"))
+    }
+
     fn identity(login: &Login, put: &mut dyn FnMut(&[u8])) {
         for (name, value) in &login.params.0 {
             put(name);
             put(value);
         }
     }
+}
+
+/// The server process at the other end; none is 0.
+pub(in crate::net) fn process_of(link: Option<&Link>) -> i32 {
+    let number = link.map_or(0, Link::number);
+    i32::try_from(number).unwrap_or(0)
 }

@@ -106,11 +106,11 @@ impl Protocol for Pg {
 
     const DISCARD_HEAD: usize = 0;
 
-    fn client_head(&self, header: Header) -> usize {
+    fn client_head(&self, header: Header, _seen: &[u8]) -> usize {
         Machine::client_head(header)
     }
 
-    fn server_head(&self, header: Header) -> usize {
+    fn server_head(&self, header: Header, _seen: &[u8]) -> usize {
         self.machine.server_head(header)
     }
 
@@ -192,7 +192,7 @@ impl Protocol for Pg {
         put_ready(out, b'I');
     }
 
-    fn discard(&self, so_far: Discard, header: Header, _head: &[u8]) -> Option<Discard> {
+    fn discard(&mut self, so_far: Discard, header: Header, _head: &[u8]) -> Option<Discard> {
         Some(match (so_far, header.tag) {
             (_, b'X') => return None,
             // Of a batch everything up to Sync is dropped.

@@ -8,5 +8,5 @@ mod front;
 mod state;
 
 pub(super) use end::server_words;
-pub(super) use engine::{Login as PgLogin, Seen as PgSeen};
+pub(super) use engine::{Login as PgLogin, Seen as PgSeen, process_of};
 pub use front::{Pg, ProcessNames};

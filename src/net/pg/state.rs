@@ -8,7 +8,7 @@ use crate::backend::connect::{self, ConnectError, Connected, connect};
 use crate::backend::exec::{ExecError, connect_and_query};
 use crate::backend::frames::Frames;
 use crate::backend::gate::{Lease, Serving};
-use crate::backend::link::Link;
+use crate::backend::link::{Link, Peer};
 use crate::session::pg::probe::{ProbeSpec, ProbeStep, put_check, put_probe};
 use crate::session::pg::snapshot::Snapshot;
 use crate::transport::stream::Stream;
@@ -163,9 +163,13 @@ pub(super) async fn log_in(
     note_version(profile, &connected);
     let greeting = Greeting(connected.params.clone());
     let notices = connected.notices.clone();
+    let peer = Peer::Pg {
+        process: connected.process,
+        secret: connected.secret,
+    };
     Ok(Ready {
         notices,
-        link: Link::new(connected, lease),
+        link: Link::new(connected.stream, peer, lease),
         greeting,
     })
 }

@@ -183,11 +183,9 @@ impl<E: Engine> Session<E> {
     }
 
     /// Others are told which server connection the session has.
-    pub(super) fn moved(&self, before: Option<&Link>, now: &Link) {
-        let handle = self.handle();
-        self.relay
-            .front
-            .moved(&self.profile, handle, before, Some(now));
+    pub(super) fn moved(&mut self, before: Option<&Link>, now: &Link) {
+        let (profile, handle) = (&self.profile, &self.registered.handle);
+        self.relay.front.moved(profile, handle, before, Some(now));
     }
 
     pub(super) fn install(&mut self, opened: Opened<E>) {

@@ -231,6 +231,8 @@ impl<E: Engine> Session<E> {
             return;
         };
         if let Some(link) = self.link.take() {
+            let (profile, handle) = (&self.profile, &self.registered.handle);
+            self.relay.front.moved(profile, handle, Some(&link), None);
             // Terminated and awaited in the background, then the lease goes back.
             link.leave(leg.into_parts().0);
         }

@@ -5,6 +5,7 @@
 //! others, when parked. Everything here happens between requests; while a request runs, only the relay
 //! works.
 
+mod again;
 mod attach;
 mod leave;
 mod lost;
@@ -141,6 +142,7 @@ impl<E: Engine> Session<E> {
             Stop::SafePoint | Stop::Rested => Box::pin(self.safe_point()).await,
             Stop::ClientGone => Err(End::ClientGone),
             Stop::ClientGarbage(_) | Stop::ClientUnknown(_) => Err(End::from_client(&stop)),
+            Stop::Kept => Box::pin(E::kept(self)).await,
             Stop::ServerGarbage(error) => Err(End::ServerGarbage(error)),
             Stop::ServerFatal(fatal) => Box::pin(self.server_fatal(*fatal)).await,
             Stop::ServerGone => Box::pin(self.server_gone()).await,
@@ -401,6 +403,7 @@ impl<E: Engine> Session<E> {
         // A stream ends by itself when it is told goodbye.
         let in_flight = (front.is_in_flight() || !front.is_quiet()) && !front.is_streaming();
         let mid_frame = self.relay.is_mid_frame();
+        let holds_request = self.relay.holds_request();
         if let Some(mut link) = self.link.take() {
             if let Some(leg) = self.relay.detach() {
                 link.give_back(leg.into_parts().0);
@@ -414,11 +417,16 @@ impl<E: Engine> Session<E> {
         handle.take_cancels().settled();
         drop(self.registered);
         // Behind half a message an error would be read as its rest: the close has to tell.
-        if !end.client_is_gone() && !mid_frame {
-            let (front, out) = self.relay.front_and_out();
-            front.put_end(&end, out);
-            state::say_goodbye(self.relay.into_client()).await;
+        if end.client_is_gone() || mid_frame {
+            return;
         }
+        if E::SPEAKS_WHEN_ASKED && !in_flight && !holds_request {
+            let Relay { front, client, .. } = self.relay;
+            return state::say_when_asked(client, &front, &end).await;
+        }
+        let (front, out) = self.relay.front_and_out();
+        front.put_end(&end, holds_request, out);
+        state::say_goodbye(self.relay.into_client()).await;
     }
 
     /// Before a forced end: what runs is cancelled, and its reply, a COMMIT's included, still delivered.

@@ -13,7 +13,6 @@ pub mod mask;
 pub mod mend;
 pub mod probe;
 mod probe_sql;
-pub mod recent;
 pub mod restore;
 pub mod since;
 pub mod snapshot;
@@ -25,4 +24,5 @@ pub mod watched;
 #[cfg(test)]
 mod tests;
 
+pub use super::recent;
 pub use probe_sql::CATALOG_NAMES_SQL;

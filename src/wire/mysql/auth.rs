@@ -1,7 +1,7 @@
 //! The packets of an authentication exchange, COM_CHANGE_USER, and what ends a log-in: OK or ERR.
 
 use super::capabilities::Capabilities;
-use super::fields::{Fields, Malformed, put_cstr, put_lenenc, put_lenenc_bytes};
+use super::packet::{PacketError, Reader, put_cstr, put_lenenc, put_lenenc_bytes};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::fmt;
 use zeroize::Zeroizing;
@@ -26,10 +26,10 @@ pub fn put_switch(out: &mut BytesMut, plugin: &[u8], data: &[u8]) {
 
 /// Reads an AuthSwitchRequest: the plugin, and the data for it. Without a name it is the one of servers before 4.1,
 /// which nobody should answer.
-pub fn parse_switch(payload: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
-    let mut fields = Fields::new(payload);
+pub fn parse_switch(payload: &[u8]) -> Result<(&[u8], &[u8]), PacketError> {
+    let mut fields = Reader::new(payload);
     if fields.u8()? != SWITCH || fields.is_empty() {
-        return Err(Malformed);
+        return Err(PacketError::Kind);
     }
     let plugin = fields.cstr()?;
     Ok((plugin, fields.rest()))
@@ -63,10 +63,10 @@ impl ErrorPacket {
     }
 
     /// Reads the payload of an ERR.
-    pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
-        let mut fields = Fields::new(payload);
+    pub fn parse(payload: &[u8]) -> Result<Self, PacketError> {
+        let mut fields = Reader::new(payload);
         if fields.u8()? != ERR {
-            return Err(Malformed);
+            return Err(PacketError::Kind);
         }
         let code = fields.u16()?;
         let rest = fields.rest();
@@ -128,10 +128,10 @@ const STATE_CHANGED: u16 = 0x4000;
 
 impl LoginOk {
     /// Reads the payload; a block of session state behind it is left.
-    pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
-        let mut fields = Fields::new(payload);
+    pub fn parse(payload: &[u8]) -> Result<Self, PacketError> {
+        let mut fields = Reader::new(payload);
         if fields.u8()? != OK {
-            return Err(Malformed);
+            return Err(PacketError::Kind);
         }
         fields.lenenc()?;
         fields.lenenc()?;
@@ -188,10 +188,10 @@ impl fmt::Debug for ChangeUser {
 
 impl ChangeUser {
     /// Reads the payload; `capabilities` are those of the connection.
-    pub fn parse(payload: &[u8], capabilities: Capabilities) -> Result<Self, Malformed> {
-        let mut fields = Fields::new(payload);
+    pub fn parse(payload: &[u8], capabilities: Capabilities) -> Result<Self, PacketError> {
+        let mut fields = Reader::new(payload);
         if fields.u8()? != CHANGE_USER {
-            return Err(Malformed);
+            return Err(PacketError::Kind);
         }
         let user = Bytes::copy_from_slice(fields.cstr()?);
         let auth = if capabilities.contains(Capabilities::SECURE_CONNECTION) {
@@ -265,7 +265,7 @@ mod tests {
             parse_switch(&out),
             Ok((&b"client_ed25519"[..], &b"nonce\0"[..]))
         );
-        assert_eq!(parse_switch(&[SWITCH]), Err(Malformed));
+        assert_eq!(parse_switch(&[SWITCH]), Err(PacketError::Kind));
         for error in [
             ErrorPacket::new(1045, *b"28000", "Access denied"),
             ErrorPacket {
@@ -285,7 +285,7 @@ mod tests {
             ErrorPacket::parse(b"\xff\x10\x04#x").expect("read").message,
             "#x"
         );
-        assert_eq!(ErrorPacket::parse(b"\xff\x10"), Err(Malformed));
+        assert_eq!(ErrorPacket::parse(b"\xff\x10"), Err(PacketError::Kind));
     }
 
     #[test]
@@ -304,7 +304,7 @@ mod tests {
                 .status,
             2
         );
-        assert_eq!(LoginOk::parse(&[0, 0, 0, 2, 0]), Err(Malformed));
+        assert_eq!(LoginOk::parse(&[0, 0, 0, 2, 0]), Err(PacketError::Kind));
     }
 
     #[test]

@@ -119,9 +119,11 @@ impl Capabilities {
     );
 
     /// Never offered to clients: a second way of building packets that nobody here reads, factors that can't be
-    /// shown again to another server, and replies in the middle of which something else comes.
+    /// shown again to another server, replies in the middle of which something else comes, and a server that leaves the
+    /// schema out of names, those of Slackwater's own questions too.
     pub const NOT_OFFERED: Self = Self(
-        Self::COMPRESS.0
+        Self::NO_SCHEMA.0
+            | Self::COMPRESS.0
             | Self::ZSTD_COMPRESSION.0
             | Self::SSL.0
             | Self::QUERY_ATTRIBUTES.0

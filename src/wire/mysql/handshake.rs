@@ -1,7 +1,7 @@
 //! The packets of a log-in up to the client's first answer: greeting, SSLRequest, HandshakeResponse.
 
 use super::capabilities::Capabilities;
-use super::fields::{Fields, Malformed, put_cstr, put_lenenc, put_lenenc_bytes};
+use super::packet::{PacketError, Reader, put_cstr, put_lenenc, put_lenenc_bytes};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::fmt;
 use zeroize::{Zeroize, Zeroizing};
@@ -121,10 +121,10 @@ impl fmt::Debug for Greeting {
 
 impl Greeting {
     /// Reads the payload of a greeting.
-    pub fn parse(payload: &[u8]) -> Result<Self, Malformed> {
-        let mut fields = Fields::new(payload);
+    pub fn parse(payload: &[u8]) -> Result<Self, PacketError> {
+        let mut fields = Reader::new(payload);
         if fields.u8()? != PROTOCOL {
-            return Err(Malformed);
+            return Err(PacketError::Kind);
         }
         let version = Bytes::copy_from_slice(fields.cstr()?);
         let connection_id = fields.u32()?;
@@ -248,15 +248,15 @@ pub enum ResponseError {
     Handshake,
 }
 
-impl From<Malformed> for ResponseError {
-    fn from(_: Malformed) -> Self {
+impl From<PacketError> for ResponseError {
+    fn from(_: PacketError) -> Self {
         Self::Handshake
     }
 }
 
 /// Reads a client's first packet; what it does not know is left.
 pub fn parse_first(payload: &[u8]) -> Result<FirstPacket, ResponseError> {
-    let mut fields = Fields::new(payload);
+    let mut fields = Reader::new(payload);
     let lower = fields.u32()?;
     let mut capabilities = Capabilities::from_halves(lower, 0);
     if !capabilities.contains(Capabilities::PROTOCOL_41) {
@@ -388,7 +388,7 @@ impl Drop for HandshakeResponse {
 
 /// Connection attributes, name and value, in their order; ends at the first that can't be read.
 pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let mut fields = Fields::new(bytes);
+    let mut fields = Reader::new(bytes);
     std::iter::from_fn(move || {
         let name = fields.lenenc_bytes().ok()?;
         Some((name, fields.lenenc_bytes().ok()?))
@@ -457,7 +457,7 @@ mod tests {
             for end in 0..out.len() - 1 - greeting(capabilities).plugin.len() {
                 drop(Greeting::parse(&out[..end]));
             }
-            assert_eq!(Greeting::parse(&out[..40]), Err(Malformed));
+            assert_eq!(Greeting::parse(&out[..40]), Err(PacketError::Kind));
         }
     }
 

@@ -2,5 +2,7 @@
 
 pub mod auth;
 pub mod capabilities;
-pub mod fields;
+pub mod command;
 pub mod handshake;
+pub mod packet;
+pub mod reply;

@@ -176,9 +176,9 @@ pub(super) fn installed(engine: Engine) -> Result<(), ProviderError> {
     Programs::find(engine, None).map(drop)
 }
 
-/// Version, `report_host`, and which start it is: what sessions ask as well.
+/// Version, `report_host`, and which start of the server it is, as sessions ask for it themselves.
 fn identity_sql(engine: Engine) -> String {
-    let started = engine.family().map(started_at_sql).unwrap_or_default();
+    let started = started_at_sql(engine.into());
     format!("SELECT VERSION(), @@GLOBAL.report_host, ({started})")
 }
 

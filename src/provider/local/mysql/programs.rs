@@ -1,7 +1,7 @@
 //! The programs of MySQL and MariaDB: where they are and of which version, and which of both they are.
 //! Packages of MariaDB have a `mysqld` too, so the name alone says nothing.
 
-use super::super::super::{ProviderError, mysql_version};
+use super::super::super::ProviderError;
 use crate::backend::Engine;
 use std::env;
 use std::path::{Path, PathBuf};
@@ -150,7 +150,18 @@ pub(super) fn parse_version(text: &str) -> Option<(u32, bool)> {
         Some((_, rest)) => rest.split_ascii_whitespace().next()?,
         None => text,
     };
-    Some((mysql_version(word)?, word.contains("MariaDB")))
+    // What old replicas need to read from MariaDB 10 and later.
+    let word = word.strip_prefix("5.5.5-").unwrap_or(word);
+    let numbers = word
+        .split(|c: char| !c.is_ascii_digit() && c != '.')
+        .next()?;
+    let mut numbers = numbers.split('.').map(str::parse::<u32>);
+    let mut next = || numbers.next()?.ok().filter(|n| *n < 100);
+    let (major, minor, patch) = (next()?, next()?, next()?);
+    Some((
+        major * 10_000 + minor * 100 + patch,
+        word.contains("MariaDB"),
+    ))
 }
 
 /// 90704 as `9.7.4`.

@@ -1,0 +1,352 @@
+//! Asking MySQL and MariaDB for a session's state, and logging in for it: the IO around
+//! `session::mysql::{probe, restore}`.
+
+use super::super::state::{OpenError, Opened, ProbeFailure, Probed, Profile, Ready};
+use super::engine::{Asked, Greeting};
+use super::front::Mysql;
+use crate::backend::gate::{Lease, Serving};
+use crate::backend::link::{Link, Peer};
+use crate::backend::mysql::connect::{ConnectError, Connected, Login, connect};
+use crate::backend::mysql::exec::{self, ExecError};
+use crate::backend::mysql::frames::Packets;
+use crate::backend::mysql::started::{started_at, started_at_sql};
+use crate::session::Portable;
+use crate::session::mysql::grammar::{Family, Grammar};
+use crate::session::mysql::machine::Held;
+use crate::session::mysql::probe::{
+    MAX_REPLY, Probe, ProbeReader, ProbeSpec, ProbeStep, put_check, put_probe,
+};
+use crate::session::mysql::restore::{RestoreStep, Restored, put_restore, verify};
+use crate::session::mysql::side::{Side, read_side, side_query};
+use crate::session::mysql::snapshot::{Baseline, Snapshot};
+use crate::session::mysql::tracker::TRACKING_SQL;
+use crate::transport::stream::Stream;
+use crate::wire::mysql::capabilities::Capabilities;
+use crate::wire::mysql::command::put_query;
+use crate::wire::mysql::handshake;
+use crate::wire::mysql::reply::{ErrPacket, OkPacket, Status};
+use bytes::BytesMut;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// ER_SERVER_SHUTDOWN.
+const SHUTDOWN: u16 = 1053;
+
+type Replies<'a> = Packets<&'a mut Stream>;
+
+/// What decides how replies are built, by what was agreed on with the server. `client`: what the client was granted.
+pub(in crate::net) fn grammar(connected: &Connected, client: Capabilities) -> Grammar {
+    let agreed = connected.capabilities;
+    Grammar {
+        family: connected.version.family,
+        deprecate_eof: agreed.contains(Capabilities::DEPRECATE_EOF),
+        client_tracks: client.contains(Capabilities::SESSION_TRACK),
+        multi_statements: agreed.contains(Capabilities::MULTI_STATEMENTS),
+        cache_metadata: agreed.contains(Capabilities::MARIADB_CACHE_METADATA),
+        extended_metadata: agreed.contains(Capabilities::MARIADB_EXTENDED_METADATA),
+    }
+}
+
+fn version(version: &handshake::Version) -> u32 {
+    let (major, minor, patch) = version.number;
+    u32::from(major) * 10_000 + u32::from(minor) * 100 + u32::from(patch)
+}
+
+/// Logs in as the session's user, proves that it is the server that serves, and switches tracking on.
+pub(super) async fn log_in(
+    profile: &Profile<Mysql>,
+    lease: Lease,
+    deadline: Instant,
+) -> Result<Ready<Mysql>, OpenError> {
+    let who = &profile.login.who;
+    let login = Login {
+        endpoint: &lease.serving().endpoint,
+        socket: &profile.cluster.socket,
+        request: &who.0,
+        credential: Some(&who.1),
+        deadline,
+    };
+    let mut connected = connect(&login).await?;
+    profile.cluster.learn_offer(&connected.offer);
+    let proven = &lease.serving().started_at;
+    let started = started_at(&mut connected, deadline).await.map_err(open)?;
+    if !proven.is_empty() && **proven != *started {
+        return Err(OpenError::OtherServer);
+    }
+    let grammar = grammar(&connected, who.0.capabilities);
+    let version = version(&connected.version);
+    let work = begin(&mut connected.stream, profile, grammar, version, &started);
+    let (status, baseline) = tokio::time::timeout_at(deadline, work)
+        .await
+        .map_err(|_| OpenError::Timeout)??;
+    let peer = Peer::Mysql {
+        connection_id: connected.connection_id,
+        who: Arc::clone(who),
+    };
+    Ok(Ready {
+        link: Link::new(connected.stream, peer, lease),
+        greeting: Greeting {
+            status,
+            grammar,
+            version,
+            baseline,
+            ids: std::collections::BTreeMap::new(),
+            text_prepares: 0,
+        },
+        notices: BytesMut::new(),
+    })
+}
+
+/// Switches tracking on, and finds out what a login of this kind holds, unless that is known.
+async fn begin(
+    stream: &mut Stream,
+    profile: &Profile<Mysql>,
+    grammar: Grammar,
+    version: u32,
+    started_at: &str,
+) -> Result<(Status, Arc<Baseline>), OpenError> {
+    let mut replies = Packets::replies(&mut *stream, MAX_REPLY);
+    let mut out = BytesMut::new();
+    put_query(&mut out, TRACKING_SQL);
+    replies.write(&out).await?;
+    let answer = replies.next().await?;
+    let Ok(ok) = OkPacket::parse(&answer, true) else {
+        let refused = ErrPacket::parse(&answer);
+        let text = refused.map(|e| String::from_utf8_lossy(e.message).into_owned());
+        let text = text.unwrap_or_else(|_| "no answer that can be read".to_owned());
+        return Err(OpenError::State(format!(
+            "tracking of transactions can't be switched on: {text}"
+        )));
+    };
+    let status = ok.status;
+    let key = profile.kind(started_at);
+    if let Some(known) = profile.cluster.baseline(&key) {
+        return Ok((status, known));
+    }
+    let held = Held::fresh(grammar);
+    let spec = ProbeSpec {
+        grammar,
+        version,
+        baseline: None,
+        held: &held,
+        side: None,
+    };
+    let probe = check(&mut replies, &spec).await.map_err(state)?;
+    profile
+        .cluster
+        .note_baseline(key, Arc::clone(&probe.baseline));
+    Ok((status, probe.baseline))
+}
+
+/// Asks the server what the session holds. Dropping it half-way breaks the connection.
+pub(super) async fn probe(
+    stream: &mut Stream,
+    profile: &Profile<Mysql>,
+    asked: Asked,
+    deadline: Instant,
+) -> Result<Probed<Mysql>, ProbeFailure> {
+    let side = look_from_aside(profile, asked.grammar, asked.connection).await;
+    let spec = ProbeSpec {
+        grammar: asked.grammar,
+        version: asked.version,
+        baseline: Some(&asked.baseline),
+        held: &asked.held,
+        side: side.as_ref(),
+    };
+    let mut replies = Packets::replies(stream, MAX_REPLY);
+    let work = async {
+        let mut out = BytesMut::new();
+        let mut reader = put_probe(&mut out, &spec);
+        replies.write(&out).await.map_err(ProbeFailure::Broken)?;
+        let probe = read_probe(&mut replies, &mut reader).await?;
+        if replies.is_ahead() {
+            let error = io::Error::other("the server spoke before it was asked");
+            return Err(ProbeFailure::Broken(error));
+        }
+        Ok(Probed {
+            probe,
+            for_client: BytesMut::new(),
+        })
+    };
+    let timeout = |_| ProbeFailure::Broken(io::ErrorKind::TimedOut.into());
+    let done = tokio::time::timeout_at(deadline, work).await;
+    done.map_err(timeout)?
+}
+
+/// MySQL: what an ordinary user can't see of its own session. `None`: nobody can, so that hints of it stay.
+async fn look_from_aside(
+    profile: &Profile<Mysql>,
+    grammar: Grammar,
+    connection: u32,
+) -> Option<Side> {
+    if grammar.family == Family::MariaDb {
+        return None;
+    }
+    let cluster = &profile.cluster;
+    let connection = u64::from(connection);
+    let sql = side_query(&[connection]);
+    match cluster.service.query_mysql(&cluster.gate, &sql).await {
+        Ok(outcome) => read_side(&outcome.rows).remove(&connection),
+        Err(error) => {
+            tracing::debug!(%error, "the service account can't see what sessions hold");
+            None
+        }
+    }
+}
+
+async fn check(replies: &mut Replies<'_>, spec: &ProbeSpec<'_>) -> Result<Probe, ProbeFailure> {
+    let mut out = BytesMut::new();
+    let mut reader = put_check(&mut out, spec);
+    replies.write(&out).await.map_err(ProbeFailure::Broken)?;
+    read_probe(replies, &mut reader).await
+}
+
+async fn read_probe(
+    replies: &mut Replies<'_>,
+    reader: &mut ProbeReader,
+) -> Result<Probe, ProbeFailure> {
+    loop {
+        let payload = replies.next().await.map_err(ProbeFailure::Broken)?;
+        match reader.on_packet(&payload) {
+            Ok(ProbeStep::More) => {}
+            Ok(ProbeStep::Send(bytes)) => {
+                replies.write(&bytes).await.map_err(ProbeFailure::Broken)?;
+            }
+            Ok(ProbeStep::Done(probe)) => return Ok(*probe),
+            Err(error) if error.usable => {
+                return Err(ProbeFailure::Refused(error.to_string(), BytesMut::new()));
+            }
+            Err(error) => return Err(ProbeFailure::Broken(io::Error::other(error.to_string()))),
+        }
+    }
+}
+
+/// Restores a session onto a connection that is ready, and verifies it.
+pub(super) async fn carry(
+    ready: Ready<Mysql>,
+    snapshot: &Snapshot,
+    deadline: Instant,
+) -> Result<Opened<Mysql>, OpenError> {
+    let began = Instant::now();
+    let Ready {
+        mut link,
+        mut greeting,
+        ..
+    } = ready;
+    let stream = link.stream().ok_or(OpenError::Timeout)?;
+    let work = put_on(stream, &greeting, snapshot);
+    let restored = tokio::time::timeout_at(deadline, work)
+        .await
+        .map_err(|_| OpenError::Timeout)??;
+    if let Some(restored) = restored {
+        greeting.status = restored.status;
+        greeting.ids = restored.ids;
+        greeting.text_prepares = restored.text_prepares;
+    }
+    tracing::debug!(took = ?began.elapsed(), "a session's state is on a new server connection");
+    Ok(Opened {
+        link,
+        greeting,
+        for_client: BytesMut::new(),
+    })
+}
+
+async fn put_on(
+    stream: &mut Stream,
+    greeting: &Greeting,
+    snapshot: &Snapshot,
+) -> Result<Option<Restored>, OpenError> {
+    let mut replies = Packets::replies(stream, MAX_REPLY);
+    let (held, side) = expected(snapshot, greeting.grammar);
+    let spec = ProbeSpec {
+        grammar: greeting.grammar,
+        version: greeting.version,
+        baseline: Some(&greeting.baseline),
+        held: &held,
+        side: Some(&side),
+    };
+    let fresh = &greeting.baseline;
+    if snapshot.is_plain() {
+        let probe = check(&mut replies, &spec).await.map_err(state)?;
+        let nothing = Restored::default();
+        verify(snapshot, fresh, &probe, &nothing).map_err(mismatch)?;
+        return Ok(None);
+    }
+    let mut out = BytesMut::new();
+    let mut reader = put_restore(&mut out, snapshot, fresh, greeting.grammar);
+    let mut probe_reader = put_probe(&mut out, &spec);
+    replies.write(&out).await?;
+    let restored = loop {
+        let payload = replies.next().await?;
+        match reader.on_packet(&payload) {
+            Ok(RestoreStep::More) => {}
+            Ok(RestoreStep::Done(restored)) => break restored,
+            Err(error) => return Err(OpenError::State(error.to_string())),
+        }
+    };
+    for refused in &restored.refused {
+        tracing::info!(%refused, "a prepared statement can't be made again: running it says so");
+    }
+    let probe = read_probe(&mut replies, &mut probe_reader)
+        .await
+        .map_err(state)?;
+    verify(snapshot, fresh, &probe, &restored).map_err(mismatch)?;
+    Ok(Some(*restored))
+}
+
+/// What a connection is expected to show on which this state was restored.
+fn expected(snapshot: &Snapshot, grammar: Grammar) -> (Held, Side) {
+    let held = Held {
+        texts: snapshot.state().texts.to_vec(),
+        // How often a restore prepares or creates is nobody's business.
+        text_prepares: u64::MAX,
+        creates: u64::MAX,
+        ..Held::fresh(grammar)
+    };
+    let side = Side {
+        user_variables: snapshot.user_variable_names().map(Into::into).collect(),
+        ..Side::default()
+    };
+    (held, side)
+}
+
+/// The server process still takes log-ins: it was not shut down.
+pub(super) async fn takes_logins(profile: &Profile<Mysql>, serving: &Serving) -> bool {
+    let who = &profile.login.who;
+    let login = Login {
+        endpoint: &serving.endpoint,
+        socket: &profile.cluster.socket,
+        request: &who.0,
+        credential: Some(&who.1),
+        deadline: Instant::now() + Duration::from_secs(2),
+    };
+    let sql = started_at_sql(profile.cluster.engine.into());
+    match exec::connect_and_query(&login, sql).await {
+        Ok(outcome) => outcome.scalar().as_deref() == Some(&*serving.started_at),
+        // Full, or closed to this user: it runs.
+        Err(ExecError::Connect(ConnectError::Server { error, .. })) => error.code != SHUTDOWN,
+        Err(_) => false,
+    }
+}
+
+fn mismatch(error: impl std::fmt::Display) -> OpenError {
+    OpenError::State(error.to_string())
+}
+
+fn open(error: ExecError) -> OpenError {
+    match error {
+        ExecError::Connect(error) => OpenError::Mysql(error),
+        ExecError::Io(error) => OpenError::Io(error),
+        ExecError::Timeout => OpenError::Timeout,
+        error => OpenError::State(error.to_string()),
+    }
+}
+
+fn state(failure: ProbeFailure) -> OpenError {
+    match failure {
+        ProbeFailure::Refused(reason, _) => OpenError::State(reason),
+        ProbeFailure::Broken(error) => OpenError::Io(error),
+    }
+}

@@ -1,0 +1,675 @@
+//! The probe: asks a server, on a session's own connection, what that session holds.
+//!
+//! Statements in text form, written in one go and answered one by one; an error of one of them leaves the rest as
+//! they are. The first is `DO 0`, whose OK packet tells the flags and what of tracking is pending
+//! ([`Probe::answer`] is for [`super::machine::Machine::answered`]). What needs names that the first answers tell,
+//! user variables' values above all, is asked in a second round. Send it only when nothing is owed.
+
+use super::batch::{Batch, Event, Expect};
+use super::findings::{Detection, Finding, name_some, proven};
+use super::grammar::{Family, Grammar};
+use super::hints::Hint;
+use super::machine::Held;
+use super::order::is_carried;
+use super::probe_sql as sql;
+use super::side::{Side, unhex, unhex_text};
+use super::snapshot::{Baseline, Snapshot, State, UserValue, Value, prepared};
+use crate::session::blocker::BlockerKind;
+use crate::wire::mysql::command::put_query;
+use crate::wire::mysql::reply::{Column, OkPacket, Status};
+use bytes::BytesMut;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Largest packet of a reply to a probe or a restore that is taken, in bytes. A session whose state is larger
+/// is not movable.
+pub const MAX_REPLY: usize = 16 << 20;
+
+/// User variables that are asked for by one statement.
+const VALUES_AT_ONCE: usize = 100;
+
+/// No such table in information_schema.
+const UNKNOWN_TABLE: [u16; 2] = [1109, 1146];
+
+/// The first MariaDB that lists temporary tables.
+const LISTS_TEMPORARY: u32 = 110_200;
+
+/// What a probe must know beforehand.
+#[derive(Debug, Clone, Copy)]
+pub struct ProbeSpec<'a> {
+    /// How replies are built.
+    pub grammar: Grammar,
+    /// The server's version, such as 101119 or 90704.
+    pub version: u32,
+    /// What a fresh login holds; `None`: this is one, and tells it.
+    pub baseline: Option<&'a Arc<Baseline>>,
+    /// What the machine knows.
+    pub held: &'a Held,
+    /// MySQL: what the service connection saw; `None`: there is none.
+    pub side: Option<&'a Side>,
+}
+
+/// What a probe found.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    /// What can be carried to another connection.
+    pub snapshot: Snapshot,
+    /// What can't.
+    pub findings: Vec<Finding>,
+    /// The OK packet that answered the first statement.
+    pub answer: Box<[u8]>,
+    /// Which connection answered, by its real number.
+    pub connection_id: u64,
+    /// Everything that a fresh login of this kind holds, if this is one.
+    pub baseline: Arc<Baseline>,
+    /// Session variables, all of them.
+    pub variables: BTreeMap<Box<str>, Value>,
+    /// What this server can't show.
+    pub missing: Vec<Detection>,
+    /// Hints that the probe has an answer to: for [`super::machine::Machine::proven`].
+    pub proven: Hint,
+    /// sql_mode has ANSI_QUOTES.
+    pub ansi_quotes: bool,
+    /// Transactions are tracked, as Slackwater wants them to be.
+    pub is_tracked: bool,
+}
+
+/// Why nothing is known about a session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("what the session holds is unknown: {message}{}", if *code == 0 { String::new() } else { format!(" (error {code})") })]
+pub struct ProbeError {
+    /// The server's error; 0 when the fault is not an error of the server's.
+    pub code: u16,
+    /// The server's own words, or what was wrong with its answer.
+    pub message: Box<str>,
+    /// The client can go on on this connection.
+    pub usable: bool,
+}
+
+/// What to do after a packet of the reply.
+#[derive(Debug)]
+pub enum ProbeStep {
+    /// Read on.
+    More,
+    /// Send these bytes to the server, then read on.
+    Send(BytesMut),
+    /// The end.
+    Done(Box<Probe>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Status,
+    Facts,
+    Variables,
+    UserVariables,
+    Locks,
+    Counters,
+    Clock,
+    /// Values of user variables, from this one on.
+    Values(usize),
+    Temporary,
+}
+
+/// What was answered so far.
+#[derive(Debug, Default)]
+struct Answers {
+    ok: Box<[u8]>,
+    status: Status,
+    facts: Vec<Option<Box<str>>>,
+    variables: BTreeMap<Box<str>, Value>,
+    locks: Vec<(String, String, String)>,
+    counters: BTreeMap<String, u64>,
+    clock: Option<Box<str>>,
+    temporary: Vec<String>,
+    values: Vec<(Box<str>, UserValue)>,
+    missing: Vec<Detection>,
+}
+
+/// Reads the reply to [`put_probe`] or [`put_check`]. After an error or [`ProbeStep::Done`] it takes nothing more.
+#[derive(Debug)]
+pub struct ProbeReader {
+    grammar: Grammar,
+    version: u32,
+    baseline: Option<Arc<Baseline>>,
+    held: Held,
+    side: Option<Side>,
+    checks: bool,
+    asks: Vec<Ask>,
+    batch: Batch,
+    second: bool,
+    names: BTreeSet<Box<str>>,
+    kinds: Vec<(u8, u16)>,
+    rows: usize,
+    answers: Answers,
+    error: Option<ProbeError>,
+    over: bool,
+}
+
+/// Appends the probe and returns what reads its reply.
+pub fn put_probe(out: &mut BytesMut, spec: &ProbeSpec<'_>) -> ProbeReader {
+    let mut asks = vec![Ask::Status, Ask::Facts, Ask::Variables];
+    if spec.grammar.family == Family::MariaDb {
+        asks.extend([Ask::UserVariables, Ask::Locks]);
+    }
+    asks.extend([Ask::Counters, Ask::Clock]);
+    put(out, spec, asks, false)
+}
+
+/// Appends a probe of a fresh login for a session that holds nothing else ([`crate::session::Portable::is_plain`]):
+/// it asks for none of what only a session that has worked can hold.
+pub fn put_check(out: &mut BytesMut, spec: &ProbeSpec<'_>) -> ProbeReader {
+    put(
+        out,
+        spec,
+        vec![Ask::Status, Ask::Facts, Ask::Variables],
+        true,
+    )
+}
+
+fn put(out: &mut BytesMut, spec: &ProbeSpec<'_>, asks: Vec<Ask>, checks: bool) -> ProbeReader {
+    let family = spec.grammar.family;
+    for ask in &asks {
+        match ask {
+            Ask::Status => put_query(out, "DO 0"),
+            Ask::Facts => put_query(out, &sql::facts(family)),
+            Ask::Variables => put_query(out, &sql::variables(family)),
+            Ask::UserVariables => put_query(out, &sql::user_variables()),
+            Ask::Locks => put_query(out, &sql::locks()),
+            Ask::Counters => put_query(out, &sql::counters(family)),
+            Ask::Clock => put_query(out, &sql::clock(family)),
+            Ask::Values(_) | Ask::Temporary => {}
+        }
+    }
+    ProbeReader {
+        grammar: spec.grammar,
+        version: spec.version,
+        baseline: spec.baseline.cloned(),
+        held: spec.held.clone(),
+        side: spec.side.cloned(),
+        checks,
+        batch: Batch::new(spec.grammar, vec![Expect::Query; asks.len()]),
+        asks,
+        second: false,
+        names: BTreeSet::new(),
+        kinds: Vec::new(),
+        rows: 0,
+        answers: Answers::default(),
+        error: None,
+        over: false,
+    }
+}
+
+impl ProbeReader {
+    /// Takes the payload of one packet from the server. An error ends the probe: the session's state is unknown.
+    pub fn on_packet(&mut self, payload: &[u8]) -> Result<ProbeStep, ProbeError> {
+        if self.over || payload.len() > MAX_REPLY {
+            return Err(self.out_of_step("more than was asked for"));
+        }
+        let Some((at, event)) = self.batch.on_packet(payload) else {
+            return Err(self.out_of_step("a packet that can't be read"));
+        };
+        let Some(ask) = self.asks.get(at).copied() else {
+            return Err(self.out_of_step("more than was asked for"));
+        };
+        match event {
+            Event::Column(column) => self.kinds.push((column.kind, column.flags)),
+            Event::Row(row) => {
+                self.rows += 1;
+                if self.on_row(ask, &row).is_none() {
+                    self.fail(0, "a row that can't be read");
+                }
+            }
+            Event::Done(ok, payload) => {
+                if ask == Ask::Status {
+                    self.on_status(&ok, payload);
+                } else {
+                    self.fail(0, "no rows");
+                }
+            }
+            Event::End => self.on_end(ask),
+            Event::Failed(error) => {
+                self.kinds.clear();
+                self.on_error(ask, error.code, error.message);
+            }
+            Event::More | Event::Prepared(_) => {}
+        }
+        if self.batch.is_over() {
+            return self.on_over();
+        }
+        Ok(ProbeStep::More)
+    }
+
+    fn out_of_step(&mut self, message: &str) -> ProbeError {
+        self.over = true;
+        ProbeError {
+            code: 0,
+            message: format!("answer of the server to Slackwater's probe: {message}").into(),
+            usable: false,
+        }
+    }
+
+    fn fail(&mut self, code: u16, message: &str) {
+        self.error.get_or_insert_with(|| ProbeError {
+            code,
+            message: message.into(),
+            usable: true,
+        });
+    }
+
+    fn on_status(&mut self, ok: &OkPacket<'_>, payload: &[u8]) {
+        self.answers.status = ok.status;
+        self.answers.ok = payload.into();
+    }
+
+    fn on_error(&mut self, ask: Ask, code: u16, message: &[u8]) {
+        let missing = match ask {
+            Ask::Locks => Detection::LockInfo,
+            Ask::UserVariables => Detection::UserVariables,
+            _ => return self.fail(code, &String::from_utf8_lossy(message)),
+        };
+        if UNKNOWN_TABLE.contains(&code) {
+            self.answers.missing.push(missing);
+        } else {
+            self.fail(code, &String::from_utf8_lossy(message));
+        }
+    }
+
+    fn on_end(&mut self, ask: Ask) {
+        self.kinds.clear();
+        let rows = std::mem::take(&mut self.rows);
+        if rows == 0
+            && matches!(
+                ask,
+                Ask::Facts | Ask::Variables | Ask::Counters | Ask::Clock | Ask::Values(_)
+            )
+        {
+            self.fail(0, "no rows");
+        }
+    }
+
+    fn on_row(&mut self, ask: Ask, row: &[Option<&[u8]>]) -> Option<()> {
+        let text = |at: usize| match row.get(at) {
+            Some(Some(value)) => std::str::from_utf8(value).ok(),
+            _ => None,
+        };
+        match ask {
+            Ask::Status => return None,
+            Ask::Facts => {
+                if row.len() != 7 {
+                    return None;
+                }
+                self.answers.facts = (0..7).map(|at| text(at).map(Into::into)).collect();
+            }
+            Ask::Variables => {
+                let name = text(0)?.to_ascii_lowercase();
+                let value = match row.get(1)? {
+                    None => None,
+                    Some(_) => Some(unhex_text(text(1)?)?),
+                };
+                let value = variable(self.grammar.family, &name, value, text(2)?);
+                self.answers.variables.insert(name.into(), value);
+            }
+            Ask::UserVariables => {
+                self.names.insert(unhex_text(text(0)?)?.into());
+            }
+            Ask::Locks => {
+                let name = |at: usize| match row.get(at)? {
+                    None => Some(String::new()),
+                    Some(_) => unhex(text(at)?).map(|b| String::from_utf8_lossy(&b).into_owned()),
+                };
+                let (schema, table) = (name(2)?, name(3)?);
+                let dot = if schema.is_empty() || table.is_empty() {
+                    ""
+                } else {
+                    "."
+                };
+                let lock = (
+                    text(1)?.to_owned(),
+                    format!("{schema}{dot}{table}"),
+                    text(0)?.to_owned(),
+                );
+                self.answers.locks.push(lock);
+            }
+            Ask::Counters => {
+                let value = text(1)?.parse().ok()?;
+                self.answers
+                    .counters
+                    .insert(text(0)?.to_ascii_lowercase(), value);
+            }
+            Ask::Clock => self.answers.clock = text(0).map(Into::into),
+            Ask::Temporary => {
+                let table = format!("{}.{}", unhex_text(text(0)?)?, unhex_text(text(1)?)?);
+                self.answers.temporary.push(table);
+            }
+            Ask::Values(first) => {
+                let names: Vec<_> = self.names.iter().skip(first).take(VALUES_AT_ONCE).collect();
+                if row.len() != 4 * names.len() || self.kinds.len() != row.len() {
+                    return None;
+                }
+                for (index, name) in names.into_iter().enumerate() {
+                    let kind = *self.kinds.get(4 * index)?;
+                    let value = user_value(kind, row.get(4 * index..4 * index + 4)?)?;
+                    self.answers.values.push((name.clone(), value));
+                }
+            }
+        }
+        Some(())
+    }
+
+    fn on_over(&mut self) -> Result<ProbeStep, ProbeError> {
+        if self.error.is_none() && !self.second && !self.checks {
+            self.second = true;
+            let mut out = BytesMut::new();
+            self.put_second(&mut out);
+            if !out.is_empty() {
+                return Ok(ProbeStep::Send(out));
+            }
+        }
+        self.over = true;
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        match self.build() {
+            Some(probe) => Ok(ProbeStep::Done(Box::new(probe))),
+            None => Err(ProbeError {
+                usable: true,
+                ..self.out_of_step("facts that can't be read")
+            }),
+        }
+    }
+
+    /// What the first answers made a question of.
+    fn put_second(&mut self, out: &mut BytesMut) {
+        let family = self.grammar.family;
+        let mut asks = Vec::new();
+        if let Some(side) = &self.side {
+            self.names.extend(side.user_variables.iter().cloned());
+        }
+        let utf8 = self.variable_is("character_set_client", |v| v.starts_with("utf8"));
+        if !utf8 && self.names.iter().any(|n| !n.is_ascii()) {
+            // They can't be written in the session's character set.
+            let text =
+                "a user variable has a name that can't be asked for in the session's character set";
+            self.fail(0, text);
+            return;
+        }
+        let names: Vec<&str> = self.names.iter().map(|n| &**n).collect();
+        for (index, some) in names.chunks(VALUES_AT_ONCE).enumerate() {
+            put_query(out, &sql::values(family, some));
+            asks.push(Ask::Values(index * VALUES_AT_ONCE));
+        }
+        if family == Family::MariaDb
+            && self.version >= LISTS_TEMPORARY
+            && self.answers.made_temporary()
+        {
+            put_query(out, &sql::temporary());
+            asks.push(Ask::Temporary);
+        }
+        self.batch = Batch::new(self.grammar, vec![Expect::Query; asks.len()]);
+        self.asks = asks;
+    }
+
+    fn variable_is(&self, name: &str, is: impl Fn(&str) -> bool) -> bool {
+        let value = self.answers.variables.get(name);
+        value.and_then(|v| v.text.as_deref()).is_some_and(is)
+    }
+
+    fn build(&mut self) -> Option<Probe> {
+        let mut answers = std::mem::take(&mut self.answers);
+        let fact = |at: usize| answers.facts.get(at).cloned().flatten();
+        let hexed = |at: usize| match fact(at) {
+            None => Some(None),
+            Some(digits) => unhex_text(&digits).map(|t| Some(Box::<str>::from(t))),
+        };
+        let database = hexed(2)?;
+        let role = hexed(3)?.filter(|role| &**role != "NONE");
+        let account = hexed(4)??;
+        let timestamp = fact(0).filter(|t| !self.checks && answers.clock.as_ref() == Some(t));
+        let connection_id = fact(1)?.parse().ok()?;
+        let last_insert_id = fact(5)?.parse().ok()?;
+        let insert_id = fact(6)?.parse().ok().filter(|id: &u64| *id > 0);
+        if self.grammar.family == Family::MySql && self.side.is_none() && !self.checks {
+            answers.missing.push(Detection::Service);
+        }
+        if self.grammar.family == Family::MariaDb && self.version < LISTS_TEMPORARY {
+            answers.missing.push(Detection::TemporaryTables);
+        }
+        let innodb = |v: &str| v.eq_ignore_ascii_case("innodb");
+        let of_innodb = answers
+            .variable("default_tmp_storage_engine")
+            .is_some_and(innodb);
+        let is_tracked = answers
+            .variable("session_track_transaction_info")
+            .is_some_and(|v| v.eq_ignore_ascii_case("CHARACTERISTICS"));
+        let ansi = answers
+            .variable("sql_mode")
+            .is_some_and(|v| v.contains("ANSI_QUOTES"));
+        let variables: BTreeMap<_, _> = answers
+            .variables
+            .iter()
+            .filter(|(name, _)| is_carried(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        let baseline = self.baseline.take().unwrap_or_else(|| {
+            Arc::new(Baseline {
+                variables: variables.clone(),
+                role: role.clone(),
+                database: database.clone(),
+            })
+        });
+        let differ = variables
+            .iter()
+            .filter(|(name, value)| baseline.variables.get(*name) != Some(value));
+        let state = State {
+            account,
+            database,
+            role,
+            login: (baseline.database.clone(), baseline.role.clone()),
+            variables: differ.map(|(n, v)| (n.clone(), v.clone())).collect(),
+            user_variables: std::mem::take(&mut answers.values).into(),
+            last_insert_id,
+            insert_id,
+            timestamp,
+            characteristics: self.held.characteristics.as_ref().into(),
+            multi_statements: (self.held.multi_statements, self.grammar.multi_statements),
+            prepared: prepared(&self.held),
+            texts: self.held.texts.clone().into(),
+        };
+        let findings = self.findings(&answers);
+        let mut proven = proven(&answers.missing);
+        if self.checks {
+            proven = Hint::default();
+        } else if self.grammar.family == Family::MySql && !of_innodb {
+            proven.0 &= !Hint::TEMP_TABLE.0;
+        }
+        Some(Probe {
+            snapshot: Snapshot::new(state),
+            findings,
+            connection_id,
+            baseline,
+            variables,
+            proven,
+            ansi_quotes: ansi,
+            is_tracked,
+            answer: answers.ok,
+            missing: answers.missing,
+        })
+    }
+
+    fn findings(&self, answers: &Answers) -> Vec<Finding> {
+        let mut out = Vec::new();
+        let mut find = |kind, detail: &str| {
+            out.push(Finding {
+                kind,
+                detail: detail.to_owned(),
+            });
+        };
+        if answers.status.in_transaction() {
+            find(BlockerKind::Transaction, "a transaction is open");
+        }
+        if let Some((kind, detail)) = &self.held.unkept {
+            find(*kind, detail);
+        }
+        if self.checks {
+            return out;
+        }
+        let count = |name: &str| answers.counters.get(name).copied().unwrap_or_default();
+        let lacks = |detection| answers.missing.contains(&detection);
+        if lacks(Detection::LockInfo) || lacks(Detection::Service) {
+            // Counters tell that it never happened; whether it is over they don't.
+            if count("com_ha_open") > 0 {
+                find(
+                    BlockerKind::Handler,
+                    "HANDLER was used, and nothing on this server shows whether it is open",
+                );
+            }
+            let global = [
+                "com_flush",
+                "com_backup",
+                "com_backup_lock",
+                "com_lock_instance",
+            ];
+            if global.into_iter().any(|name| count(name) > 0) {
+                find(
+                    BlockerKind::GlobalLock,
+                    "FLUSH, BACKUP or LOCK INSTANCE was used, and nothing on this server shows whether a lock is held",
+                );
+            }
+        }
+        let family = self.grammar.family;
+        if family == Family::MariaDb && self.version < LISTS_TEMPORARY && answers.made_temporary() {
+            find(
+                BlockerKind::TempTable,
+                "a temporary table was created, and this version can't show whether it is there: the session is blocked until it is reset",
+            );
+        }
+        if family == Family::MySql && count("com_create_table") > self.held.creates {
+            find(
+                BlockerKind::TempTable,
+                "a stored program created tables, and nothing shows whether they are temporary: the session is blocked until it is reset",
+            );
+        }
+        if let Some(side) = &self.side {
+            let known = |name: &str| self.held.texts.iter().any(|t| *t.name == *name.as_bytes());
+            for name in side.texts.keys().filter(|name| !known(name)) {
+                find(
+                    BlockerKind::UnnamedState,
+                    &format!("prepared statement {name} was made where its text could not be read"),
+                );
+            }
+        } else if count("com_prepare_sql") > self.held.text_prepares {
+            find(
+                BlockerKind::UnnamedState,
+                "a statement was prepared by a stored program",
+            );
+        }
+        let mut locks = BTreeMap::<BlockerKind, Vec<String>>::new();
+        for (object, name, mode) in &answers.locks {
+            let (kind, detail) = self.lock(
+                object,
+                name,
+                mode,
+                count("com_ha_open") > 0,
+                count("com_backup_lock") > 0,
+            );
+            locks.entry(kind).or_default().push(detail);
+        }
+        for (kind, details) in locks {
+            name_some(&mut out, kind, details);
+        }
+        let temporary = answers
+            .temporary
+            .iter()
+            .map(|t| format!("temporary table {t}"));
+        name_some(&mut out, BlockerKind::TempTable, temporary);
+        out.extend(
+            self.side
+                .iter()
+                .flat_map(|side| side.findings.iter().cloned()),
+        );
+        out
+    }
+
+    /// A lock of MariaDB's metadata_lock_info.
+    fn lock(
+        &self,
+        object: &str,
+        name: &str,
+        mode: &str,
+        handlers: bool,
+        backups: bool,
+    ) -> (BlockerKind, String) {
+        match object {
+            "User lock" => (BlockerKind::UserLock, format!("GET_LOCK('{name}')")),
+            "Table metadata lock" if handlers && !self.held.tables_locked => {
+                (BlockerKind::Handler, format!("HANDLER on {name}"))
+            }
+            "Table metadata lock" if backups && !self.held.tables_locked => {
+                (BlockerKind::GlobalLock, format!("BACKUP LOCK on {name}"))
+            }
+            "Table metadata lock" | "Schema metadata lock" => {
+                (BlockerKind::TableLock, format!("LOCK TABLES {name}"))
+            }
+            _ => (
+                BlockerKind::GlobalLock,
+                format!("{} ({mode})", object.to_lowercase()),
+            ),
+        }
+    }
+}
+
+impl Answers {
+    fn variable(&self, name: &str) -> Option<&str> {
+        self.variables.get(name)?.text.as_deref()
+    }
+
+    /// MariaDB: a temporary table or sequence may have been made at some time.
+    fn made_temporary(&self) -> bool {
+        let count = |name: &str| self.counters.get(name).is_none_or(|n| *n > 0);
+        count("com_create_temporary_table") || count("com_create_sequence")
+    }
+}
+
+/// A session variable as its server wrote it.
+fn variable(family: Family, name: &str, value: Option<String>, kind: &str) -> Value {
+    let number = match family {
+        Family::MariaDb => kind.contains("INT") || kind == "DOUBLE",
+        Family::MySql => value.as_deref().is_some_and(is_number),
+    };
+    // MySQL writes NULL as nothing; no character set has that name.
+    let null = family == Family::MySql && name.starts_with("character_set_");
+    Value {
+        text: value.filter(|v| !(null && v.is_empty())).map(Into::into),
+        number,
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
+    let all = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    all(whole) && all(part)
+}
+
+/// A user variable: its value, the same in digits, its character set, its collation.
+fn user_value((kind, flags): (u8, u16), row: &[Option<&[u8]>]) -> Option<UserValue> {
+    let text = |at: usize| match row.get(at) {
+        Some(Some(value)) => std::str::from_utf8(value).ok(),
+        _ => None,
+    };
+    if row.first()?.is_none() {
+        return Some(UserValue::Null);
+    }
+    Some(match kind {
+        Column::LONGLONG if flags & Column::UNSIGNED != 0 => {
+            UserValue::Unsigned(text(0)?.parse().ok()?)
+        }
+        Column::LONGLONG => UserValue::Int(text(0)?.parse().ok()?),
+        Column::NEWDECIMAL => UserValue::Decimal(text(0)?.into()),
+        Column::DOUBLE => UserValue::Double(text(0)?.into()),
+        // Other numbers and dates are none that a user variable has.
+        0..=4 | 7 | 9..=14 | 16 => return None,
+        _ => UserValue::Text(unhex(text(1)?)?.into(), text(2)?.into(), text(3)?.into()),
+    })
+}

@@ -1,0 +1,109 @@
+//! The statements of a probe. ASCII only, single quotes only, no backslash, a LIMIT of their own: the session's
+//! settings may be any. What may hold other characters is read as hexadecimal digits.
+
+use super::grammar::Family;
+
+/// More rows than there are.
+pub(super) const ALL: &str = " LIMIT 18446744073709551615";
+
+/// What a fresh login and any other session are asked alike.
+pub(super) fn facts(family: Family) -> String {
+    let select = "@@timestamp,CONNECTION_ID(),HEX(DATABASE()),HEX(CURRENT_ROLE()),HEX(CURRENT_USER()),@@last_insert_id,@@insert_id LIMIT 1";
+    format!("{}{select}", guarded(family))
+}
+
+/// A SELECT that no limit of the session's cuts short.
+pub(super) const fn guarded(family: Family) -> &'static str {
+    match family {
+        Family::MariaDb => "SET STATEMENT sql_big_selects=1,max_statement_time=0 FOR SELECT ",
+        Family::MySql => {
+            "SELECT /*+ SET_VAR(sql_big_selects=1) SET_VAR(max_join_size=18446744073709551615) MAX_EXECUTION_TIME(0) */ "
+        }
+    }
+}
+
+pub(super) fn variables(family: Family) -> String {
+    let select = match family {
+        Family::MariaDb => {
+            "variable_name,HEX(session_value),variable_type FROM information_schema.system_variables WHERE variable_scope<>'GLOBAL' AND read_only='NO'"
+        }
+        Family::MySql => {
+            "variable_name,HEX(variable_value),'' FROM performance_schema.session_variables"
+        }
+    };
+    format!("{}{select}{ALL}", guarded(family))
+}
+
+/// MariaDB.
+pub(super) fn user_variables() -> String {
+    let guarded = guarded(Family::MariaDb);
+    format!("{guarded}HEX(variable_name) FROM information_schema.user_variables{ALL}")
+}
+
+/// MariaDB.
+pub(super) fn locks() -> String {
+    let guarded = guarded(Family::MariaDb);
+    format!(
+        "{guarded}lock_mode,lock_type,HEX(table_schema),HEX(table_name) FROM information_schema.metadata_lock_info WHERE thread_id=CONNECTION_ID(){ALL}"
+    )
+}
+
+/// MariaDB from 11.2 on.
+pub(super) fn temporary() -> String {
+    let guarded = guarded(Family::MariaDb);
+    format!(
+        "{guarded}HEX(table_schema),HEX(table_name) FROM information_schema.tables WHERE table_type LIKE 'TEMPORARY%' LIMIT 100"
+    )
+}
+
+/// Counters of the session: what never happened in it.
+pub(super) const COUNTERS: [&str; 10] = [
+    "com_ha_open",
+    "com_flush",
+    "com_prepare_sql",
+    "com_lock_tables",
+    // MariaDB.
+    "com_create_temporary_table",
+    "com_create_sequence",
+    "com_backup",
+    "com_backup_lock",
+    // MySQL.
+    "com_create_table",
+    "com_lock_instance",
+];
+
+pub(super) fn counters(family: Family) -> String {
+    let names = COUNTERS.map(|name| format!("'{name}'")).join(",");
+    match family {
+        Family::MariaDb => format!(
+            "{}variable_name,variable_value FROM information_schema.session_status WHERE variable_name IN ({names}){ALL}",
+            guarded(family)
+        ),
+        Family::MySql => format!("SHOW SESSION STATUS WHERE variable_name IN ({names})"),
+    }
+}
+
+pub(super) fn clock(family: Family) -> String {
+    format!("{}@@timestamp LIMIT 1", guarded(family))
+}
+
+/// Values and types of user variables. The names' quotes are doubled already.
+pub(super) fn values(family: Family, names: &[&str]) -> String {
+    let mut sql = guarded(family).to_owned();
+    for (index, name) in names.iter().enumerate() {
+        if index > 0 {
+            sql.push(',');
+        }
+        let name = format!("@{}", quoted(name));
+        sql.push_str(&format!(
+            "{name},HEX({name}),CHARSET({name}),COLLATION({name})"
+        ));
+    }
+    sql.push_str(" LIMIT 1");
+    sql
+}
+
+/// A name as an identifier.
+pub(super) fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
