@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what running, testing and measuring need, and nothing that is there already.
-#   setup.sh server    PostgreSQL's programs
+#   setup.sh server    PostgreSQL's and MariaDB's programs
 #   setup.sh tests     and the drivers of the live tests, under target/drivers
 #   setup.sh bench     and the programs to compare with
 #   setup.sh fuzz      a nightly toolchain and cargo-fuzz
@@ -18,6 +18,10 @@ if [[ $what != fuzz ]]; then
     ls /usr/lib/postgresql/*/bin/pgbench >/dev/null 2>&1 || missing+=(postgresql-contrib)
     ls /usr/lib/postgresql/*/bin/psql >/dev/null 2>&1 || missing+=(postgresql-client)
 fi
+if [[ $what != fuzz ]]; then
+    PATH=$PATH:/usr/sbin:/sbin need mariadbd mariadb-server
+    need mariadb mariadb-client
+fi
 need cc build-essential
 need cmake cmake
 if [[ $what != server && $what != fuzz ]]; then
@@ -25,6 +29,7 @@ if [[ $what != server && $what != fuzz ]]; then
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     need node nodejs
     need npm npm
+    need sysbench sysbench
     # The tests of cut networks need it, and root; without either they are skipped.
     PATH=$PATH:/usr/sbin:/sbin need ip iproute2
 fi
@@ -36,10 +41,17 @@ fi
 
 if ((${#missing[@]})); then
     if ((EUID == 0)); then
-        # The package's own server is not wanted: tests and `dev` start theirs.
+        # The packages' own servers are not wanted: tests and `dev` start theirs.
         mkdir -p /etc/postgresql-common
         [[ -e /etc/postgresql-common/createcluster.conf ]] \
             || echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+        # (MariaDB has no such switch: a policy that forbids starts, for as long as this takes.)
+        policy=/usr/sbin/policy-rc.d
+        if [[ ! -e $policy ]]; then
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+            trap 'rm -f "$policy"' EXIT
+        fi
         export DEBIAN_FRONTEND=noninteractive
         apt-get update -q
         apt-get install -qy --no-install-recommends "${missing[@]}"

@@ -1,11 +1,12 @@
-//! `slackwater dev`: a local server, a CA and a proxy, without configuration.
+//! `slackwater dev`: local servers, a CA and a proxy, without configuration.
 //!
 //! ```text
 //! DIR/state/         state_dir of the proxy
-//!     postgres/      data_dir of its server
+//!     postgres/      data_dir of PostgreSQL's server
+//!     mariadb/       data_dir of MariaDB's; mysql/ of MySQL's, where that is what is installed
 //!     dev.toml       the configuration that was used; written at each start
-//!     ca.crt         a copy of the CA's certificate, for sslrootcert
-//!     app_password   password of the role `app` (0600)
+//!     ca.crt         a copy of the CA's certificate, for sslrootcert and ssl-ca
+//!     app_password   password of the role and account `app` (0600)
 //! ```
 
 use super::control::App;
@@ -13,8 +14,9 @@ use super::start::{self, fail};
 use super::{AppError, DevOptions};
 use crate::auth::ScramVerifier;
 use crate::auth::verifier::ITERATIONS;
+use crate::backend::Engine;
 use crate::config::{Config, ProviderConfig};
-use crate::provider::local::DataDir;
+use crate::provider::local::{DataDir, installed};
 use crate::provider::{LocalConfig, Provider};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -29,11 +31,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// Name of the cluster.
-const CLUSTER: &str = "dev";
 /// Name of the role that is made, and of its database.
 const APP: &str = "app";
 const POSTGRES_PORT: u16 = 5432;
+const MYSQL_PORT: u16 = 3306;
 const ADMIN_PORT: u16 = 7432;
 /// Random bytes of the password.
 const PASSWORD_BYTES: usize = 18;
@@ -42,14 +43,26 @@ const SALT_BYTES: usize = 16;
 /// How long `--stop` waits for the server's end.
 const STOP_MAX: Duration = Duration::from_mins(1);
 
-/// Sets up a local server and a proxy in front of it, prints how to connect, and runs until told to end.
+/// Name of an engine's cluster.
+fn cluster(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Postgres => "dev",
+        Engine::Mysql => "dev-mysql",
+        Engine::Mariadb => "dev-mariadb",
+    }
+}
+
+/// Sets up local servers and a proxy in front of them, prints how to connect, and runs until told to end.
 pub async fn dev(options: DevOptions) -> Result<(), AppError> {
-    let place = Place::of(&options)?;
+    let mut place = Place::of(&options)?;
     if options.stop {
         return place.stop().await;
     }
+    let missing = place.choose_engines(&|engine| installed(engine).map_err(|e| e.to_string()))?;
     place.make()?;
-    drop(place.lock("a second one needs its own --data, --postgres-port and --admin-port")?);
+    drop(place.lock(
+        "a second one needs its own --data, --postgres-port, --mysql-port and --admin-port",
+    )?);
     let local = Ipv4Addr::LOCALHOST.into();
     see_that_free(local, place.admin_port, "the admin API", "--admin-port")?;
     let hosts = place.hosts()?;
@@ -59,41 +72,56 @@ pub async fn dev(options: DevOptions) -> Result<(), AppError> {
     let config = parse(&file, &text)?;
     let password = place.password()?;
     let app = Box::pin(App::start(config, Some(file))).await?;
-    let capacity = set_up(&app, &password).await?;
+    let up = set_up(&app, &password).await?;
     place.copy_ca(&app)?;
-    let greeting = place.greeting(&password, &capacity);
+    let greeting = place.greeting(&password, &up, &missing);
     app.run(&greeting).await?;
     super::print(&format!(
-        "The PostgreSQL server goes on, for the next `dev`. To end it: {}",
+        "What was started goes on, for the next `dev`. To end it: {}",
         place.stop_line()
     ));
     Ok(())
 }
 
-/// Makes the role and its database in the running server; the answer is its capacity, for people.
-async fn set_up(app: &App, password: &str) -> Result<String, AppError> {
+/// An engine that runs, and its capacity for people.
+type Up = (Engine, String);
+
+/// Makes the role and its database in the running servers.
+async fn set_up(app: &App, password: &str) -> Result<Vec<Up>, AppError> {
     let mut salt = [0; SALT_BYTES];
     randomize(&mut salt)?;
-    // The server gets to see no password: a statement can end up in its log.
+    // PostgreSQL gets to see no password: a statement can end up in its log. The others blot it out there.
     let verifier = ScramVerifier::derive(password.as_bytes(), &salt, ITERATIONS).to_text();
+    let mut up = Vec::new();
     for running in &app.clusters {
+        let engine = running.config.engine;
         let coordinator = &running.coordinator;
+        let secret = if engine.speaks_mysql() {
+            password
+        } else {
+            verifier.as_str()
+        };
         if let Provider::Local(local) = coordinator.provider() {
             let server = local.data_dir().endpoint();
             let made = async {
-                local.create_user(&server, APP, &verifier).await?;
+                local.create_user(&server, APP, secret).await?;
                 local.create_database(&server, APP, APP).await
             };
-            made.await
-                .map_err(|e| fail(format!("the role and database `{APP}`: {e}")))?;
+            made.await.map_err(|e| {
+                fail(format!(
+                    "the account and database `{APP}` of {}: {e}",
+                    engine.title()
+                ))
+            })?;
         }
-        if let Some(capacity) = coordinator.capacity() {
-            let ladder = &running.config.capacity.ladder;
-            let ladder: Vec<_> = ladder.iter().map(ToString::to_string).collect();
-            return Ok(format!("{capacity} ACU (of {})", ladder.join(", ")));
-        }
+        let capacity = coordinator
+            .capacity()
+            .ok_or_else(|| fail("a server ended while it was set up; start again"))?;
+        let ladder = &running.config.capacity.ladder;
+        let ladder: Vec<_> = ladder.iter().map(ToString::to_string).collect();
+        up.push((engine, format!("{capacity} ACU (of {})", ladder.join(", "))));
     }
-    Err(fail("the server ended while it was set up; start again"))
+    Ok(up)
 }
 
 fn randomize(bytes: &mut [u8]) -> Result<(), AppError> {
@@ -110,8 +138,11 @@ struct Place {
     /// `dir` was given, so later commands have to be given it too.
     named: bool,
     postgres_port: u16,
+    mysql_port: u16,
     admin_port: u16,
     program: String,
+    /// What is started.
+    engines: Vec<Engine>,
 }
 
 impl Place {
@@ -128,9 +159,50 @@ impl Place {
             dir,
             named: options.data.is_some(),
             postgres_port: options.postgres_port.unwrap_or(POSTGRES_PORT),
+            mysql_port: options.mysql_port.unwrap_or(MYSQL_PORT),
             admin_port: options.admin_port.unwrap_or(ADMIN_PORT),
             program: program(),
+            engines: Vec::new(),
         })
+    }
+
+    /// PostgreSQL, and MariaDB or MySQL: whichever of the two has data here, else whichever is installed. The answer
+    /// is what is missing, for people.
+    fn choose_engines(
+        &mut self,
+        installed: &dyn Fn(Engine) -> Result<(), String>,
+    ) -> Result<Vec<String>, AppError> {
+        let mut missing = Vec::new();
+        match installed(Engine::Postgres) {
+            Ok(()) => self.engines.push(Engine::Postgres),
+            Err(why) => missing.push(why),
+        }
+        let both = [Engine::Mariadb, Engine::Mysql];
+        let used = both.into_iter().find(|e| self.server(*e).exists());
+        match used {
+            Some(used) => match installed(used) {
+                Ok(()) => self.engines.push(used),
+                Err(why) => missing.push(why),
+            },
+            None => match both.into_iter().find(|e| installed(*e).is_ok()) {
+                Some(found) => self.engines.push(found),
+                None => missing.push(
+                    "no MariaDB or MySQL server: install the package `mariadb-server`".to_owned(),
+                ),
+            },
+        }
+        if self.engines.is_empty() {
+            return Err(fail(missing.join("; ")));
+        }
+        Ok(missing)
+    }
+
+    fn port(&self, engine: Engine) -> u16 {
+        if engine.speaks_mysql() {
+            self.mysql_port
+        } else {
+            self.postgres_port
+        }
     }
 
     fn state(&self) -> PathBuf {
@@ -147,8 +219,9 @@ impl Place {
         })
     }
 
-    fn server(&self) -> PathBuf {
-        self.dir.join("postgres")
+    /// The data_dir of an engine's server.
+    fn server(&self, engine: Engine) -> PathBuf {
+        self.dir.join(engine.name())
     }
 
     /// Makes the directory, or sees that the one that is there is ours.
@@ -181,14 +254,20 @@ impl Place {
         Ok(())
     }
 
-    /// The loopback addresses of this machine, after a look whether the port is free at them.
+    /// The loopback addresses of this machine, after a look whether the ports are free at them.
     fn hosts(&self) -> Result<Vec<IpAddr>, AppError> {
         let mut hosts = Vec::new();
         for host in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
             // A machine without IPv6 is no reason to give up.
             if IpAddr::is_ipv4(&host) || TcpListener::bind((host, 0)).is_ok() {
-                let port = self.postgres_port;
-                see_that_free(host, port, "PostgreSQL clients", "--postgres-port")?;
+                for &engine in &self.engines {
+                    let (whom, option) = if engine.speaks_mysql() {
+                        ("MySQL clients", "--mysql-port")
+                    } else {
+                        ("PostgreSQL clients", "--postgres-port")
+                    };
+                    see_that_free(host, self.port(engine), whom, option)?;
+                }
                 hosts.push(host);
             }
         }
@@ -197,25 +276,42 @@ impl Place {
 
     fn configuration(&self, hosts: &[IpAddr]) -> String {
         let quote = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
-        let port = self.postgres_port;
-        let addresses: Vec<_> = hosts
-            .iter()
-            .map(|host| format!("\"{}\"", std::net::SocketAddr::new(*host, port)))
-            .collect();
-        format!(
+        let mut text = format!(
             "# Written by `slackwater dev` at each start. To change it, copy it, and use `slackwater serve`.\n\
              state_dir = {state}\n\n\
-             [listen.postgres]\naddress = [{addresses}]\n\n\
-             [admin]\naddress = \"127.0.0.1:{admin}\"\n\n\
-             [clusters.{CLUSTER}]\nengine = \"postgres\"\ndefault = true\n\n\
-             [clusters.{CLUSTER}.capacity]\nladder = [1, 2, 4, 8]\n\n\
-             [clusters.{CLUSTER}.provider]\nkind = \"local\"\ndata_dir = {server}\n\
-             memory_per_acu = \"128MiB\"\ncpu_per_acu = 0.25\n",
+             [admin]\naddress = \"127.0.0.1:{admin}\"\n",
             state = quote(&self.state()),
-            addresses = addresses.join(", "),
             admin = self.admin_port,
-            server = quote(&self.server()),
-        )
+        );
+        for &engine in &self.engines {
+            let addresses: Vec<_> = hosts
+                .iter()
+                .map(|host| {
+                    format!(
+                        "\"{}\"",
+                        std::net::SocketAddr::new(*host, self.port(engine))
+                    )
+                })
+                .collect();
+            // A String takes everything.
+            let _ = write!(
+                text,
+                "\n[listen.{listener}]\naddress = [{addresses}]\n\n\
+                 [clusters.{cluster}]\nengine = \"{engine}\"\ndefault = true\n\n\
+                 [clusters.{cluster}.capacity]\nladder = [1, 2, 4, 8]\n\n\
+                 [clusters.{cluster}.provider]\nkind = \"local\"\ndata_dir = {server}\n\
+                 memory_per_acu = \"128MiB\"\ncpu_per_acu = 0.25\n",
+                listener = if engine.speaks_mysql() {
+                    "mysql"
+                } else {
+                    "postgres"
+                },
+                addresses = addresses.join(", "),
+                cluster = cluster(engine),
+                server = quote(&self.server(engine)),
+            );
+        }
+        text
     }
 
     /// The password of the role, made at the first start.
@@ -257,17 +353,31 @@ impl Place {
         self.dir.join("ca.crt")
     }
 
-    fn greeting(&self, password: &str, capacity: &str) -> String {
-        let url = format!(
-            "postgresql://{APP}:{password}@localhost:{}/{APP}?sslmode=verify-full&sslrootcert={}",
-            self.postgres_port,
-            percent(&self.ca().display().to_string())
-        );
+    /// The line by which a client of this engine connects, as the account `app` and sure of whom it talks to.
+    fn connect_line(&self, engine: Engine, password: &str) -> String {
+        let ca = self.ca().display().to_string();
+        let port = self.port(engine);
+        let (client, sure) = match engine {
+            Engine::Postgres => {
+                let url = format!(
+                    "postgresql://{APP}:{password}@localhost:{port}/{APP}?sslmode=verify-full&sslrootcert={}",
+                    percent(&ca)
+                );
+                return format!("psql {}", shell(&url));
+            }
+            Engine::Mysql => ("mysql", "--ssl-mode=VERIFY_IDENTITY"),
+            Engine::Mariadb => ("mariadb", "--ssl-verify-server-cert"),
+        };
+        // Without the protocol "localhost" would be a Unix socket.
+        format!(
+            "{client} --protocol=tcp --host=localhost --port={port} --user={APP} --password={password} {} {sure} {APP}",
+            shell(&format!("--ssl-ca={ca}"))
+        )
+    }
+
+    fn greeting(&self, password: &str, up: &[Up], missing: &[String]) -> String {
         let admin = format!("http://127.0.0.1:{}", self.admin_port);
-        let mut out = format!(
-            "\nPostgreSQL is up behind Slackwater, at {capacity}. Everything is in {}\n",
-            self.dir.display()
-        );
+        let mut out = format!("\nEverything is in {}\n", self.dir.display());
         let mut say = |text: &str| {
             // A String takes everything.
             let _ = write!(out, "\n{text}");
@@ -279,17 +389,31 @@ impl Place {
                 format!("    {} {command} --admin {admin}", self.program)
             }
         };
-        say("Connect:");
-        say(&format!("    psql {}", shell(&url)));
+        for (engine, capacity) in up {
+            say(&format!(
+                "{} is up behind Slackwater, at {capacity}. Connect:",
+                engine.title()
+            ));
+            say(&format!("    {}", self.connect_line(*engine, password)));
+        }
+        for why in missing {
+            say(&format!("Left out: {why}"));
+        }
         say("Change the capacity while clients work:");
-        say(&ask(&format!("scale {CLUSTER} 2 --wait")));
+        for (engine, _) in up {
+            say(&ask(&format!("scale {} 2 --wait", cluster(*engine))));
+        }
         say("Look:");
-        say(&ask(&format!("status {CLUSTER}")));
-        say(&ask(&format!("sessions {CLUSTER}")));
-        say(&ask(&format!("events {CLUSTER}")));
+        say(&ask("status"));
+        for (engine, _) in up {
+            let cluster = cluster(*engine);
+            say(&ask(&format!("status {cluster}")));
+            say(&ask(&format!("sessions {cluster}")));
+            say(&ask(&format!("events {cluster}")));
+        }
         say(&format!("    {admin}/metrics"));
         say(
-            "End: Ctrl-C ends the proxy; the server goes on, and the next `dev` takes it over. To end it too:",
+            "End: Ctrl-C ends the proxy; servers go on, and the next `dev` takes them over. To end them too:",
         );
         say(&format!("    {}", self.stop_line()));
         say("");
@@ -307,25 +431,46 @@ impl Place {
 
     async fn stop(&self) -> Result<(), AppError> {
         let dir = self.dir.display();
-        if !self.server().join("slackwater.lock").exists() {
+        let there: Vec<_> = Engine::ALL
+            .into_iter()
+            .filter(|engine| self.server(*engine).join("slackwater.lock").exists())
+            .collect();
+        if there.is_empty() {
             super::print(&format!("no server was started in {dir}"));
             return Ok(());
         }
         let _alone = self.lock("end it first, with Ctrl-C")?;
-        let data_dir = DataDir::open(&self.local_config()?).map_err(fail)?;
-        super::print(&match data_dir.stop_server(STOP_MAX).await.map_err(fail)? {
-            Some(process) => format!("stopped the server in {dir} (process {process})"),
-            None => format!("no server runs in {dir}"),
-        });
-        Ok(())
+        let mut failed = None;
+        for engine in there {
+            let title = engine.title();
+            let stopped = async {
+                let data_dir = DataDir::open(&self.local_config(engine)?).map_err(fail)?;
+                data_dir.stop_server(STOP_MAX).await.map_err(fail)
+            };
+            match stopped.await {
+                Ok(Some(process)) => super::print(&format!(
+                    "stopped the {title} server in {dir} (process {process})"
+                )),
+                Ok(None) => super::print(&format!("no {title} server runs in {dir}")),
+                // The others are stopped all the same.
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(()), Err)
     }
 
-    fn local_config(&self) -> Result<LocalConfig, AppError> {
+    fn local_config(&self, engine: Engine) -> Result<LocalConfig, AppError> {
+        let only = Self {
+            dir: self.dir.clone(),
+            program: String::new(),
+            engines: vec![engine],
+            ..*self
+        };
         let config = parse(
             &self.dir.join("dev.toml"),
-            &self.configuration(&[Ipv4Addr::LOCALHOST.into()]),
+            &only.configuration(&[Ipv4Addr::LOCALHOST.into()]),
         )?;
-        let keys = config.cluster(CLUSTER);
+        let keys = config.cluster(cluster(engine));
         let parts = keys.and_then(|keys| match (&keys.provider, &keys.auth.service) {
             (ProviderConfig::Local(local), Some(account)) => Some((keys, local, account)),
             _ => None,
@@ -415,36 +560,53 @@ mod tests {
             dir: dir.into(),
             named,
             postgres_port: 6001,
+            mysql_port: 6003,
             admin_port: 6002,
             program: "slackwater".to_owned(),
+            engines: vec![Engine::Postgres, Engine::Mariadb],
         }
     }
 
     #[test]
     fn what_it_writes_is_a_configuration_that_works() {
         let place = place("/srv/it's \"here\"", true);
-        let local = place.local_config().unwrap();
-        assert_eq!(local.data_dir, Path::new("/srv/it's \"here\"/postgres"));
-        assert_eq!(
-            (
-                local.memory_per_acu,
-                local.cpu_per_acu,
-                local.max_capacity.0
-            ),
-            (128 << 20, 250, 8)
-        );
+        for engine in Engine::ALL {
+            let local = place.local_config(engine).unwrap();
+            let data_dir = Path::new("/srv/it's \"here\"").join(engine.name());
+            assert_eq!((local.engine, local.data_dir), (engine, data_dir));
+            assert_eq!(
+                (
+                    local.memory_per_acu,
+                    local.cpu_per_acu,
+                    local.max_capacity.0
+                ),
+                (128 << 20, 250, 8)
+            );
+        }
         let hosts = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let config = parse(Path::new("/x/dev.toml"), &place.configuration(&hosts)).unwrap();
-        let listen = config.listen.postgres.unwrap().addresses;
-        let listen: Vec<_> = listen.iter().map(ToString::to_string).collect();
-        assert_eq!(listen, ["127.0.0.1:6001", "[::1]:6001"]);
+        let shown = |listen: crate::config::ListenConfig| {
+            let addresses: Vec<_> = listen.addresses.iter().map(ToString::to_string).collect();
+            addresses.join(" ")
+        };
+        let listen = config.listen;
+        assert_eq!(shown(listen.postgres.unwrap()), "127.0.0.1:6001 [::1]:6001");
+        assert_eq!(shown(listen.mysql.unwrap()), "127.0.0.1:6003 [::1]:6003");
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     }
 
     #[test]
     fn lines_can_be_pasted_whatever_the_directory_is_called() {
-        let greeting = place("/srv/it's here", true).greeting("pw", "1 ACU");
+        let up =
+            [Engine::Postgres, Engine::Mariadb, Engine::Mysql].map(|e| (e, "1 ACU".to_owned()));
+        let missing = ["no server of that kind".to_owned()];
+        let greeting = place("/srv/it's here", true).greeting("pw", &up, &missing);
         for line in [
+            "MariaDB is up behind Slackwater, at 1 ACU. Connect:",
+            "    mariadb --protocol=tcp --host=localhost --port=6003 --user=app --password=pw '--ssl-ca=/srv/it'\\''s here/ca.crt' --ssl-verify-server-cert app",
+            "    mysql --protocol=tcp --host=localhost --port=6003 --user=app --password=pw '--ssl-ca=/srv/it'\\''s here/ca.crt' --ssl-mode=VERIFY_IDENTITY app",
+            "    slackwater scale dev-mariadb 2 --wait --admin http://127.0.0.1:6002",
+            "Left out: no server of that kind",
             "    psql 'postgresql://app:pw@localhost:6001/app?sslmode=verify-full&sslrootcert=/srv/it%27s%20here/ca.crt'",
             "    slackwater scale dev 2 --wait --admin http://127.0.0.1:6002",
             "    slackwater dev --stop --data '/srv/it'\\''s here'",
@@ -455,10 +617,42 @@ mod tests {
             admin_port: ADMIN_PORT,
             ..place("/srv/dev", false)
         };
-        let greeting = usual.greeting("pw", "1 ACU");
+        let greeting = usual.greeting("pw", &up[..1], &[]);
         for line in ["    slackwater sessions dev", "    slackwater dev --stop"] {
             assert!(greeting.lines().any(|l| l == line), "{line}\n{greeting}");
         }
+    }
+
+    #[test]
+    fn what_is_installed_is_started_and_what_is_missing_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let chosen = |there: &[Engine]| {
+            let mut place = place(dir.path().to_str().unwrap(), true);
+            place.engines.clear();
+            let installed = |engine: Engine| match there.contains(&engine) {
+                true => Ok(()),
+                false => Err(format!("no {engine}")),
+            };
+            let missing = place.choose_engines(&installed).map_err(|e| e.0)?;
+            Ok::<_, String>((place.engines, missing.join("; ")))
+        };
+        let (engines, missing) = chosen(&Engine::ALL).unwrap();
+        assert_eq!((engines[0], missing.as_str()), (Engine::Postgres, ""));
+        assert!(chosen(&[]).unwrap_err().contains("no postgres"));
+        assert_eq!(engines[1], Engine::Mariadb);
+        let (engines, missing) = chosen(&[Engine::Postgres]).unwrap();
+        assert_eq!(engines, [Engine::Postgres]);
+        assert!(missing.contains("mariadb-server"), "{missing}");
+        let (engines, missing) = chosen(&[Engine::Mysql]).unwrap();
+        assert_eq!(
+            (engines, missing.as_str()),
+            (vec![Engine::Mysql], "no postgres")
+        );
+        // Data of one is not left lying for the other.
+        fs::create_dir(dir.path().join("mysql")).unwrap();
+        assert_eq!(chosen(&Engine::ALL).unwrap().0[1], Engine::Mysql);
+        let (engines, missing) = chosen(&[Engine::Postgres, Engine::Mariadb]).unwrap();
+        assert_eq!((engines.len(), missing.as_str()), (1, "no mysql"));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct DevOptions {
     pub data: Option<PathBuf>,
     /// Port for PostgreSQL clients; 5432 when `None`.
     pub postgres_port: Option<u16>,
+    /// Port for MySQL clients; 3306 when `None`.
+    pub mysql_port: Option<u16>,
     /// Port of the admin API; 7432 when `None`.
     pub admin_port: Option<u16>,
     /// End the server that an earlier one left running, instead of starting anything.

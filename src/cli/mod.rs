@@ -34,7 +34,7 @@ enum Command {
         #[command(flatten)]
         log: LogArgs,
     },
-    /// Try it without configuration: a local PostgreSQL server, a self-made CA, and lines to paste
+    /// Try it without configuration: local servers, a self-made CA, and lines to paste
     Dev {
         /// Directory for servers and state
         #[arg(long, value_name = "DIR")]
@@ -42,13 +42,13 @@ enum Command {
         /// Port for PostgreSQL clients
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         postgres_port: Option<u16>,
-        /// Port for MySQL clients (not in this release)
-        #[arg(long, value_name = "N")]
+        /// Port for MySQL and MariaDB clients
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         mysql_port: Option<u16>,
         /// Port of the admin API
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         admin_port: Option<u16>,
-        /// Stop the PostgreSQL server that an earlier `dev` left running, and do nothing else
+        /// Stop the servers that an earlier `dev` left running, and do nothing else
         #[arg(long, conflicts_with_all = ["postgres_port", "mysql_port", "admin_port"])]
         stop: bool,
         #[command(flatten)]
@@ -321,15 +321,11 @@ fn run(command: Command) -> Result<u8, Failure> {
             log,
         } => {
             drop(out);
-            if mysql_port.is_some() {
-                return Err(Failure::usage(
-                    "--mysql-port: MySQL is not in this release; leave the option out",
-                ));
-            }
             start_log(&log)?;
             runtime()?.block_on(app::dev(DevOptions {
                 data,
                 postgres_port,
+                mysql_port,
                 admin_port,
                 stop,
             }))?;

@@ -60,6 +60,7 @@ fn the_command_line_is_consistent() {
         ("slackwater hold shop --for 5", "is not a duration"),
         ("slackwater hold shop --for 0", "1s to 24h"),
         ("slackwater dev --admin-port 0", "0 is not in"),
+        ("slackwater dev --mysql-port 0", "0 is not in"),
         ("slackwater serve --colour", "unexpected argument"),
     ] {
         let error = parsed(line).unwrap_err();
@@ -72,9 +73,6 @@ fn the_command_line_is_consistent() {
     ] {
         parsed(line).unwrap();
     }
-    let failure = run(parsed("slackwater dev --mysql-port 3306").unwrap()).unwrap_err();
-    assert_eq!(failure.exit, 2);
-    assert!(failure.message.contains("MySQL is not in this release"));
 }
 
 #[test]

@@ -40,6 +40,7 @@ mod ms5_blockers;
 mod ms6_long_transaction;
 mod ms7_idle;
 mod ms8_drivers;
+mod mysql_servers;
 mod operation;
 mod protocol;
 mod rehearsal;

@@ -75,6 +75,14 @@ impl Part {
     }
 }
 
+/// Whether the programs of an engine are installed where they are looked for; else what is missing.
+pub fn installed(engine: Engine) -> Result<(), ProviderError> {
+    if engine.speaks_mysql() {
+        return mysql::installed(engine);
+    }
+    Install::find(None, None).map(drop)
+}
+
 /// The living server of a home.
 pub(super) fn find(data_dir: &DataDir, home: Home) -> Result<Option<Process>, ProviderError> {
     let data = data_dir.data_of(home);

@@ -37,6 +37,7 @@ mod switch;
 mod tests;
 
 pub use data_dir::DataDir;
+pub use engine::installed;
 pub use proof::PromotionTimes;
 pub use switch::SwitchTimes;
 

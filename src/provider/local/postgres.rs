@@ -5,7 +5,7 @@ use super::super::{Instance, ProviderError};
 use super::engine::Postgres;
 use super::files::Intent;
 use super::promote::Stuck;
-use super::{LocalProvider, State, Switch, UNTHROTTLED_AFTER_START, fence};
+use super::{LocalProvider, State, Switch, UNTHROTTLED_AFTER_START, blocking, fence};
 use crate::backend::{Capacity, Endpoint};
 use std::sync::Arc;
 
@@ -64,6 +64,19 @@ impl LocalProvider {
                 Ok(None)
             }
         }
+    }
+
+    /// Nothing was promoted, and nothing will be. Durable when this returns; only then may the old server
+    /// start. A standby that ended in the midst of its promotion may have let go of its fence.
+    pub(super) async fn give_up_promotion(&self, undone: Intent) -> Result<(), ProviderError> {
+        blocking(&self.data_dir, move |d| {
+            let standby = d.data_of(d.primary().other());
+            if standby.join("PG_VERSION").exists() {
+                fence::fence(d, &standby)?;
+            }
+            d.write_intent(undone)
+        })
+        .await
     }
 
     /// Whatever is in the other home can only start as a standby: else one of the two was promoted, or

@@ -329,19 +329,6 @@ impl LocalProvider {
         }
     }
 
-    /// Nothing was promoted, and nothing will be. Durable when this returns; only then may the old server
-    /// start. A standby that ended in the midst of its promotion may have let go of its fence.
-    pub(super) async fn give_up_promotion(&self, undone: Intent) -> Result<(), ProviderError> {
-        blocking(&self.data_dir, move |d| {
-            let standby = d.data_of(d.primary().other());
-            if standby.join("PG_VERSION").exists() {
-                fence::fence(d, &standby)?;
-            }
-            d.write_intent(undone)
-        })
-        .await
-    }
-
     /// That nothing can be lost by promoting this standby: what is written down before it is done. Fences
     /// the old data directory beside that.
     pub(super) async fn prove(

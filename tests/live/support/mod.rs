@@ -4,9 +4,11 @@ pub(crate) mod admin;
 pub(crate) mod direct;
 pub(crate) mod ledger;
 pub(crate) mod middle;
+#[path = "../../common/mysql.rs"]
+pub(crate) mod mysql;
 pub(crate) mod pgbench;
-#[path = "../../common/port.rs"]
-mod port;
+#[path = "../../common/ports.rs"]
+pub(crate) mod ports;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod random;

@@ -1,6 +1,6 @@
 //! Starts PostgreSQL servers for tests: initdb once per machine into a template, a copy per server.
 
-pub(crate) use super::port::Port;
+pub(crate) use super::ports::Port;
 use super::wire::{Client, Target};
 use super::{SOON, servers, wait_for};
 use nix::fcntl::{Flock, FlockArg};

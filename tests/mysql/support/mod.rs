@@ -4,8 +4,8 @@
 pub(crate) mod admin;
 pub(crate) mod client;
 pub(crate) mod ledger;
-#[path = "../../common/port.rs"]
-pub(crate) mod port;
+#[path = "../../common/ports.rs"]
+pub(crate) mod ports;
 pub(crate) mod proxy;
 pub(crate) mod server;
 pub(crate) mod sysbench;

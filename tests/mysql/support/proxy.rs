@@ -2,7 +2,7 @@
 
 use super::admin::{Admin, CLUSTER};
 use super::client::{Client, Target, app};
-use super::port::Port;
+use super::ports::Port;
 use super::server::{Kind, SERVICE, SETUP, Server, give_away};
 use super::{SOON, wait_for};
 use nix::sys::signal::{Signal, kill};

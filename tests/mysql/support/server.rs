@@ -1,7 +1,7 @@
 //! Starts MariaDB and MySQL servers for tests: initialised once per machine into a template, a copy per server.
 
 use super::client::{Client, Target};
-use super::port::Port;
+use super::ports::Port;
 use super::{SOON, wait_for};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};

@@ -171,6 +171,11 @@ impl Mysql {
     }
 }
 
+/// Whether its programs are there; else what is missing.
+pub(super) fn installed(engine: Engine) -> Result<(), ProviderError> {
+    Programs::find(engine, None).map(drop)
+}
+
 /// Version, `report_host`, and which start of the server it is, as sessions ask for it themselves.
 fn identity_sql(engine: Engine) -> String {
     let started = started_at_sql(engine.into());

@@ -1,4 +1,4 @@
-//! Ports for servers and proxies of tests.
+//! Ports that tests on this machine do not take from each other.
 
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
