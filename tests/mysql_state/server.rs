@@ -1,6 +1,7 @@
 //! A MariaDB or MySQL server of the test's own, and a client whose packets pass through a session's machine.
 
 use bytes::BytesMut;
+use parking_lot::Mutex;
 use slackwater::session::mysql::grammar::{Family, Grammar};
 use slackwater::session::mysql::machine::{ClientFrame, Machine, ServerFrame};
 use slackwater::session::mysql::probe::{Probe, ProbeError, ProbeSpec, ProbeStep, put_probe};
@@ -16,8 +17,9 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Names the directory of the server programs to test with, instead of the installed MariaDB.
 const BINARIES: &str = "SLACKWATER_TEST_MYSQL_BIN";
@@ -108,24 +110,30 @@ impl Server {
             },
             version: 0,
         };
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while UnixStream::connect(server.directory.path().join("s")).is_err() {
             let log = || std::fs::read_to_string(server.directory.path().join("log"));
             assert!(Instant::now() < deadline, "{:?}", log());
             assert!(
-                server.child.lock().unwrap().try_wait().unwrap().is_none(),
+                server.child.lock().try_wait().unwrap().is_none(),
                 "{:?}",
                 log()
             );
             std::thread::park_timeout(Duration::from_millis(20));
         }
-        let mut root = server.login("root", "", true);
+        server.fill();
+        server
+    }
+
+    /// What the tests need to be there.
+    fn fill(&mut self) {
+        let mut root = self.login("root", "", true);
         let text = root.value("SELECT VERSION()").unwrap();
         let number = |at: usize| {
             let digits = text.split(['.', '-']).nth(at).unwrap();
             digits.parse::<u32>().unwrap()
         };
-        server.version = number(0) * 10_000 + number(1) * 100 + number(2);
+        self.version = number(0) * 10_000 + number(1) * 100 + number(2);
         root.all(&[
             "CREATE DATABASE app CHARACTER SET latin1",
             "CREATE DATABASE other CHARACTER SET utf8mb4",
@@ -145,10 +153,9 @@ impl Server {
             "CREATE FUNCTION app.f_lock() RETURNS INT DETERMINISTIC RETURN GET_LOCK('in_function', 0)",
             "CREATE PROCEDURE app.p_begin() BEGIN START TRANSACTION; SELECT * FROM nowhere; END",
         ]);
-        if server.family == Family::MySql {
+        if self.family == Family::MySql {
             root.all(&["GRANT BACKUP_ADMIN ON *.* TO app@localhost"]);
         }
-        server
     }
 
     /// A session of the ordinary user.
@@ -256,7 +263,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.lock().unwrap().kill();
+        let _ = self.child.lock().kill();
     }
 }
 
@@ -299,11 +306,11 @@ impl Client {
         let mut frame = [&header.bytes()[..], payload].concat();
         match self
             .machine
-            .on_client(header, &payload[..seen], Instant::now())
+            .on_client(header, &payload[..seen], Instant::now().into_std())
         {
             ClientFrame::Forward => {}
             ClientFrame::Patch { at, len, bytes } => {
-                frame[at..at + len].copy_from_slice(&bytes[..len])
+                frame[at..at + len].copy_from_slice(&bytes[..len]);
             }
             ClientFrame::Replace { instead_of } => {
                 frame = [self.machine.replacement(), &frame[instead_of..]].concat();

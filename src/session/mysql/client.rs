@@ -97,13 +97,13 @@ impl Machine {
             return ClientFrame::Forward;
         }
         let first = head.first().copied().unwrap_or(command::UNKNOWN);
-        let id = command::statement_id(head).unwrap_or_default();
         match first {
             command::QUIT => return ClientFrame::Terminate,
             command::CHANGE_USER => return ClientFrame::ChangeUser,
             command::PROCESS_KILL => {
+                let target = command::statement_id(head).unwrap_or_default();
                 return ClientFrame::Kill(Kill {
-                    target: u64::from(id),
+                    target: u64::from(target),
                     query_only: false,
                 });
             }
@@ -114,6 +114,12 @@ impl Machine {
         }
         self.note_busy(now);
         self.begin_packet(header);
+        self.command(header, head, first, now)
+    }
+
+    /// A command that is no text and is sent on.
+    fn command(&mut self, header: Header, head: &[u8], first: u8, now: Instant) -> ClientFrame {
+        let id = command::statement_id(head).unwrap_or_default();
         match first {
             command::STMT_PREPARE => self.prepare(header, head, now),
             command::STMT_EXECUTE => return self.execute(header, head, now, false),
@@ -126,9 +132,8 @@ impl Machine {
             }
             command::STMT_RESET => {
                 let told = self.told(id).unwrap_or_default();
-                self.statements.set_cursor(told, false);
                 self.statements.set_long_data(told, false);
-                self.owe(Kind::Simple, 0);
+                self.owe(Kind::Reset, self.owed_id(id));
                 return self.patch_id(id);
             }
             command::STMT_SEND_LONG_DATA => {
@@ -268,7 +273,6 @@ impl Machine {
             return ClientFrame::Forward;
         };
         let told = self.told(id).unwrap_or_default();
-        self.statements.set_cursor(told, false);
         self.statements.set_long_data(told, false);
         self.owe(Kind::Execute, self.owed_id(id));
         let read = if bulk {

@@ -1,7 +1,8 @@
 //! What a statement's text gives away: prepared statements in text form, a KILL, and which kind of blocker it may
 //! have taken. Hints only: a stored program can do nearly all of this without its text passing by.
 
-use super::lexical::{Lexer, Modes, Token};
+pub use super::lexical::Modes;
+use super::lexical::{Lexer, Token};
 use std::ops::Range;
 
 /// Bytes of one statement that are looked at; of what follows nothing is known, and [`Hint::UNREAD`] says so.
@@ -249,10 +250,10 @@ impl Scan<'_> {
             (6, Some(b'b')) if is(b"backup") => return Word::Backup,
             (6, Some(b'c')) if is(b"create") => return Word::Create,
             (6, Some(b'e')) if is(b"engine") => self.engine(),
-            (6, Some(b'e')) if is(b"export") && self.before == Word::For => {
-                if self.first == Word::Flush {
-                    self.hints.hint.add(Hint::GLOBAL_LOCK);
-                }
+            (6, Some(b'e'))
+                if is(b"export") && self.before == Word::For && self.first == Word::Flush =>
+            {
+                self.hints.hint.add(Hint::GLOBAL_LOCK);
             }
             (7, Some(b'h')) if is(b"handler") => {
                 if begins {
@@ -285,10 +286,11 @@ impl Scan<'_> {
                     return Word::Temporary;
                 }
             }
-            (9.., Some(b'c')) if self.first == Word::Set && begins_with(word, b"c") => {
-                if begins_with(word, b"character") || begins_with(word, b"collation") {
-                    self.hints.hint.add(Hint::MEANING);
-                }
+            (9.., Some(b'c'))
+                if self.first == Word::Set
+                    && (begins_with(word, b"character") || begins_with(word, b"collation")) =>
+            {
+                self.hints.hint.add(Hint::MEANING);
             }
             (10, Some(b'd')) if is(b"deallocate") => return Word::Deallocate,
             (10, Some(b'i')) if is(b"identified") => self.hints.hint.add(Hint::PASSWORD),

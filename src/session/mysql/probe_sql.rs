@@ -113,9 +113,10 @@ pub(super) fn values(family: Family, names: &[&str]) -> String {
             sql.push(',');
         }
         let name = format!("@{}", quoted(name));
-        sql.push_str(&format!(
-            "{name},HEX({name}),CHARSET({name}),COLLATION({name})"
-        ));
+        sql.push_str(&name);
+        for function in ["HEX", "CHARSET", "COLLATION"] {
+            sql.extend([",", function, "(", &name, ")"]);
+        }
     }
     sql.push_str(" LIMIT 1");
     sql

@@ -102,9 +102,14 @@ impl Machine {
                 self.owed.pop_front();
                 ServerFrame::Drop
             }
-            (Kind::Query | Kind::Execute, Some(OK))
-            | (
-                Kind::Simple | Kind::SetOption | Kind::ResetConnection | Kind::ChangeUser,
+            (
+                Kind::Query
+                | Kind::Execute
+                | Kind::Simple
+                | Kind::Reset
+                | Kind::SetOption
+                | Kind::ResetConnection
+                | Kind::ChangeUser,
                 Some(OK),
             ) => self.result_ok(header, head, front),
             (Kind::Simple | Kind::SetOption, Some(EOF)) => self.eof_or_ok(header, head, front),
@@ -203,9 +208,6 @@ impl Machine {
         let verdict = self.eof_or_ok(header, head, front);
         let told = self.meant(front.argument);
         match front.kind {
-            Kind::Execute if self.status.has(Status::CURSOR_EXISTS) => {
-                self.statements.set_cursor(told, true);
-            }
             Kind::Fetch if self.status.has(Status::LAST_ROW_SENT) => {
                 self.statements.set_cursor(told, false);
             }
@@ -272,6 +274,11 @@ impl Machine {
     fn result_over(&mut self, front: Owed, status: Status) {
         self.phase = Phase::Start;
         let several = matches!(front.kind, Kind::Query | Kind::Execute);
+        // Each run, and each reset, ends the cursor of the run before.
+        if matches!(front.kind, Kind::Execute | Kind::Reset) {
+            let open = front.kind == Kind::Execute && status.has(Status::CURSOR_EXISTS);
+            self.statements.set_cursor(self.meant(front.argument), open);
+        }
         if !(several && status.has(Status::MORE_RESULTS)) {
             self.succeeded(front);
             self.complete();
@@ -399,6 +406,9 @@ impl Machine {
                 self.statements.last = None;
             }
             Kind::ChangeUser => self.wipe(None),
+            Kind::Execute => self
+                .statements
+                .set_cursor(self.meant(front.argument), false),
             _ => {}
         }
         self.text_over(front, ErrPacket::parse(head).ok().map(|e| e.code));
