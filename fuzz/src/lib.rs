@@ -3,6 +3,7 @@
 
 pub mod machine;
 pub mod model;
+pub mod mysql;
 pub mod readers;
 pub mod relay;
 pub mod secrets;

@@ -71,6 +71,8 @@ pub struct Arrival {
     pub(super) fingerprint: Option<[u8; 32]>,
     /// What the last OK proves to it.
     pub(super) proof: Vec<u8>,
+    /// What follows the last OK is compressed.
+    compresses: bool,
     pub(super) mock_secret: Zeroizing<[u8; 32]>,
 }
 
@@ -114,6 +116,8 @@ impl Arrival {
             nonce,
             fingerprint: None,
             proof: Vec::new(),
+            // The layer is there already.
+            compresses: false,
             mock_secret: Zeroizing::new(mock_secret),
         })
     }
@@ -168,7 +172,7 @@ impl Arrival {
         };
         self.packets.send(|out| ok.put(out)).await?;
         let (stream, buffered) = self.packets.into_parts();
-        if self.capabilities.contains(Capabilities::COMPRESS) {
+        if self.compresses {
             return Ok((stream.compressed(buffered), BytesMut::new()));
         }
         Ok((stream, buffered))
@@ -271,6 +275,7 @@ pub async fn accept(
         nonce,
         fingerprint,
         proof: Vec::new(),
+        compresses: capabilities.contains(Capabilities::COMPRESS),
         mock_secret: Zeroizing::new(config.mock_secret),
     })))
 }
