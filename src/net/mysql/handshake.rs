@@ -10,6 +10,7 @@ use crate::backend::mysql::connect::Request;
 use crate::backend::mysql::frames::Packets;
 use crate::backend::mysql::offer::Offer;
 use crate::transport::ListenTls;
+use crate::transport::proxy_header::Network;
 use crate::transport::stream::Stream;
 use crate::transport::tls::Certificates;
 use crate::wire::mysql::auth::{ErrorPacket, LoginOk};
@@ -32,6 +33,8 @@ const GOODBYE_READS: usize = 64;
 pub struct HandshakeConfig {
     /// Whether TLS is there and whether it must be used. A Unix socket needs none.
     pub tls: ListenTls,
+    /// Load balancers, which say whom they connect.
+    pub proxied: Vec<Network>,
     /// What clients are shown.
     pub certificates: Arc<Certificates>,
     /// What is checked for users that don't exist is made from it.

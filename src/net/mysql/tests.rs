@@ -28,6 +28,7 @@ static RSA: LazyLock<Arc<PrivateKey>> =
 fn config(tls: ListenTls) -> HandshakeConfig {
     HandshakeConfig {
         tls,
+        proxied: Vec::new(),
         certificates: script::config(tls).certificates,
         mock_secret: [5; 32],
         rsa: Arc::clone(&RSA),
