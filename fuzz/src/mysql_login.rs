@@ -4,7 +4,9 @@
 use bytes::{Buf, BytesMut};
 use slackwater::auth::mysql::accounts::{Account, Seen, choose};
 use slackwater::auth::mysql::client::ClientExchange;
-use slackwater::auth::mysql::{Credential, Password, Plugin, Secret, Verifier, ed25519, native, proof, sha2};
+use slackwater::auth::mysql::{
+    Credential, Password, Plugin, Secret, Verifier, ed25519, native, proof, sha2,
+};
 use slackwater::auth::users::Users;
 use slackwater::wire::mysql::auth::{ChangeUser, ErrorPacket, LoginOk, parse_switch, put_switch};
 use slackwater::wire::mysql::capabilities::Capabilities;
@@ -25,11 +27,15 @@ pub fn login(data: &[u8]) {
     }
     match parse_first(data) {
         Ok(FirstPacket::Response(read)) => {
-            let told: usize = attributes(&read.attributes).map(|(n, v)| n.len() + v.len()).sum();
+            let told: usize = attributes(&read.attributes)
+                .map(|(n, v)| n.len() + v.len())
+                .sum();
             assert!(told + read.user.len() + read.auth.len() <= data.len());
             let mut out = BytesMut::new();
             read.put(&mut out);
-            if read.auth.len() <= 250 || read.capabilities.contains(Capabilities::PLUGIN_AUTH_LENENC) {
+            if read.auth.len() <= 250
+                || read.capabilities.contains(Capabilities::PLUGIN_AUTH_LENENC)
+            {
                 let Ok(FirstPacket::Response(again)) = parse_first(&out) else {
                     panic!("what was written is not read");
                 };
@@ -89,8 +95,12 @@ pub fn auth(data: &[u8]) {
         b"other",
     ];
     let name = |byte: u8| names[usize::from(byte) % names.len()];
-    let (mut exchange, answer) =
-        ClientExchange::begin(credential.as_ref(), private, name(kind >> 3), &rest[..rest.len().min(20)]);
+    let (mut exchange, answer) = ClientExchange::begin(
+        credential.as_ref(),
+        private,
+        name(kind >> 3),
+        &rest[..rest.len().min(20)],
+    );
     let check = |answer: &[u8]| {
         let open = answer.windows(PASSWORD.len()).any(|part| part == PASSWORD);
         assert!(private || !open, "the password in clear");
@@ -111,7 +121,11 @@ pub fn auth(data: &[u8]) {
         }
     }
     let proven = exchange.check_proof(data, &[7; 20], &[7; 32]);
-    assert_ne!(proven, proof::Proof::Good, "somebody who does not know the password");
+    assert_ne!(
+        proven,
+        proof::Proof::Good,
+        "somebody who does not know the password"
+    );
 }
 
 /// Stored forms, answers and accounts.
@@ -130,7 +144,11 @@ pub fn secrets(data: &[u8]) {
             assert!((1..=1000).contains(&stored.thousands()));
         }
     }
-    assert!(native::DoubleHash::of(PASSWORD).recover(&[7; 20], data).is_none());
+    assert!(
+        native::DoubleHash::of(PASSWORD)
+            .recover(&[7; 20], data)
+            .is_none()
+    );
     assert!(!sha2::verify(PASSWORD, &[7; 20], data));
     assert!(!ed25519::PublicKey::of(PASSWORD).verify(&[7; 32], data));
     drop(Plugin::of(data));
@@ -138,7 +156,11 @@ pub fn secrets(data: &[u8]) {
     let accounts: Vec<_> = text
         .split('\n')
         .map(|host| Account {
-            user: if host.len() % 2 == 0 { "app".to_owned() } else { String::new() },
+            user: if host.len() % 2 == 0 {
+                "app".to_owned()
+            } else {
+                String::new()
+            },
             host: host.to_owned(),
             verifier: None,
             plugin: String::new(),

@@ -92,6 +92,22 @@ pub async fn take(stream: Stream, networks: &[Network]) -> io::Result<Stream> {
     Ok(Stream::Plain(Socket::Tcp(tcp, client)))
 }
 
+/// Whom a load balancer connects.
+enum Connected {
+    Client(SocketAddr),
+    /// It speaks for itself, or does not know.
+    Itself,
+}
+
+impl Connected {
+    const fn client(self) -> Option<SocketAddr> {
+        match self {
+            Self::Client(address) => Some(address),
+            Self::Itself => None,
+        }
+    }
+}
+
 /// Reads a header: the client, or `None` where the load balancer speaks for itself or does not know.
 async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
     let mut head = [0; SIGNATURE.len()];
@@ -111,17 +127,19 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Socket
         }
         line.push(stream.read_u8().await?);
     }
-    v1(&line).ok_or_else(|| invalid("a PROXY header can't be read"))
+    v1(&line)
+        .map(Connected::client)
+        .ok_or_else(|| invalid("a PROXY header can't be read"))
 }
 
-fn v1(line: &[u8]) -> Option<Option<SocketAddr>> {
+fn v1(line: &[u8]) -> Option<Connected> {
     let text = std::str::from_utf8(line).ok()?.strip_suffix("\r\n")?;
     let mut words = text.split(' ');
     let (Some("PROXY"), Some(family)) = (words.next(), words.next()) else {
         return None;
     };
     if family == "UNKNOWN" {
-        return Some(None);
+        return Some(Connected::Itself);
     }
     let source: IpAddr = words.next()?.parse().ok()?;
     let _destination: IpAddr = words.next()?.parse().ok()?;
@@ -132,7 +150,7 @@ fn v1(line: &[u8]) -> Option<Option<SocketAddr>> {
         "TCP6" => source.is_ipv6(),
         _ => false,
     };
-    (fits && words.next().is_none()).then_some(Some(SocketAddr::new(source, port)))
+    (fits && words.next().is_none()).then_some(Connected::Client(SocketAddr::new(source, port)))
 }
 
 async fn read_v2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
@@ -145,13 +163,15 @@ async fn read_v2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Soc
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
-    v2(command, family, &body).ok_or_else(|| invalid("a PROXY header can't be read"))
+    v2(command, family, &body)
+        .map(Connected::client)
+        .ok_or_else(|| invalid("a PROXY header can't be read"))
 }
 
-fn v2(command: u8, family: u8, body: &[u8]) -> Option<Option<SocketAddr>> {
+fn v2(command: u8, family: u8, body: &[u8]) -> Option<Connected> {
     match command {
         // LOCAL: a health check of the load balancer's own.
-        0x20 => return Some(None),
+        0x20 => return Some(Connected::Itself),
         0x21 => {}
         _ => return None,
     }
@@ -161,17 +181,19 @@ fn v2(command: u8, family: u8, body: &[u8]) -> Option<Option<SocketAddr>> {
             let (_destination, rest) = rest.split_first_chunk::<4>()?;
             let port = u16::from_be_bytes(*rest.first_chunk()?);
             rest.get(..4)?;
-            Some(Some(SocketAddr::new(Ipv4Addr::from(*source).into(), port)))
+            let source = Ipv4Addr::from(*source).into();
+            Some(Connected::Client(SocketAddr::new(source, port)))
         }
         0x21 => {
             let (source, rest) = body.split_first_chunk::<16>()?;
             let (_destination, rest) = rest.split_first_chunk::<16>()?;
             let port = u16::from_be_bytes(*rest.first_chunk()?);
             rest.get(..4)?;
-            Some(Some(SocketAddr::new(Ipv6Addr::from(*source).into(), port)))
+            let source = Ipv6Addr::from(*source).into();
+            Some(Connected::Client(SocketAddr::new(source, port)))
         }
         // Unix sockets and what has no address.
-        _ => Some(None),
+        _ => Some(Connected::Itself),
     }
 }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 struct Root(Endpoint);
 
 impl Accounts for Root {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "shop"
     }
 

@@ -167,8 +167,21 @@ async fn arrive(
     }
 }
 
+async fn in_time_boxed<T>(work: impl Future<Output = T>) -> T {
+    in_time(Box::pin(work)).await
+}
+
 /// Both sides of a log-in.
 async fn both(
+    client: &Client,
+    plugin: Plugin,
+    secret: Option<Secret>,
+    passwords: &Passwords,
+) -> (Seen, Result<Credential, AuthError>) {
+    Box::pin(both_sides(client, plugin, secret, passwords)).await
+}
+
+async fn both_sides(
     client: &Client,
     plugin: Plugin,
     secret: Option<Secret>,
@@ -194,7 +207,7 @@ async fn both(
         }
         done
     };
-    let ((seen, _), done) = in_time(async { tokio::join!(client.log_in(far), server) }).await;
+    let ((seen, _), done) = in_time_boxed(async { tokio::join!(client.log_in(far), server) }).await;
     assert_eq!(seen.1.is_ok(), done.is_ok());
     (seen, done)
 }
@@ -217,8 +230,8 @@ async fn native_gives_the_hash_that_logs_in_elsewhere() {
     for tls in [false, true] {
         for plugin in [None, Some("caching_sha2_password")] {
             let client = Client {
-                tls,
                 plugin,
+                tls,
                 ..CLIENT
             };
             let (seen, done) =
@@ -294,8 +307,8 @@ async fn nobody_can_tell_an_unknown_user_from_a_wrong_password() {
             ] {
                 let wrong = Client {
                     password: "Pencil",
-                    tls,
                     plugin: begun,
+                    tls,
                     ..CLIENT
                 };
                 let (known, _) = both(&wrong, plugin, secret.clone(), &Passwords::default()).await;
@@ -411,9 +424,10 @@ async fn case_39_clear_text_behind_a_request_for_tls_is_never_read() {
             .expect("written");
         packets.into_parts().0
     };
-    let (_far, arrived) =
-        in_time(async { tokio::join!(client, arrive(near, Plugin::Native, ListenTls::Prefer)) })
-            .await;
+    let (_far, arrived) = in_time_boxed(async {
+        tokio::join!(client, arrive(near, Plugin::Native, ListenTls::Prefer))
+    })
+    .await;
     assert!(
         matches!(arrived, Err(HandshakeError::Tls(_))),
         "{arrived:?}"
@@ -435,7 +449,7 @@ async fn tls_is_offered_and_demanded_as_configured() {
             }
         };
         let ((seen, _), refused) =
-            in_time(async { tokio::join!(client.log_in(far), server) }).await;
+            in_time_boxed(async { tokio::join!(client.log_in(far), server) }).await;
         let code = seen.1.expect_err("refused").code;
         assert_eq!(
             code,
@@ -466,7 +480,8 @@ async fn tls_is_offered_and_demanded_as_configured() {
             .code
     };
     let (code, arrived) =
-        in_time(async { tokio::join!(client, arrive(near, Plugin::Native, ListenTls::Off)) }).await;
+        in_time_boxed(async { tokio::join!(client, arrive(near, Plugin::Native, ListenTls::Off)) })
+            .await;
     assert!(code == 1043 && arrived.is_err());
 }
 
@@ -492,7 +507,7 @@ async fn strangers_words_are_bounded() {
                 .expect_err("refused");
             assert!(matches!(error, HandshakeError::Refused(_)), "{error}");
         };
-        let (got, ()) = in_time(async { tokio::join!(client, server) }).await;
+        let (got, ()) = in_time_boxed(async { tokio::join!(client, server) }).await;
         assert!(got.ends_with(b"#08S01Bad handshake"), "{bytes:?}");
     }
     let (near, far) = pipe();
@@ -543,7 +558,7 @@ async fn what_follows_a_login_is_compressed_where_that_was_agreed_on() {
             stream.read_exact(&mut got).await.expect("read");
             assert_eq!(got, [7; 1000]);
         };
-        in_time(async { tokio::join!(client, server) }).await;
+        Box::pin(in_time(async { tokio::join!(client, server) })).await;
     }
 }
 
@@ -597,7 +612,7 @@ async fn case_17_a_session_changes_its_user_with_a_new_challenge() {
                 .expect("sent");
             packets.next().await.expect("answered")[0] == OK
         };
-        let (let_in, ok) = in_time(async { tokio::join!(server, client) }).await;
+        let (let_in, ok) = Box::pin(in_time(async { tokio::join!(server, client) })).await;
         assert_eq!((let_in, ok), (password == "pencil", password == "pencil"));
     }
 }
@@ -624,6 +639,6 @@ async fn a_cluster_in_front_of_the_user() {
             .refuse_with(b"\xff\x19\x04#42000Unknown database")
             .await;
     };
-    let ((seen, _), ()) = in_time(async { tokio::join!(client.log_in(far), server) }).await;
+    let ((seen, _), ()) = in_time_boxed(async { tokio::join!(client.log_in(far), server) }).await;
     assert_eq!(seen.1.expect_err("refused").code, 1049);
 }
