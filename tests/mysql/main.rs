@@ -11,6 +11,8 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod cases;
 mod ms1_scale;
 mod ms2_state;
+mod ms3_blockers;
 mod support;

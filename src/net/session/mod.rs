@@ -118,14 +118,14 @@ impl<E: Engine> Session<E> {
     /// Serves the client to the end. What is logged is logged in `span`, which the relay's work is outside
     /// of: entering it is not free.
     pub(super) async fn run(mut self: Box<Self>, span: Span) {
-        let handle = Arc::clone(&self.registered.handle);
         let mut next = Box::pin(self.attend()).instrument(span.clone()).await;
         let end = loop {
             if let Err(end) = next {
                 break end;
             }
-            let relay = &mut self.relay;
-            let stop = poll_fn(|cx| relay.poll(cx, &handle, Instant::now().into_std())).await;
+            // A client that logs in again as another user has another handle.
+            let (relay, handle) = (&mut self.relay, &self.registered.handle);
+            let stop = poll_fn(|cx| relay.poll(cx, handle, Instant::now().into_std())).await;
             // Whatever is asked of one session, the others of its thread get their turn.
             tokio::task::coop::consume_budget().await;
             next = Box::pin(self.on_stop(stop)).instrument(span.clone()).await;

@@ -70,6 +70,7 @@ impl Target {
             // It would ask the server for its socket, and go past the proxy.
             .prefer_socket(false)
             .stmt_cache_size(0)
+            .max_allowed_packet(Some(64 << 20))
             .connect_attrs(Some::<std::collections::HashMap<&str, &str>>(attributes));
         if let Some(socket) = &self.socket {
             options = options.socket(Some(socket.display().to_string()));

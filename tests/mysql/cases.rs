@@ -1,0 +1,212 @@
+//! What goes wrong first behind other proxies: KILL, COM_CHANGE_USER, resets, packets of 16 MiB, several results.
+
+use crate::support::client::{Client, code};
+use crate::support::proxy::{Options, Proxy};
+use crate::support::server::{APP, Server};
+use crate::support::{SOON, wait_until};
+use mysql::prelude::Queryable as _;
+use std::thread;
+
+fn rows_in_thread(mut client: Client, sql: &'static str) -> thread::JoinHandle<(Client, u16)> {
+    thread::spawn(move || {
+        let outcome = client.try_value(sql);
+        let code = outcome.err().as_ref().map_or(0, code);
+        (client, code)
+    })
+}
+
+#[test]
+fn case_31_kill_finds_its_session_by_the_number_it_was_greeted_with() {
+    let server = Server::start(&[]);
+    let proxy = Proxy::on(&server);
+    let mut killer = proxy.client("killer");
+    let mut victim = proxy.client("victim");
+    for round in 0..3 {
+        let number = victim.number();
+        let at_work = rows_in_thread(victim, "SELECT SLEEP(30)");
+        wait_until("it works", SOON, || {
+            let text = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP%'";
+            Client::to(&server.admin()).value(text) == "1"
+        });
+        let sql = ["KILL QUERY {}", "kill /* it */ query {}", "KILL QUERY {};"][round];
+        killer.run(&sql.replace("{}", &number.to_string()));
+        let (client, error) = at_work.join().unwrap();
+        // MySQL's SLEEP ends early and says so with its result.
+        assert!(error == 1317 || server.kind.is_mysql(), "{error}");
+        victim = client;
+        assert_eq!(victim.value("SELECT 1"), "1");
+        // The number on the server is another one from here on.
+        proxy.admin().swap();
+    }
+    killer.run(&format!("KILL {}", victim.number()));
+    assert!(victim.try_run("SELECT 1").is_err());
+    let error = killer.try_run("KILL 4000000000").unwrap_err();
+    assert_eq!(code(&error), 1094, "{error}");
+    assert!(error.to_string().contains("4000000000"), "{error}");
+}
+
+#[test]
+fn case_31_kill_of_a_parked_session_and_of_a_held_one() {
+    let server = Server::start(&[]);
+    let options = Options {
+        sessions: "park_after = \"1s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    let mut parked = proxy.client("parked");
+    parked.run("SELECT 1");
+    wait_until("it is parked", SOON, || {
+        proxy.admin().session("parked").unwrap()["state"] == "parked"
+    });
+    let mut killer = proxy.client("killer");
+    // Nothing runs.
+    killer.run(&format!("KILL QUERY {}", parked.number()));
+    assert_eq!(parked.value("SELECT 1"), "1");
+    wait_until("it is parked", SOON, || {
+        proxy.admin().session("parked").unwrap()["state"] == "parked"
+    });
+    killer.run(&format!("KILL {}", parked.number()));
+    assert!(parked.try_run("SELECT 1").is_err());
+
+    let held = proxy.client("held");
+    let number = held.number();
+    proxy.admin().act("hold");
+    let waits = rows_in_thread(held, "SELECT 5");
+    wait_until("it is held", SOON, || {
+        proxy.admin().session("held").unwrap()["state"] == "held"
+    });
+    // The killer's own statement is held too: it is killed by the next one, once released.
+    proxy.admin().act("release");
+    let (mut held, error) = waits.join().unwrap();
+    assert_eq!((error, held.number()), (0, number));
+    assert_eq!(held.value("SELECT 6"), "6");
+}
+
+#[test]
+fn case_17_change_user_takes_all_that_the_session_held() {
+    let server = Server::start(&[]);
+    let proxy = Proxy::on(&server);
+    let mut client = proxy.client("changing");
+    client.run("SET @a = 1, sort_buffer_size = 400000");
+    client.run("CREATE TABLE IF NOT EXISTS t (a int)");
+    client.run("BEGIN");
+    client.run("INSERT INTO t VALUES (1)");
+    let number = client.number();
+    let second = mysql::ChangeUserOpts::new()
+        .with_user(Some("second".to_owned()))
+        .with_pass(Some("second-secret".to_owned()))
+        .with_db_name(Some("app".to_owned()));
+    client.0.change_user(second).unwrap();
+    assert_eq!(client.number(), number);
+    assert_eq!(client.value("SELECT @a"), "NULL");
+    assert!(client.value("SELECT CURRENT_USER()").starts_with("second@"));
+    assert_eq!(client.value("SELECT COUNT(*) FROM t"), "0");
+    proxy.admin().swap();
+    assert!(client.value("SELECT CURRENT_USER()").starts_with("second@"));
+    let told = proxy.admin().session("changing").unwrap();
+    assert_eq!(told["user"], "second");
+    let back = mysql::ChangeUserOpts::new()
+        .with_user(Some(APP.0.to_owned()))
+        .with_pass(Some(APP.1.to_owned()))
+        .with_db_name(Some("other".to_owned()));
+    client.0.change_user(back).unwrap();
+    assert_eq!(client.value("SELECT DATABASE()"), "other");
+    let wrong = mysql::ChangeUserOpts::new()
+        .with_user(Some(APP.0.to_owned()))
+        .with_pass(Some("wrong".to_owned()));
+    let error = client.0.change_user(wrong).unwrap_err();
+    assert_eq!(code(&error), 1045, "{error}");
+    assert!(client.try_run("SELECT 1").is_err());
+}
+
+#[test]
+fn case_18_a_reset_session_is_fresh_and_moves_on() {
+    let server = Server::start(&[]);
+    let proxy = Proxy::on(&server);
+    let mut client = proxy.client("reset");
+    client.run("USE other");
+    client.run("SET @a = 1, sort_buffer_size = 400000");
+    client.run("SELECT GET_LOCK('a', 1)");
+    client.0.reset().unwrap();
+    assert_eq!(client.value("SELECT @a"), "NULL");
+    assert_eq!(client.value("SELECT DATABASE()"), "other");
+    proxy.admin().swap();
+    assert_eq!(client.value("SELECT DATABASE()"), "other");
+    // Tracking goes on: what is set for the next transaction is seen, and carried.
+    client.run("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE");
+    proxy.admin().swap();
+    client.run("CREATE TABLE IF NOT EXISTS app.t (a int)");
+    client.run("SET TRANSACTION READ ONLY");
+    proxy.admin().swap();
+    let error = client.try_run("INSERT INTO app.t VALUES (1)").unwrap_err();
+    assert_eq!(code(&error), 1792, "{error}");
+}
+
+#[test]
+fn case_01_packets_of_16_mib_and_more_pass_both_ways() {
+    let server = Server::start(&["--max-allowed-packet=64M"]);
+    let proxy = Proxy::on(&server);
+    let mut client = proxy.client("large");
+    for length in [
+        0xff_fffe - 40,
+        0xff_ffff - 40,
+        0x100_0000,
+        0x1ff_fffe,
+        20_000_000,
+    ] {
+        let text = "x".repeat(length);
+        let got: Option<(usize, String)> = client
+            .0
+            .query_first(format!("SELECT LENGTH('{text}'), '{text}'"))
+            .unwrap();
+        let (told, back) = got.unwrap();
+        assert_eq!((told, back.len()), (length, length));
+        proxy.admin().swap();
+    }
+}
+
+#[test]
+fn case_07_several_statements_in_a_text_the_third_one_fails() {
+    let server = Server::start(&[]);
+    let proxy = Proxy::on(&server);
+    let mut client = proxy.client("several");
+    client.run("CREATE TABLE IF NOT EXISTS t (a int)");
+    let mut results = client
+        .0
+        .query_iter("SELECT 1; SET @a = 2; SELECT nothing; SELECT 4")
+        .unwrap();
+    let mut seen = 0;
+    while let Some(rows) = results.iter() {
+        seen += rows.filter(Result::is_ok).count();
+    }
+    drop(results);
+    // The fourth is not run.
+    assert_eq!(seen, 1);
+    proxy.admin().swap();
+    assert_eq!(client.value("SELECT @a"), "2");
+}
+
+#[test]
+fn case_06_pipelined_commands_and_moves_between_them() {
+    let server = Server::start(&[]);
+    let proxy = Proxy::on(&server);
+    let workers: Vec<_> = (0..4)
+        .map(|n| {
+            let mut client = proxy.client(&format!("worker{n}"));
+            thread::spawn(move || {
+                for i in 0..400 {
+                    assert_eq!(
+                        client.value(&format!("SELECT {i} + {n}")),
+                        (i + n).to_string()
+                    );
+                }
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        proxy.admin().swap();
+    }
+    for worker in workers {
+        worker.join().unwrap();
+    }
+}
