@@ -23,6 +23,10 @@ pub(super) fn grammar(family: Family, deprecate_eof: bool) -> Grammar {
     }
 }
 
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// A packet as the relay cuts it.
 pub(super) fn packet(seq: u8, payload: &[u8]) -> (Header, Vec<u8>) {
     let header = Header {
@@ -39,7 +43,7 @@ pub(super) fn send(machine: &mut Machine, seq: u8, payload: &[u8]) -> (ClientFra
     while machine.client_head(header, &payload[..seen]) > seen {
         seen = machine.client_head(header, &payload[..seen]);
     }
-    let verdict = machine.on_client(header, &payload[..seen], Instant::now());
+    let verdict = machine.on_client(header, &payload[..seen], now());
     let mut frame = [&header.bytes()[..], &payload].concat();
     match verdict {
         ClientFrame::Patch { at, len, bytes } => frame[at..at + len].copy_from_slice(&bytes[..len]),

@@ -216,6 +216,7 @@ impl Server {
         true
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each command")]
     fn read(&mut self) {
         let (Some(payload), Some(fate)) = (self.input.pop_front(), self.fates.pop_front()) else {
             return;
@@ -339,7 +340,7 @@ struct World {
 }
 
 impl World {
-    fn payload(&self, message: &Message) -> Vec<u8> {
+    fn payload(message: &Message) -> Vec<u8> {
         let with_id = |command: u8, which: u8, tail: &[u8]| {
             // Some that are known, and some that are not.
             let id = u32::from(which % 6);
@@ -380,7 +381,7 @@ impl World {
     fn step(&mut self, step: Step) {
         match step {
             Step::Send(message) => {
-                let payload = self.payload(&message);
+                let payload = Self::payload(&message);
                 let (verdict, frame) = send(&mut self.machine, 0, &payload);
                 assert!(!matches!(
                     verdict,

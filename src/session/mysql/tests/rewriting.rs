@@ -1,6 +1,6 @@
 //! What is sent in place of packets, both ways.
 
-use super::{AUTOCOMMIT, deliver, grammar, send};
+use super::{AUTOCOMMIT, deliver, grammar, now, send};
 use crate::session::mysql::grammar::{Family, Grammar};
 use crate::session::mysql::kill::{Kill, Target};
 use crate::session::mysql::machine::{ClientFrame, Machine, ServerFrame};
@@ -10,7 +10,6 @@ use crate::wire::mysql::packet::{HEADER_LEN, Header, MAX_PAYLOAD, Reader, put_le
 use crate::wire::mysql::reply::{OK, OkPacket, Status, change};
 use bytes::{BufMut, BytesMut};
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 fn machine() -> Machine {
     Machine::new(grammar(Family::MariaDb, true), b"app", AUTOCOMMIT)
@@ -231,7 +230,7 @@ fn case_31_kills_reach_who_was_meant() {
             b"SIGNAL SQLSTATE 'HY000' SET MESSAGE_TEXT='Unknown thread id: 12', MYSQL_ERRNO=1094",
         ),
     ] {
-        let verdict = machine.kill(header, text, target, Instant::now());
+        let verdict = machine.kill(header, text, target, now());
         assert_eq!(
             verdict,
             ClientFrame::Replace {
@@ -254,7 +253,7 @@ fn case_31_kills_reach_who_was_meant() {
         header,
         &[command::PROCESS_KILL, 12, 0, 0, 0],
         Target::Real(5),
-        Instant::now(),
+        now(),
     );
     assert_eq!(
         verdict,

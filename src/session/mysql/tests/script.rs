@@ -10,14 +10,13 @@
 //! Facts: `rest` or the blocker, then `flight` when a KILL QUERY has something to hit, `stop` when a held session
 //! may send nothing now, `ask` when only the server can tell whether it rests. A line `!` asks it.
 
-use super::{AUTOCOMMIT, deliver, grammar, send};
+use super::{AUTOCOMMIT, deliver, grammar, now, send};
 use crate::session::mysql::grammar::{Family, Grammar};
 use crate::session::mysql::machine::{ClientFrame, Machine, ServerFrame};
 use crate::wire::mysql::command;
 use crate::wire::mysql::packet::{Header, MAX_PAYLOAD, put_lenenc, put_lenenc_bytes};
 use crate::wire::mysql::reply::{EOF, EofPacket, ErrPacket, OK, OkPacket, Status, change};
 use bytes::{BufMut, BytesMut};
-use std::time::Instant;
 
 fn client(machine: &mut Machine, word: &str) {
     let (name, text) = word.split_once(':').unwrap_or((word, ""));
@@ -60,7 +59,7 @@ fn client(machine: &mut Machine, word: &str) {
         }
         "change" => {
             let (header, _) = super::packet(0, &[command::CHANGE_USER]);
-            machine.relay_change_user(header, Instant::now());
+            machine.relay_change_user(header, now());
             return;
         }
         "big" | "cont" => {
@@ -70,9 +69,10 @@ fn client(machine: &mut Machine, word: &str) {
                 text.parse().unwrap()
             };
             let header = Header { len, seq: 0 };
-            let head = [&[command::QUERY][..], &[b' '; 17000]].concat();
+            let mut head = vec![b' '; 17_000];
+            head[0] = command::QUERY;
             let seen = machine.client_head(header, &head).min(head.len());
-            let verdict = machine.on_client(header, &head[..seen], Instant::now());
+            let verdict = machine.on_client(header, &head[..seen], now());
             assert_eq!(verdict, ClientFrame::Forward);
             return;
         }
