@@ -126,6 +126,11 @@ pub trait Protocol: fmt::Debug + Send + Unpin + 'static {
         self.at_rest()
     }
 
+    /// [`Self::put_question`] is not to wait until somebody wants the session to rest.
+    fn asks_at_once(&self) -> bool {
+        false
+    }
+
     /// Only the server can tell whether this is rest: writes a question whose answer is not for the client.
     fn put_question(&mut self, _out: &mut BytesMut) -> bool {
         false

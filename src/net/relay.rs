@@ -177,7 +177,8 @@ impl<P: Protocol> Relay<P> {
                 }
             }
             self.tell_rest(handle, now);
-            if (self.mode == Mode::LockStep || self.want_rest) && self.asked_server(cx) {
+            let wants = self.mode == Mode::LockStep || self.want_rest || self.front.asks_at_once();
+            if wants && self.asked_server(cx) {
                 server_waits = false;
                 continue;
             }

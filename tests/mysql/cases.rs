@@ -144,7 +144,7 @@ fn case_18_a_reset_session_is_fresh_and_moves_on() {
 
 #[test]
 fn case_01_packets_of_16_mib_and_more_pass_both_ways() {
-    let server = Server::start(&["--max-allowed-packet=64M"]);
+    let server = Server::start(&["--max-allowed-packet=64M", "--net-buffer-length=16K"]);
     let proxy = Proxy::on(&server);
     let mut client = proxy.client("large");
     for length in [

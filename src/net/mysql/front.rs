@@ -170,8 +170,12 @@ impl Protocol for Mysql {
         self.machine.at_rest() || self.machine.needs_status()
     }
 
+    fn asks_at_once(&self) -> bool {
+        self.machine.needs_tracking()
+    }
+
     fn put_question(&mut self, out: &mut BytesMut) -> bool {
-        let asks = self.machine.needs_status();
+        let asks = self.machine.needs_status() || self.machine.needs_tracking();
         if asks {
             self.machine.put_ask(out);
         }
