@@ -74,6 +74,8 @@ pub struct Cluster {
     pub custom_settings: Vec<String>,
     /// Replication connections are ended for an event, not waited for.
     pub ends_replication: bool,
+    /// How long a session rests before it is moved, if its client may still ask for what its last statement left.
+    pub diagnostics_wait: Duration,
     /// Sessions that found a blocker in the present hold.
     blocked: AtomicUsize,
     names: Mutex<HashMap<String, BTreeSet<String>>>,
@@ -149,6 +151,7 @@ impl Cluster {
             max_outage: settings.max_outage,
             custom_settings: settings.custom_settings,
             ends_replication: settings.ends_replication,
+            diagnostics_wait: settings.diagnostics_wait,
             blocked: AtomicUsize::new(0),
             names: Mutex::default(),
             rehearsals: Mutex::default(),
@@ -421,4 +424,6 @@ pub struct Settings {
     pub custom_settings: Vec<String>,
     /// Replication connections are ended for an event, not waited for.
     pub ends_replication: bool,
+    /// How long a session rests before it is moved, if its client may still ask for what its last statement left.
+    pub diagnostics_wait: Duration,
 }

@@ -136,6 +136,16 @@ pub trait Protocol: fmt::Debug + Send + Unpin + 'static {
         false
     }
 
+    /// The last reply left something that the client may still ask for, and that only this server connection has.
+    fn has_left_something(&self) -> bool {
+        false
+    }
+
+    /// This request asks for it.
+    fn looks_back(&self, _head: &[u8]) -> bool {
+        false
+    }
+
     /// No reply is owed; a transaction may be open.
     fn is_quiet(&self) -> bool;
 

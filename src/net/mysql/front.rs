@@ -182,6 +182,14 @@ impl Protocol for Mysql {
         asks
     }
 
+    fn has_left_something(&self) -> bool {
+        self.machine.diagnostics_pending()
+    }
+
+    fn looks_back(&self, head: &[u8]) -> bool {
+        self.machine.looks_back(head)
+    }
+
     fn is_quiet(&self) -> bool {
         self.machine.is_quiet()
     }

@@ -442,7 +442,7 @@ impl Machine {
             cursor: false,
             long_data: false,
         });
-        self.last = LastReply::default();
+        // What was left before it is still there: the statement may be one that asks for it.
         if answer.params > 0 {
             self.describe(u64::from(answer.params), Then::Columns(answer.columns));
         } else {
