@@ -340,7 +340,7 @@ fn open(error: ExecError) -> OpenError {
         ExecError::Connect(error) => OpenError::Mysql(error),
         ExecError::Io(error) => OpenError::Io(error),
         ExecError::Timeout => OpenError::Timeout,
-        error => OpenError::State(error.to_string()),
+        ExecError::Server(error) => OpenError::State(error.to_string()),
     }
 }
 
