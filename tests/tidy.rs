@@ -81,8 +81,8 @@ const LINES_MAX: usize = 600;
 
 /// Rules of safety that have a test named after their number: `safety_NN_` is in its name. (2 and 21 are MySQL's.)
 const SAFETY_RULES: &[u32] = &[
-    1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25, 26, 27, 28,
-    29,
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25, 26, 27,
+    28, 29,
 ];
 
 #[test]

@@ -3,6 +3,8 @@
 
 pub mod machine;
 pub mod model;
+pub mod mysql;
+pub mod mysql_login;
 pub mod readers;
 pub mod relay;
 pub mod secrets;

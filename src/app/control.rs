@@ -98,6 +98,10 @@ impl App {
                 .as_ref()
                 .map_or(crate::transport::ListenTls::Off, |l| l.tls)
         };
+        let proxied = |listen: &Option<crate::config::ListenConfig>| {
+            let listen = listen.as_ref();
+            listen.map(|l| l.proxy_protocol.clone()).unwrap_or_default()
+        };
         let admission = Arc::new(Admission::new(
             admission_limits(&config.limits),
             metrics.logins.clone(),
@@ -107,6 +111,7 @@ impl App {
             clusters,
             mysql_handshake: Arc::new(mysql::handshake::HandshakeConfig {
                 tls: tls(&config.listen.mysql),
+                proxied: proxied(&config.listen.mysql),
                 certificates: Arc::clone(&certificates),
                 mock_secret,
                 rsa: Arc::new(rsa),
@@ -118,6 +123,7 @@ impl App {
             }),
             handshake: Arc::new(HandshakeConfig {
                 tls: tls(&config.listen.postgres),
+                proxied: proxied(&config.listen.postgres),
                 certificates: Arc::clone(&certificates),
                 mock_secret,
             }),

@@ -20,6 +20,7 @@ pub use crate::backend::Engine;
 pub use crate::net::authentication::ClientCertificate;
 pub use crate::transport::tls::CertificateFiles;
 
+use crate::transport::proxy_header::Network;
 use crate::transport::{Address, ListenTls, ServerTls};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -64,6 +65,8 @@ pub struct ListenConfig {
     pub addresses: Vec<Address>,
     /// Whether clients may or must use TLS.
     pub tls: ListenTls,
+    /// Load balancers, which say in front of everything else whom they connect.
+    pub proxy_protocol: Vec<Network>,
 }
 
 /// TLS of the listeners.

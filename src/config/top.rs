@@ -6,6 +6,7 @@ use super::{
     Admin, CertificateFiles, ClientCertificate, ClusterConfig, Config, Limits, Listen,
     ListenConfig, ProviderConfig, Tls, is_loopback, users,
 };
+use crate::transport::proxy_header::{Network, NotANetwork};
 use crate::transport::{Address, ListenTls};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -134,10 +135,12 @@ fn read_listen(
         }
     }
     let tls = section.take("tls").and_then(|item| item.word(&LISTEN_TLS));
+    let proxy_protocol = section.take("proxy_protocol").map(read_networks);
     section.finish();
     (!addresses.is_empty()).then_some(ListenConfig {
         addresses,
         tls: tls.unwrap_or(ListenTls::Prefer),
+        proxy_protocol: proxy_protocol.unwrap_or_default(),
     })
 }
 
@@ -168,6 +171,18 @@ fn check_listener(
         ),
         Some(_) => {}
     }
+}
+
+fn read_networks(item: Item<'_, '_>) -> Vec<Network> {
+    let items = item.list().unwrap_or_default();
+    let network = |item: Item<'_, '_>| {
+        let text = item.non_empty()?;
+        let network = text.parse();
+        network
+            .map_err(|error: NotANetwork| item.problem(format!("\"{text}\" is {error}")))
+            .ok()
+    };
+    items.into_iter().filter_map(network).collect()
 }
 
 fn read_tls(mut section: Section<'_, '_>) -> Tls {

@@ -5,6 +5,7 @@
 //! since the connection goes with them. A refusal is written to the client before it is returned.
 
 use crate::transport::ListenTls;
+use crate::transport::proxy_header::Network;
 use crate::transport::stream::Stream;
 use crate::transport::tls::{ALPN, Certificates, EndPoint, Secured};
 use crate::wire::pg::backend::{ErrorMessage, put_error};
@@ -39,6 +40,8 @@ pub use super::authentication::{
 pub struct HandshakeConfig {
     /// Whether TLS is there and whether it must be used. A Unix socket needs none.
     pub tls: ListenTls,
+    /// Load balancers, which say whom they connect.
+    pub proxied: Vec<Network>,
     /// What clients are shown.
     pub certificates: Arc<Certificates>,
     /// Salts for users that don't exist are made from it. Kept over restarts, or the salts would change and

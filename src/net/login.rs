@@ -17,6 +17,7 @@ use crate::backend::exec::ExecError;
 use crate::backend::registry::Identity;
 use crate::backend::verifiers::Verifiers;
 use crate::observe::error_kind::ErrorKind;
+use crate::transport::proxy_header::{self, Network};
 use crate::transport::stream::Stream;
 use crate::wire::pg::backend::{
     ErrorMessage, put_backend_key_data, put_error, put_parameter_status, put_ready,
@@ -122,6 +123,9 @@ struct Held {
 /// Serves one accepted socket to its end.
 pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<HandshakeConfig>) {
     let deadline = Instant::now() + entrance.shared.limits.login_timeout;
+    let Some(stream) = behind_balancer(stream, &config.proxied, deadline).await else {
+        return;
+    };
     let peer = stream.peer_address().map(|address| address.ip());
     // A connection that waits for its turn is its socket and little else.
     let pass = match entrance.admission.enter(peer, deadline).await {
@@ -135,6 +139,26 @@ pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<Handshak
     let begun = Box::pin(arrive(stream, pass, deadline, entrance, config)).await;
     if let Some(begun) = begun {
         begun.session.run(begun.span).await;
+    }
+}
+
+/// The connection with its client as the other end, where a load balancer made it. None: there is no header.
+pub(super) async fn behind_balancer(
+    stream: Stream,
+    networks: &[Network],
+    deadline: Instant,
+) -> Option<Stream> {
+    let client = stream.peer();
+    match tokio::time::timeout_at(deadline, proxy_header::take(stream, networks)).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%client, %error, "a load balancer did not say whom it connects");
+            None
+        }
+        Err(_) => {
+            tracing::debug!(%client, "a load balancer did not say in time whom it connects");
+            None
+        }
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) fn config(tls: ListenTls) -> HandshakeConfig {
     });
     HandshakeConfig {
         tls,
+        proxied: Vec::new(),
         certificates: Arc::clone(certificates),
         mock_secret: [5; 32],
     }

@@ -145,9 +145,10 @@ impl Compressed {
 
 /// Length, sequence number, and length once inflated.
 fn header(raw: &[u8]) -> Option<(usize, u8, usize)> {
-    let &[a, b, c, sequence, d, e, f] = raw.first_chunk::<HEADER>()?;
-    let length = |a, b, c| usize::from(a) | usize::from(b) << 8 | usize::from(c) << 16;
-    Some((length(a, b, c), sequence, length(d, e, f)))
+    let (length, rest) = raw.split_first_chunk::<3>()?;
+    let (sequence, rest) = rest.split_first()?;
+    let number = |[a, b, c]: [u8; 3]| usize::from(a) | usize::from(b) << 8 | usize::from(c) << 16;
+    Some((number(*length), *sequence, number(*rest.first_chunk()?)))
 }
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -254,7 +255,7 @@ mod tests {
     #[tokio::test]
     async fn whatever_is_written_is_read() {
         let random: Vec<u8> = (0..100_000_u32)
-            .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[2])
             .collect();
         let writes = [vec![7; 300_000], b"short".to_vec(), random, vec![0; 50]];
         assert_eq!(across(&writes).await, writes.concat());

@@ -3,6 +3,7 @@
 pub mod client_certificate;
 mod compressed;
 mod end_point;
+pub mod proxy_header;
 pub mod self_made;
 mod served;
 pub mod server_certificate;

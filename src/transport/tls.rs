@@ -13,6 +13,7 @@ use super::served::Served;
 use super::server_certificate::{client_config, explain};
 use super::stream::Stream;
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
@@ -204,17 +205,27 @@ async fn shake_hands(
         ));
     };
     let acceptor = TlsAcceptor::from(config);
-    // What goes wrong in here shows again in the handshake itself.
+    let mut fault = None;
     let feed = |connection: &mut ServerConnection| {
         let mut rest = begun;
         while !rest.is_empty() && matches!(connection.read_tls(&mut rest), Ok(1..)) {
-            if connection.process_new_packets().is_err() {
+            if let Err(error) = connection.process_new_packets() {
+                fault = Some(error);
                 break;
             }
         }
     };
     // Boxed: a handshake's state is kilobytes, and would stay part of the session's future for its life.
-    match Box::pin(acceptor.accept_with(socket, feed)).await {
+    let mut handshake = Box::pin(acceptor.accept_with(socket, feed));
+    let done = match fault {
+        None => handshake.await,
+        // It would wait for bytes that change nothing; the first poll sends the alert.
+        Some(fault) => match (&mut handshake).now_or_never() {
+            Some(done) => done,
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, fault)),
+        },
+    };
+    match done {
         Ok(tls) => Ok(Stream::TlsAccepted(Box::new(tls))),
         Err(error) => Err(retold(error, |error| match error {
             rustls::Error::AlertReceived(alert) => {

@@ -196,4 +196,15 @@ async fn a_certificate_is_proven_by_the_password() {
     )
     .await;
     assert!(said.starts_with("Ssl_cipher"), "{said}");
+    // Who has no password is proven nothing, and the client does not believe the certificate.
+    run(&mut root, "CREATE USER open@localhost").await;
+    let said = ask(
+        kind,
+        &front,
+        "",
+        "SELECT 1",
+        &["--user=open", "--ssl-verify-server-cert"],
+    )
+    .await;
+    assert!(said.contains("certificate"), "{said}");
 }

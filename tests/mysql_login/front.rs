@@ -25,7 +25,7 @@ use std::time::Duration;
 struct Root(Endpoint);
 
 impl Accounts for Root {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "shop"
     }
 
@@ -95,6 +95,7 @@ impl Front {
             offer: root.offer.clone(),
             config: HandshakeConfig {
                 tls,
+                proxied: Vec::new(),
                 certificates: Arc::new(Certificates::read(&source).expect("made")),
                 mock_secret: [5; 32],
                 rsa: Arc::new(PrivateKey::generate().expect("a key")),

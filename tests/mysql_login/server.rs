@@ -169,7 +169,7 @@ impl Server {
 
     /// Root over the socket, once the server answers.
     pub(crate) async fn root(&self) -> Connected {
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + Duration::from_mins(1);
         loop {
             let password = Credential::Password(slackwater::auth::mysql::Password::new(b""));
             match log_in(

@@ -238,6 +238,7 @@ pub(crate) fn from_hex(text: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Write as _;
 
     #[test]
     fn what_a_users_file_may_say() {
@@ -252,7 +253,10 @@ mod tests {
         is("0xyz", "Password");
         let crypt = format!("$A$005${}{}", "s".repeat(20), "d".repeat(43));
         is(&crypt, "Sha2Verifier");
-        let hex: String = crypt.bytes().map(|b| format!("{b:02X}")).collect();
+        let hex = crypt.bytes().fold(String::new(), |mut hex, b| {
+            write!(hex, "{b:02X}").expect("a String takes everything");
+            hex
+        });
         is(&format!("0x{hex}"), "Sha2Verifier");
         assert!(Secret::parse(&format!("0x{hex}")) == Secret::parse(&crypt));
         assert_eq!(Secret::parse(""), Err(SecretError::Empty));

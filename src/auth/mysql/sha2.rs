@@ -33,7 +33,7 @@ const MAX_THOUSANDS: u32 = 1000;
 pub fn answer(password: &[u8], nonce: &[u8]) -> Zeroizing<[u8; LEN]> {
     let mut out = Zeroizing::new(sha256(password));
     let double = Zeroizing::new(sha256(&*out));
-    let mask = Zeroizing::new(hash(&[&sha256(&*double), nonce]));
+    let mask = Zeroizing::new(hash(&[&*double, nonce]));
     for (slot, byte) in out.iter_mut().zip(&*mask) {
         *slot ^= byte;
     }
@@ -218,6 +218,7 @@ fn encode(digest: &[u8; LEN]) -> [u8; DIGEST] {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::fmt::Write as _;
 
     const NONCE: &[u8] = b"0123456789abcdefghij";
 
@@ -275,6 +276,15 @@ mod tests {
     #[test]
     fn the_fast_answer() {
         let sent = answer(b"pencil", NONCE);
+        // Worked out by the published formula: SHA256(p) xor SHA256(SHA256(SHA256(p)) nonce).
+        let hex = sent.iter().fold(String::new(), |mut hex, b| {
+            write!(hex, "{b:02x}").expect("a String takes everything");
+            hex
+        });
+        assert_eq!(
+            hex,
+            "1c545f008e6c3283f9316cda911afad8f43148c55e1e6203231995767b0580da"
+        );
         assert!(verify(b"pencil", NONCE, &*sent));
         assert!(!verify(b"Pencil", NONCE, &*sent) && !verify(b"pencil", b"another", &*sent));
         assert!(!verify(b"pencil", NONCE, b""));

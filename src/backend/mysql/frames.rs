@@ -94,10 +94,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
             if let Some(header) = Header::parse(&self.ahead) {
                 let so_far = self.joined.len() + header.len;
                 if so_far > self.limit {
-                    return Err(invalid(format!("a packet of {so_far} bytes, or longer")));
+                    let text = format!("a packet of {so_far} bytes, or longer");
+                    return Err(invalid(&text));
                 }
                 if header.seq != self.sequence && !self.any_order {
-                    return Err(invalid("packets out of order".to_owned()));
+                    return Err(invalid("packets out of order"));
                 }
                 if self.ahead.len() >= header.frame_len() {
                     self.sequence = self.sequence.wrapping_add(1);
@@ -155,7 +156,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
     }
 }
 
-fn invalid(text: String) -> io::Error {
+fn invalid(text: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         format!("the other end sent {text}"),

@@ -218,7 +218,10 @@ fn mariadb_account(user: String, host: String, text: &str) -> Option<Account> {
 /// Clear passwords of users with caching_sha2_password, learned when they were proven; in memory only. A server that has
 /// not seen the password since it started asks for it again, which its stored form can't answer.
 #[derive(Default)]
-pub struct Passwords(Mutex<HashMap<Box<[u8]>, (sha2::Stored, Password)>>);
+pub struct Passwords(Mutex<HashMap<Box<[u8]>, Proven>>);
+
+/// The stored form that it belongs to, and the password.
+type Proven = (sha2::Stored, Password);
 
 impl std::fmt::Debug for Passwords {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -268,10 +271,17 @@ mod tests {
         }
     }
 
+    fn to_hex(text: &str) -> String {
+        text.bytes().fold(String::new(), |mut hex, b| {
+            write!(hex, "{b:02X}").expect("a String takes everything");
+            hex
+        })
+    }
+
     #[test]
     fn what_mysql_says() {
         let crypt: String = format!("$A$005${}{}", "s".repeat(20), "d".repeat(43));
-        let hex: String = crypt.bytes().map(|b| format!("{b:02X}")).collect();
+        let hex = to_hex(&crypt);
         let own = "slackwater@10.0.0.1";
         let told = outcome(&[
             &[own, "%", "app", "caching_sha2_password", &hex, "0", "0"],

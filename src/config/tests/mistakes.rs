@@ -227,6 +227,15 @@ fn one_mistake_is_told_with_line_and_key() {
             "empty",
         ),
         (
+            small(
+                "[\"127.0.0.1:5433\"]",
+                "[\"127.0.0.1:5433\"]\nproxy_protocol = [\"10.0.0.0/8\", \"10.0.0.0/40\"]",
+            ),
+            4,
+            "listen.postgres.proxy_protocol[1]",
+            "\"10.0.0.0/40\" is not a network",
+        ),
+        (
             small("[\"127.0.0.1:5433\"]", "[\"localhost\"]"),
             3,
             "listen.postgres.address[0]",

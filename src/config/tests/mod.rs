@@ -62,10 +62,9 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.admin.address.to_string(), "127.0.0.1:7432");
     assert_eq!(config.admin.token, None);
     assert_eq!(config.tls, Tls::default());
-    assert_eq!(
-        config.listen.postgres.as_ref().unwrap().tls,
-        ListenTls::Prefer
-    );
+    let listen = config.listen.postgres.as_ref().unwrap();
+    assert_eq!(listen.tls, ListenTls::Prefer);
+    assert_eq!(listen.proxy_protocol, []);
     assert_eq!(
         config.limits,
         Limits {

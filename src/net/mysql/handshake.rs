@@ -10,6 +10,7 @@ use crate::backend::mysql::connect::Request;
 use crate::backend::mysql::frames::Packets;
 use crate::backend::mysql::offer::Offer;
 use crate::transport::ListenTls;
+use crate::transport::proxy_header::Network;
 use crate::transport::stream::Stream;
 use crate::transport::tls::Certificates;
 use crate::wire::mysql::auth::{ErrorPacket, LoginOk};
@@ -32,6 +33,8 @@ const GOODBYE_READS: usize = 64;
 pub struct HandshakeConfig {
     /// Whether TLS is there and whether it must be used. A Unix socket needs none.
     pub tls: ListenTls,
+    /// Load balancers, which say whom they connect.
+    pub proxied: Vec<Network>,
     /// What clients are shown.
     pub certificates: Arc<Certificates>,
     /// What is checked for users that don't exist is made from it.
@@ -71,6 +74,8 @@ pub struct Arrival {
     pub(super) fingerprint: Option<[u8; 32]>,
     /// What the last OK proves to it.
     pub(super) proof: Vec<u8>,
+    /// What follows the last OK is compressed.
+    compresses: bool,
     pub(super) mock_secret: Zeroizing<[u8; 32]>,
 }
 
@@ -114,6 +119,8 @@ impl Arrival {
             nonce,
             fingerprint: None,
             proof: Vec::new(),
+            // The layer is there already.
+            compresses: false,
             mock_secret: Zeroizing::new(mock_secret),
         })
     }
@@ -168,7 +175,7 @@ impl Arrival {
         };
         self.packets.send(|out| ok.put(out)).await?;
         let (stream, buffered) = self.packets.into_parts();
-        if self.capabilities.contains(Capabilities::COMPRESS) {
+        if self.compresses {
             return Ok((stream.compressed(buffered), BytesMut::new()));
         }
         Ok((stream, buffered))
@@ -271,6 +278,7 @@ pub async fn accept(
         nonce,
         fingerprint,
         proof: Vec::new(),
+        compresses: capabilities.contains(Capabilities::COMPRESS),
         mock_secret: Zeroizing::new(config.mock_secret),
     })))
 }

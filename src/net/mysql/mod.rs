@@ -11,5 +11,7 @@ pub mod handshake;
 pub mod login;
 pub mod serve;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use front::{Connections, Mysql};

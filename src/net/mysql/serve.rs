@@ -2,7 +2,7 @@
 
 use super::super::admission::{Admission, Standing};
 use super::super::leg::Leg;
-use super::super::login::spread_age;
+use super::super::login::{behind_balancer, spread_age};
 use super::super::session::Session;
 use super::super::shared::{Place, Shared};
 use super::super::state::{self, OpenError, Opened, Profile};
@@ -97,6 +97,9 @@ struct Begun {
 /// Serves one accepted socket to its end.
 pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<HandshakeConfig>) {
     let deadline = Instant::now() + entrance.shared.limits.login_timeout;
+    let Some(stream) = behind_balancer(stream, &config.proxied, deadline).await else {
+        return;
+    };
     let begun = Box::pin(arrive(stream, deadline, entrance, config)).await;
     if let Some(begun) = begun {
         begun.session.run(begun.span).await;

@@ -37,12 +37,13 @@ impl<E: Engine> Session<E> {
             // It has run what was sent, and has read the good-bye.
             return Err(End::ClientGone);
         }
+        if E::SILENT_CLOSE_MAY_BE_MEANT
+            && !self.relay.front.is_in_flight()
+            && state::still_serves(&self.profile, self.link.as_ref(), heard).await
+        {
+            return Err(End::ServerClosed);
+        }
         if self.is_proven() {
-            if E::SILENT_CLOSE_MAY_BE_MEANT
-                && state::still_serves(&self.profile, self.link.as_ref(), heard).await
-            {
-                return Err(End::ServerClosed);
-            }
             tracing::info!("the server was lost at rest; the session goes on from its snapshot");
             self.detach();
             return Ok(());

@@ -97,13 +97,13 @@ impl Machine {
             return ClientFrame::Forward;
         }
         let first = head.first().copied().unwrap_or(command::UNKNOWN);
-        let id = command::statement_id(head).unwrap_or_default();
         match first {
             command::QUIT => return ClientFrame::Terminate,
             command::CHANGE_USER => return ClientFrame::ChangeUser,
             command::PROCESS_KILL => {
+                let target = command::statement_id(head).unwrap_or_default();
                 return ClientFrame::Kill(Kill {
-                    target: u64::from(id),
+                    target: u64::from(target),
                     query_only: false,
                 });
             }
@@ -114,6 +114,12 @@ impl Machine {
         }
         self.note_busy(now);
         self.begin_packet(header);
+        self.command(header, head, first, now)
+    }
+
+    /// A command that is no text and is sent on.
+    fn command(&mut self, header: Header, head: &[u8], first: u8, now: Instant) -> ClientFrame {
+        let id = command::statement_id(head).unwrap_or_default();
         match first {
             command::STMT_PREPARE => self.prepare(header, head, now),
             command::STMT_EXECUTE => return self.execute(header, head, now, false),
@@ -126,9 +132,8 @@ impl Machine {
             }
             command::STMT_RESET => {
                 let told = self.told(id).unwrap_or_default();
-                self.statements.set_cursor(told, false);
                 self.statements.set_long_data(told, false);
-                self.owe(Kind::Simple, 0);
+                self.owe(Kind::Reset, self.owed_id(id));
                 return self.patch_id(id);
             }
             command::STMT_SEND_LONG_DATA => {
@@ -197,7 +202,6 @@ impl Machine {
         self.begin_packet(header);
         self.recent.note(now, text, false);
         self.note_hints(hints.hint);
-        self.creates += u64::from(hints.creates);
         let wanted = hints
             .hint
             .has(Hint::TRACKING)
@@ -207,6 +211,7 @@ impl Machine {
         self.owe(Kind::Query, 0);
         if let Some(owed) = self.owed.back_mut() {
             owed.hint = hints.hint;
+            owed.creates = hints.creates;
             owed.has_ops = !ops.is_empty() || wanted.is_some();
             if owed.has_ops {
                 self.ops.push_back(TextOps { ops, wanted });
@@ -226,10 +231,10 @@ impl Machine {
         let modes = self.grammar.modes(self.status, self.ansi_quotes);
         let hints = scan(text, modes);
         self.note_hints(hints.hint);
-        self.creates += u64::from(hints.creates);
         let whole = header.len == head.len() && header.len <= MAX_KEPT;
         self.preparing.push_back(Preparing {
             text: whole.then(|| text.into()),
+            creates: hints.creates,
             types: None,
         });
         self.owe(Kind::Prepare, 0);
@@ -268,7 +273,6 @@ impl Machine {
             return ClientFrame::Forward;
         };
         let told = self.told(id).unwrap_or_default();
-        self.statements.set_cursor(told, false);
         self.statements.set_long_data(told, false);
         self.owe(Kind::Execute, self.owed_id(id));
         let read = if bulk {
@@ -285,6 +289,9 @@ impl Machine {
             }
             return self.patch_id(id);
         };
+        if let Some(owed) = self.owed.back_mut() {
+            owed.creates = statement.creates;
+        }
         if let Some(text) = &statement.text {
             self.recent.note(now, text, false);
         }

@@ -1,7 +1,8 @@
 //! What a statement's text gives away: prepared statements in text form, a KILL, and which kind of blocker it may
 //! have taken. Hints only: a stored program can do nearly all of this without its text passing by.
 
-use super::lexical::{Lexer, Modes, Token};
+pub use super::lexical::Modes;
+use super::lexical::{Lexer, Token};
 use std::ops::Range;
 
 /// Bytes of one statement that are looked at; of what follows nothing is known, and [`Hint::UNREAD`] says so.
@@ -159,6 +160,7 @@ enum Word {
     Read,
     Replace,
     Set,
+    Temporary,
     Xa,
     Other,
 }
@@ -238,6 +240,7 @@ impl Scan<'_> {
             }
             (5 | 6, Some(b't')) if is(b"table") || is(b"tables") => match self.before {
                 Word::Lock => self.hints.hint.add(Hint::TABLE_LOCK),
+                Word::Temporary => self.hints.creates = self.hints.creates.saturating_add(1),
                 Word::Create | Word::Replace => {
                     self.hints.hint.add(Hint::CREATE_TABLE);
                     self.hints.creates = self.hints.creates.saturating_add(1);
@@ -247,10 +250,10 @@ impl Scan<'_> {
             (6, Some(b'b')) if is(b"backup") => return Word::Backup,
             (6, Some(b'c')) if is(b"create") => return Word::Create,
             (6, Some(b'e')) if is(b"engine") => self.engine(),
-            (6, Some(b'e')) if is(b"export") && self.before == Word::For => {
-                if self.first == Word::Flush {
-                    self.hints.hint.add(Hint::GLOBAL_LOCK);
-                }
+            (6, Some(b'e'))
+                if is(b"export") && self.before == Word::For && self.first == Word::Flush =>
+            {
+                self.hints.hint.add(Hint::GLOBAL_LOCK);
             }
             (7, Some(b'h')) if is(b"handler") => {
                 if begins {
@@ -280,12 +283,14 @@ impl Scan<'_> {
             (9, Some(b't')) if is(b"temporary") => {
                 if matches!(self.before, Word::Create | Word::Replace) {
                     self.hints.hint.add(Hint::TEMP_TABLE);
+                    return Word::Temporary;
                 }
             }
-            (9.., Some(b'c')) if self.first == Word::Set && begins_with(word, b"c") => {
-                if begins_with(word, b"character") || begins_with(word, b"collation") {
-                    self.hints.hint.add(Hint::MEANING);
-                }
+            (9.., Some(b'c'))
+                if self.first == Word::Set
+                    && (begins_with(word, b"character") || begins_with(word, b"collation")) =>
+            {
+                self.hints.hint.add(Hint::MEANING);
             }
             (10, Some(b'd')) if is(b"deallocate") => return Word::Deallocate,
             (10, Some(b'i')) if is(b"identified") => self.hints.hint.add(Hint::PASSWORD),
@@ -358,11 +363,19 @@ impl Scan<'_> {
     }
 
     fn name(&mut self) -> Option<Box<[u8]>> {
-        match self.lexer.next()?.1 {
+        let (start, token) = self.lexer.next()?;
+        match token {
             Token::Word(name) => Some(name.to_ascii_lowercase().into()),
             Token::Quoted(name) => {
                 let name = String::from_utf8_lossy(name).to_lowercase();
                 Some(name.replace("``", "`").into_bytes().into())
+            }
+            // A string can't be a name, so these are the quotes of an identifier.
+            Token::Text => {
+                let name = self.lexer.since(start);
+                let name = name.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+                let name = String::from_utf8_lossy(name).to_lowercase();
+                Some(name.replace("\"\"", "\"").into_bytes().into())
             }
             _ => None,
         }

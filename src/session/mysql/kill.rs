@@ -67,7 +67,7 @@ impl Machine {
             }
             Target::Done => statement.put_slice(b"DO 0"),
             Target::Unknown => {
-                put_signal(&mut statement, 1094, &format!("Unknown thread id: {told}"))
+                put_signal(&mut statement, 1094, &format!("Unknown thread id: {told}"));
             }
             Target::Foreign => {
                 put_signal(

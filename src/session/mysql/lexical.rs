@@ -68,6 +68,11 @@ impl<'a> Lexer<'a> {
         self.at
     }
 
+    /// What was read since a token's beginning.
+    pub(super) fn since(&self, start: usize) -> &'a [u8] {
+        self.text.get(start..self.at).unwrap_or_default()
+    }
+
     fn byte(&self, ahead: usize) -> Option<u8> {
         self.text.get(self.at + ahead).copied()
     }

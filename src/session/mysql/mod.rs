@@ -4,7 +4,9 @@ mod batch;
 mod client;
 pub mod findings;
 pub mod grammar;
+pub mod held;
 pub mod hints;
+mod judge;
 pub mod kill;
 mod lexical;
 pub mod machine;
@@ -19,6 +21,7 @@ pub mod side;
 pub mod snapshot;
 pub mod statements;
 pub mod tracker;
+mod values;
 
 #[cfg(test)]
 mod tests;

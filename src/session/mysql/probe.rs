@@ -6,7 +6,7 @@
 //! user variables' values above all, is asked in a second round. Send it only when nothing is owed.
 
 use super::batch::{Batch, Event, Expect};
-use super::findings::{Detection, Finding, name_some, proven};
+use super::findings::{Detection, Finding, proven};
 use super::grammar::{Family, Grammar};
 use super::hints::Hint;
 use super::machine::Held;
@@ -14,9 +14,9 @@ use super::order::is_carried;
 use super::probe_sql as sql;
 use super::side::{Side, unhex, unhex_text};
 use super::snapshot::{Baseline, Snapshot, State, UserValue, Value, prepared};
-use crate::session::blocker::BlockerKind;
+use super::values::{user_value, variable};
 use crate::wire::mysql::command::put_query;
-use crate::wire::mysql::reply::{Column, OkPacket, Status};
+use crate::wire::mysql::reply::{OkPacket, Status};
 use bytes::BytesMut;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ const VALUES_AT_ONCE: usize = 100;
 const UNKNOWN_TABLE: [u16; 2] = [1109, 1146];
 
 /// The first MariaDB that lists temporary tables.
-const LISTS_TEMPORARY: u32 = 110_200;
+pub(super) const LISTS_TEMPORARY: u32 = 110_200;
 
 /// What a probe must know beforehand.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +106,8 @@ enum Ask {
     Locks,
     Counters,
     Clock,
+    /// Nothing: a setting is changed for the next question.
+    Setting,
     /// Values of user variables, from this one on.
     Values(usize),
     Temporary,
@@ -113,28 +115,28 @@ enum Ask {
 
 /// What was answered so far.
 #[derive(Debug, Default)]
-struct Answers {
-    ok: Box<[u8]>,
-    status: Status,
-    facts: Vec<Option<Box<str>>>,
-    variables: BTreeMap<Box<str>, Value>,
-    locks: Vec<(String, String, String)>,
-    counters: BTreeMap<String, u64>,
-    clock: Option<Box<str>>,
-    temporary: Vec<String>,
-    values: Vec<(Box<str>, UserValue)>,
-    missing: Vec<Detection>,
+pub(super) struct Answers {
+    pub(super) ok: Box<[u8]>,
+    pub(super) status: Status,
+    pub(super) facts: Vec<Option<Box<str>>>,
+    pub(super) variables: BTreeMap<Box<str>, Value>,
+    pub(super) locks: Vec<(String, String, String)>,
+    pub(super) counters: BTreeMap<String, u64>,
+    pub(super) clock: Option<Box<str>>,
+    pub(super) temporary: Vec<String>,
+    pub(super) values: Vec<(Box<str>, UserValue)>,
+    pub(super) missing: Vec<Detection>,
 }
 
 /// Reads the reply to [`put_probe`] or [`put_check`]. After an error or [`ProbeStep::Done`] it takes nothing more.
 #[derive(Debug)]
 pub struct ProbeReader {
-    grammar: Grammar,
-    version: u32,
+    pub(super) grammar: Grammar,
+    pub(super) version: u32,
     baseline: Option<Arc<Baseline>>,
-    held: Held,
-    side: Option<Side>,
-    checks: bool,
+    pub(super) held: Held,
+    pub(super) side: Option<Side>,
+    pub(super) checks: bool,
     asks: Vec<Ask>,
     batch: Batch,
     second: bool,
@@ -143,6 +145,8 @@ pub struct ProbeReader {
     rows: usize,
     answers: Answers,
     error: Option<ProbeError>,
+    /// The session's own limits cut the counters short.
+    recount: bool,
     over: bool,
 }
 
@@ -178,7 +182,7 @@ fn put(out: &mut BytesMut, spec: &ProbeSpec<'_>, asks: Vec<Ask>, checks: bool) -
             Ask::Locks => put_query(out, &sql::locks()),
             Ask::Counters => put_query(out, &sql::counters(family)),
             Ask::Clock => put_query(out, &sql::clock(family)),
-            Ask::Values(_) | Ask::Temporary => {}
+            Ask::Values(_) | Ask::Temporary | Ask::Setting => {}
         }
     }
     ProbeReader {
@@ -196,6 +200,7 @@ fn put(out: &mut BytesMut, spec: &ProbeSpec<'_>, asks: Vec<Ask>, checks: bool) -
         rows: 0,
         answers: Answers::default(),
         error: None,
+        recount: false,
         over: false,
     }
 }
@@ -223,7 +228,7 @@ impl ProbeReader {
             Event::Done(ok, payload) => {
                 if ask == Ask::Status {
                     self.on_status(&ok, payload);
-                } else {
+                } else if ask != Ask::Setting {
                     self.fail(0, "no rows");
                 }
             }
@@ -266,6 +271,18 @@ impl ProbeReader {
         let missing = match ask {
             Ask::Locks => Detection::LockInfo,
             Ask::UserVariables => Detection::UserVariables,
+            Ask::Counters if !self.second && self.grammar.family == Family::MySql => {
+                self.recount = true;
+                return;
+            }
+            Ask::Setting => {
+                // The limits may not be what they were.
+                self.fail(code, &String::from_utf8_lossy(message));
+                if let Some(error) = &mut self.error {
+                    error.usable = false;
+                }
+                return;
+            }
             _ => return self.fail(code, &String::from_utf8_lossy(message)),
         };
         if UNKNOWN_TABLE.contains(&code) {
@@ -278,10 +295,20 @@ impl ProbeReader {
     fn on_end(&mut self, ask: Ask) {
         self.kinds.clear();
         let rows = std::mem::take(&mut self.rows);
+        if ask == Ask::Counters {
+            let family = self.grammar.family;
+            let whole = sql::counted(family).all(|name| self.answers.counters.contains_key(name));
+            if !whole && family == Family::MySql && !self.second {
+                self.recount = true;
+            } else if !whole {
+                self.fail(0, "counters are missing");
+            }
+            return;
+        }
         if rows == 0
             && matches!(
                 ask,
-                Ask::Facts | Ask::Variables | Ask::Counters | Ask::Clock | Ask::Values(_)
+                Ask::Facts | Ask::Variables | Ask::Clock | Ask::Values(_)
             )
         {
             self.fail(0, "no rows");
@@ -294,7 +321,7 @@ impl ProbeReader {
             _ => None,
         };
         match ask {
-            Ask::Status => return None,
+            Ask::Status | Ask::Setting => return None,
             Ask::Facts => {
                 if row.len() != 7 {
                     return None;
@@ -406,6 +433,14 @@ impl ProbeReader {
             put_query(out, &sql::temporary());
             asks.push(Ask::Temporary);
         }
+        if self.recount {
+            let own = |name: &str| self.answers.variable(name).unwrap_or_default().to_owned();
+            let (limit, big) = (own("sql_select_limit"), own("sql_big_selects"));
+            put_query(out, sql::UNLIMITED);
+            put_query(out, &sql::counters(family));
+            put_query(out, &sql::limited(&limit, &big));
+            asks.extend([Ask::Setting, Ask::Counters, Ask::Setting]);
+        }
         self.batch = Batch::new(self.grammar, vec![Expect::Query; asks.len()]);
         self.asks = asks;
     }
@@ -496,127 +531,6 @@ impl ProbeReader {
             missing: answers.missing,
         })
     }
-
-    fn findings(&self, answers: &Answers) -> Vec<Finding> {
-        let mut out = Vec::new();
-        let mut find = |kind, detail: &str| {
-            out.push(Finding {
-                kind,
-                detail: detail.to_owned(),
-            });
-        };
-        if answers.status.in_transaction() {
-            find(BlockerKind::Transaction, "a transaction is open");
-        }
-        if let Some((kind, detail)) = &self.held.unkept {
-            find(*kind, detail);
-        }
-        if self.checks {
-            return out;
-        }
-        let count = |name: &str| answers.counters.get(name).copied().unwrap_or_default();
-        let lacks = |detection| answers.missing.contains(&detection);
-        if lacks(Detection::LockInfo) || lacks(Detection::Service) {
-            // Counters tell that it never happened; whether it is over they don't.
-            if count("com_ha_open") > 0 {
-                find(
-                    BlockerKind::Handler,
-                    "HANDLER was used, and nothing on this server shows whether it is open",
-                );
-            }
-            let global = [
-                "com_flush",
-                "com_backup",
-                "com_backup_lock",
-                "com_lock_instance",
-            ];
-            if global.into_iter().any(|name| count(name) > 0) {
-                find(
-                    BlockerKind::GlobalLock,
-                    "FLUSH, BACKUP or LOCK INSTANCE was used, and nothing on this server shows whether a lock is held",
-                );
-            }
-        }
-        let family = self.grammar.family;
-        if family == Family::MariaDb && self.version < LISTS_TEMPORARY && answers.made_temporary() {
-            find(
-                BlockerKind::TempTable,
-                "a temporary table was created, and this version can't show whether it is there: the session is blocked until it is reset",
-            );
-        }
-        if family == Family::MySql && count("com_create_table") > self.held.creates {
-            find(
-                BlockerKind::TempTable,
-                "a stored program created tables, and nothing shows whether they are temporary: the session is blocked until it is reset",
-            );
-        }
-        if let Some(side) = &self.side {
-            let known = |name: &str| self.held.texts.iter().any(|t| *t.name == *name.as_bytes());
-            for name in side.texts.keys().filter(|name| !known(name)) {
-                find(
-                    BlockerKind::UnnamedState,
-                    &format!("prepared statement {name} was made where its text could not be read"),
-                );
-            }
-        } else if count("com_prepare_sql") > self.held.text_prepares {
-            find(
-                BlockerKind::UnnamedState,
-                "a statement was prepared by a stored program",
-            );
-        }
-        let mut locks = BTreeMap::<BlockerKind, Vec<String>>::new();
-        for (object, name, mode) in &answers.locks {
-            let (kind, detail) = self.lock(
-                object,
-                name,
-                mode,
-                count("com_ha_open") > 0,
-                count("com_backup_lock") > 0,
-            );
-            locks.entry(kind).or_default().push(detail);
-        }
-        for (kind, details) in locks {
-            name_some(&mut out, kind, details);
-        }
-        let temporary = answers
-            .temporary
-            .iter()
-            .map(|t| format!("temporary table {t}"));
-        name_some(&mut out, BlockerKind::TempTable, temporary);
-        out.extend(
-            self.side
-                .iter()
-                .flat_map(|side| side.findings.iter().cloned()),
-        );
-        out
-    }
-
-    /// A lock of MariaDB's metadata_lock_info.
-    fn lock(
-        &self,
-        object: &str,
-        name: &str,
-        mode: &str,
-        handlers: bool,
-        backups: bool,
-    ) -> (BlockerKind, String) {
-        match object {
-            "User lock" => (BlockerKind::UserLock, format!("GET_LOCK('{name}')")),
-            "Table metadata lock" if handlers && !self.held.tables_locked => {
-                (BlockerKind::Handler, format!("HANDLER on {name}"))
-            }
-            "Table metadata lock" if backups && !self.held.tables_locked => {
-                (BlockerKind::GlobalLock, format!("BACKUP LOCK on {name}"))
-            }
-            "Table metadata lock" | "Schema metadata lock" => {
-                (BlockerKind::TableLock, format!("LOCK TABLES {name}"))
-            }
-            _ => (
-                BlockerKind::GlobalLock,
-                format!("{} ({mode})", object.to_lowercase()),
-            ),
-        }
-    }
 }
 
 impl Answers {
@@ -624,52 +538,13 @@ impl Answers {
         self.variables.get(name)?.text.as_deref()
     }
 
+    pub(super) fn count(&self, name: &str) -> u64 {
+        self.counters.get(name).copied().unwrap_or_default()
+    }
+
     /// MariaDB: a temporary table or sequence may have been made at some time.
-    fn made_temporary(&self) -> bool {
+    pub(super) fn made_temporary(&self) -> bool {
         let count = |name: &str| self.counters.get(name).is_none_or(|n| *n > 0);
         count("com_create_temporary_table") || count("com_create_sequence")
     }
-}
-
-/// A session variable as its server wrote it.
-fn variable(family: Family, name: &str, value: Option<String>, kind: &str) -> Value {
-    let number = match family {
-        Family::MariaDb => kind.contains("INT") || kind == "DOUBLE",
-        Family::MySql => value.as_deref().is_some_and(is_number),
-    };
-    // MySQL writes NULL as nothing; no character set has that name.
-    let null = family == Family::MySql && name.starts_with("character_set_");
-    Value {
-        text: value.filter(|v| !(null && v.is_empty())).map(Into::into),
-        number,
-    }
-}
-
-fn is_number(text: &str) -> bool {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
-    let all = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    all(whole) && all(part)
-}
-
-/// A user variable: its value, the same in digits, its character set, its collation.
-fn user_value((kind, flags): (u8, u16), row: &[Option<&[u8]>]) -> Option<UserValue> {
-    let text = |at: usize| match row.get(at) {
-        Some(Some(value)) => std::str::from_utf8(value).ok(),
-        _ => None,
-    };
-    if row.first()?.is_none() {
-        return Some(UserValue::Null);
-    }
-    Some(match kind {
-        Column::LONGLONG if flags & Column::UNSIGNED != 0 => {
-            UserValue::Unsigned(text(0)?.parse().ok()?)
-        }
-        Column::LONGLONG => UserValue::Int(text(0)?.parse().ok()?),
-        Column::NEWDECIMAL => UserValue::Decimal(text(0)?.into()),
-        Column::DOUBLE => UserValue::Double(text(0)?.into()),
-        // Other numbers and dates are none that a user variable has.
-        0..=4 | 7 | 9..=14 | 16 => return None,
-        _ => UserValue::Text(unhex(text(1)?)?.into(), text(2)?.into(), text(3)?.into()),
-    })
 }

@@ -57,23 +57,41 @@ pub(super) fn temporary() -> String {
 }
 
 /// Counters of the session: what never happened in it.
-pub(super) const COUNTERS: [&str; 10] = [
+const COUNTERS: [&str; 9] = [
     "com_ha_open",
     "com_flush",
     "com_prepare_sql",
-    "com_lock_tables",
+    "com_create_table",
     // MariaDB.
     "com_create_temporary_table",
     "com_create_sequence",
     "com_backup",
     "com_backup_lock",
     // MySQL.
-    "com_create_table",
     "com_lock_instance",
 ];
 
+/// Those of them that a server has.
+pub(super) fn counted(family: Family) -> impl Iterator<Item = &'static str> {
+    COUNTERS
+        .into_iter()
+        .enumerate()
+        .filter(move |(at, _)| *at < 4 || (*at < 8) == (family == Family::MariaDb))
+        .map(|(_, name)| name)
+}
+
+/// MySQL: SHOW is cut short by the session's own limits; these go, and come back.
+pub(super) const UNLIMITED: &str =
+    "SET SESSION sql_select_limit=18446744073709551615,SESSION sql_big_selects=1";
+
+/// The limits as they were.
+pub(super) fn limited(select_limit: &str, big_selects: &str) -> String {
+    format!("SET SESSION sql_select_limit={select_limit},SESSION sql_big_selects={big_selects}")
+}
+
 pub(super) fn counters(family: Family) -> String {
-    let names = COUNTERS.map(|name| format!("'{name}'")).join(",");
+    let names: Vec<_> = counted(family).map(|name| format!("'{name}'")).collect();
+    let names = names.join(",");
     match family {
         Family::MariaDb => format!(
             "{}variable_name,variable_value FROM information_schema.session_status WHERE variable_name IN ({names}){ALL}",
@@ -95,9 +113,10 @@ pub(super) fn values(family: Family, names: &[&str]) -> String {
             sql.push(',');
         }
         let name = format!("@{}", quoted(name));
-        sql.push_str(&format!(
-            "{name},HEX({name}),CHARSET({name}),COLLATION({name})"
-        ));
+        sql.push_str(&name);
+        for function in ["HEX", "CHARSET", "COLLATION"] {
+            sql.extend([",", function, "(", &name, ")"]);
+        }
     }
     sql.push_str(" LIMIT 1");
     sql

@@ -7,11 +7,14 @@ use super::tracker::hides_something;
 use crate::wire::mysql::command::{self, LAST_STATEMENT};
 use crate::wire::mysql::packet::{HEADER_LEN, Header, Reader, put};
 use crate::wire::mysql::reply::{
-    EOF, ERR, EofPacket, LOCAL_INFILE, OK, OkPacket, PrepareOk, Status,
+    EOF, ERR, EofPacket, ErrPacket, LOCAL_INFILE, OK, OkPacket, PrepareOk, Status,
 };
 
 /// Bytes of an OK packet that are looked at: of a longer one the flags are read, and it passes as it is.
 const OK_MAX: usize = 60 * 1024;
+
+/// Errors of a CREATE TABLE that was carried out as far as the server counts it.
+const CARRIED_OUT: [u16; 6] = [1044, 1046, 1049, 1050, 1142, 1146];
 
 impl Machine {
     /// Bytes of the payload that [`Self::on_server`] wants to see at once; `seen` is what of it is there. Asked again
@@ -68,7 +71,7 @@ impl Machine {
             return ServerFrame::Forward;
         }
         match (first, self.phase) {
-            (Some(ERR), _) => self.failed(front),
+            (Some(ERR), _) => self.failed(front, head),
             (Some(EOF), Phase::Rows) if !self.grammar.ends_rows(header.len) => ServerFrame::Forward,
             (Some(EOF), Phase::Rows) => self.rows_end(header, head, front),
             (Some(EOF), Phase::DefinitionsEnd(then)) => self.definitions_end(head, front, then),
@@ -99,9 +102,14 @@ impl Machine {
                 self.owed.pop_front();
                 ServerFrame::Drop
             }
-            (Kind::Query | Kind::Execute, Some(OK))
-            | (
-                Kind::Simple | Kind::SetOption | Kind::ResetConnection | Kind::ChangeUser,
+            (
+                Kind::Query
+                | Kind::Execute
+                | Kind::Simple
+                | Kind::Reset
+                | Kind::SetOption
+                | Kind::ResetConnection
+                | Kind::ChangeUser,
                 Some(OK),
             ) => self.result_ok(header, head, front),
             (Kind::Simple | Kind::SetOption, Some(EOF)) => self.eof_or_ok(header, head, front),
@@ -200,9 +208,6 @@ impl Machine {
         let verdict = self.eof_or_ok(header, head, front);
         let told = self.meant(front.argument);
         match front.kind {
-            Kind::Execute if self.status.has(Status::CURSOR_EXISTS) => {
-                self.statements.set_cursor(told, true);
-            }
             Kind::Fetch if self.status.has(Status::LAST_ROW_SENT) => {
                 self.statements.set_cursor(told, false);
             }
@@ -269,6 +274,11 @@ impl Machine {
     fn result_over(&mut self, front: Owed, status: Status) {
         self.phase = Phase::Start;
         let several = matches!(front.kind, Kind::Query | Kind::Execute);
+        // Each run, and each reset, ends the cursor of the run before.
+        if matches!(front.kind, Kind::Execute | Kind::Reset) {
+            let open = front.kind == Kind::Execute && status.has(Status::CURSOR_EXISTS);
+            self.statements.set_cursor(self.meant(front.argument), open);
+        }
         if !(several && status.has(Status::MORE_RESULTS)) {
             self.succeeded(front);
             self.complete();
@@ -283,6 +293,9 @@ impl Machine {
         if !ok.session.is_empty() {
             self.tracked.take(ok.session, own);
             self.untracked |= std::mem::take(&mut self.tracked.overruled);
+        }
+        if !ok.status.in_transaction() {
+            self.tracked.forget_transaction();
         }
     }
 
@@ -324,13 +337,19 @@ impl Machine {
             },
             _ => {}
         }
-        self.text_over(front, true);
+        self.text_over(front, None);
     }
 
     /// What a text was to do counts now.
-    fn text_over(&mut self, front: Owed, worked: bool) {
+    fn text_over(&mut self, front: Owed, error: Option<u16>) {
+        let worked = error.is_none();
+        // The server counts what it began to carry out; of others it is not sure that it did.
+        if error.is_none_or(|code| CARRIED_OUT.contains(&code)) {
+            self.creates += u64::from(front.creates);
+        }
         if front.hint.has(Hint::MEANING) {
             self.tracked.era = self.tracked.era.wrapping_add(1);
+            self.ansi_quotes = None;
         }
         if front.hint.has(Hint::TRACKING) {
             self.untracked = true;
@@ -345,10 +364,11 @@ impl Machine {
         if let (true, Some(wanted)) = (worked, wanted) {
             self.tracked.wanted = wanted;
         }
+        let single = ops.len() == 1;
         for op in ops {
             match op {
                 TextOp::Make(name, statement) => {
-                    self.texts.sent += 1;
+                    self.texts.sent += u64::from(worked || (single && statement.is_some()));
                     if worked {
                         let setting = self.setting();
                         self.texts.put(TextStatement {
@@ -367,7 +387,7 @@ impl Machine {
         }
     }
 
-    fn failed(&mut self, front: Owed) -> ServerFrame {
+    fn failed(&mut self, front: Owed, head: &[u8]) -> ServerFrame {
         if matches!(front.kind, Kind::Own | Kind::OwnTracking) {
             self.owed.pop_front();
             self.phase = Phase::Start;
@@ -386,9 +406,12 @@ impl Machine {
                 self.statements.last = None;
             }
             Kind::ChangeUser => self.wipe(None),
+            Kind::Execute => self
+                .statements
+                .set_cursor(self.meant(front.argument), false),
             _ => {}
         }
-        self.text_over(front, false);
+        self.text_over(front, ErrPacket::parse(head).ok().map(|e| e.code));
         self.complete();
         ServerFrame::Forward
     }
@@ -399,7 +422,11 @@ impl Machine {
             self.ambiguous("the server's reply can't be read");
             return ServerFrame::Forward;
         };
-        let Preparing { text, types: early } = preparing;
+        let Preparing {
+            text,
+            creates,
+            types: early,
+        } = preparing;
         // Everything before it is answered, so this is what it was prepared under.
         let setting = self.setting();
         let types = early.and_then(|head| early_types(&head, answer.params));
@@ -411,6 +438,7 @@ impl Machine {
             types_unknown: answer.params > MAX_PARAMS,
             types,
             real: Some(answer.id),
+            creates,
             cursor: false,
             long_data: false,
         });

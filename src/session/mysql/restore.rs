@@ -104,98 +104,10 @@ pub fn put_restore(
         };
         writer.query(What::Role, &format!("SET ROLE {role}"));
     }
-    let mut database = fresh.database.as_deref().unwrap_or_default().as_bytes();
-    let wanted_database = state.database.as_deref().unwrap_or_default().as_bytes();
-    for (index, (name, value)) in state.user_variables.iter().enumerate() {
-        let sql = format!("SET @{}={}", quoted(name), literal(value));
-        writer.query(What::UserVariable(index), &sql);
-    }
-    if database != wanted_database {
-        writer.database(wanted_database);
-        database = wanted_database;
-    }
-    let id = state.last_insert_id;
-    if id != 0 {
-        writer.query(
-            What::LastInsertId,
-            &format!("SET SESSION last_insert_id={id}"),
-        );
-    }
-    let (mut last, mut first) = (Vec::new(), Vec::new());
-    for (name, value) in &state.variables {
-        if fresh.variables.get(name) == Some(value)
-            || MEANING.contains(&&**name)
-            || follows_database(name)
-        {
-            continue;
-        }
-        if is_last(name) { &mut last } else { &mut first }.push((name, value));
-    }
-    for (name, value) in first {
-        writer.variable(name, value);
-    }
-    let wanted = |name: &str| {
-        let own = state.variables.iter().find(|(n, _)| &**n == name);
-        own.map(|(_, value)| value).or(fresh.variables.get(name))
-    };
-    for name in MEANING {
-        if let Some(value) = wanted(name) {
-            writer.variable(name, value);
-        }
-    }
-    for (index, text) in state.texts.iter().enumerate() {
-        if let (Some(statement), Some(needed)) = (&text.statement, &text.setting.database) {
-            if **needed != *database && !needed.is_empty() {
-                writer.database(needed);
-                database = needed;
-            }
-            put_text(writer.out, command::QUERY, statement);
-            writer
-                .steps
-                .push((What::TextStatement(index), Expect::Query));
-            writer.text_prepares += 1;
-        }
-    }
-    for (index, prepared) in state.prepared.iter().enumerate() {
-        if *prepared.database != *database && !prepared.database.is_empty() {
-            writer.database(&prepared.database);
-            database = &prepared.database;
-        }
-        put_text(writer.out, command::STMT_PREPARE, &prepared.text);
-        writer.steps.push((What::Statement(index), Expect::Prepare));
-    }
-    if database != wanted_database {
-        writer.database(wanted_database);
-    }
-    for (name, value) in last {
-        writer.variable(name, value);
-    }
-    if let Some(time) = &state.timestamp {
-        writer.query(
-            What::Variable("timestamp".into()),
-            &format!("SET SESSION timestamp={time}"),
-        );
-    }
-    if let Some(id) = state.insert_id {
-        writer.query(
-            What::Variable("insert_id".into()),
-            &format!("SET SESSION insert_id={id}"),
-        );
-    }
-    let (now, login) = state.multi_statements;
-    if now != login {
-        put(writer.out, 0, |out| {
-            out.put_u8(command::SET_OPTION);
-            out.put_u16_le(u16::from(!now));
-        });
-        writer.steps.push((What::Frame, Expect::Query));
-    }
-    let characteristics = String::from_utf8_lossy(&state.characteristics);
-    for statement in characteristics.split(';').map(str::trim) {
-        if !statement.is_empty() {
-            writer.query(What::NextTransaction, statement);
-        }
-    }
+    writer.values(snapshot, fresh);
+    writer.variables(snapshot, fresh);
+    writer.statements(snapshot);
+    writer.last(snapshot, fresh);
     let text_prepares = writer.text_prepares;
     let steps = writer.steps;
     let expects = steps.iter().map(|(_, expect)| *expect).collect();
@@ -219,6 +131,99 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// User variables, the current database, last_insert_id.
+    fn values(&mut self, snapshot: &Snapshot, fresh: &Baseline) {
+        let state = snapshot.state();
+        for (index, (name, value)) in state.user_variables.iter().enumerate() {
+            let sql = format!("SET @{}={}", quoted(name), literal(value));
+            self.query(What::UserVariable(index), &sql);
+        }
+        if state.database != fresh.database {
+            self.database(state.database.as_deref().unwrap_or_default().as_bytes());
+        }
+        let id = state.last_insert_id;
+        if id != 0 {
+            let sql = format!("SET SESSION last_insert_id={id}");
+            self.query(What::LastInsertId, &sql);
+        }
+    }
+
+    /// The session's variables, but for those that come last.
+    fn variables(&mut self, snapshot: &Snapshot, fresh: &Baseline) {
+        let state = snapshot.state();
+        for (name, value) in own_variables(snapshot, fresh) {
+            if !is_last(name) {
+                self.variable(name, value);
+            }
+        }
+        for name in MEANING {
+            let own = state.variables.iter().find(|(n, _)| &**n == name);
+            if let Some(value) = own.map(|(_, v)| v).or(fresh.variables.get(name)) {
+                self.variable(name, value);
+            }
+        }
+    }
+
+    /// Prepared statements, each in its database.
+    fn statements(&mut self, snapshot: &Snapshot) {
+        let state = snapshot.state();
+        let current = state.database.as_deref().unwrap_or_default().as_bytes();
+        let mut database = current;
+        for (index, text) in state.texts.iter().enumerate() {
+            if let (Some(statement), Some(needed)) = (&text.statement, &text.setting.database) {
+                self.needs(&mut database, needed);
+                put_text(self.out, command::QUERY, statement);
+                self.steps.push((What::TextStatement(index), Expect::Query));
+                self.text_prepares += 1;
+            }
+        }
+        for (index, prepared) in state.prepared.iter().enumerate() {
+            self.needs(&mut database, &prepared.database);
+            put_text(self.out, command::STMT_PREPARE, &prepared.text);
+            self.steps.push((What::Statement(index), Expect::Prepare));
+        }
+        self.needs(&mut database, current);
+    }
+
+    fn needs<'a>(&mut self, database: &mut &'a [u8], needed: &'a [u8]) {
+        if *database != needed && !needed.is_empty() {
+            self.database(needed);
+            *database = needed;
+        }
+    }
+
+    /// What would have disturbed the rest.
+    fn last(&mut self, snapshot: &Snapshot, fresh: &Baseline) {
+        let state = snapshot.state();
+        for (name, value) in own_variables(snapshot, fresh) {
+            if is_last(name) {
+                self.variable(name, value);
+            }
+        }
+        if let Some(time) = &state.timestamp {
+            let sql = format!("SET SESSION timestamp={time}");
+            self.query(What::Variable("timestamp".into()), &sql);
+        }
+        if let Some(id) = state.insert_id {
+            let sql = format!("SET SESSION insert_id={id}");
+            self.query(What::Variable("insert_id".into()), &sql);
+        }
+        let (now, login) = state.multi_statements;
+        if now != login {
+            put(self.out, 0, |out| {
+                out.put_u8(command::SET_OPTION);
+                out.put_u16_le(u16::from(!now));
+            });
+            self.steps.push((What::Frame, Expect::Query));
+        }
+        let characteristics = String::from_utf8_lossy(&state.characteristics);
+        for statement in characteristics.split(';').map(str::trim) {
+            if !statement.is_empty() {
+                self.query(What::NextTransaction, statement);
+            }
+        }
+    }
+
     fn query(&mut self, what: What, sql: &str) {
         put_query(self.out, sql);
         self.steps.push((what, Expect::Query));
@@ -238,6 +243,20 @@ impl Writer<'_> {
         put_text(self.out, command::INIT_DB, name);
         self.steps.push((What::Database, Expect::Query));
     }
+}
+
+/// Variables that the session has changed and a fresh login lacks, in any order.
+fn own_variables<'a>(
+    snapshot: &'a Snapshot,
+    fresh: &'a Baseline,
+) -> impl Iterator<Item = (&'a str, &'a Value)> {
+    let all = snapshot.state().variables.iter();
+    all.filter(|(name, value)| {
+        fresh.variables.get(name) != Some(value)
+            && !MEANING.contains(&&**name)
+            && !follows_database(name)
+    })
+    .map(|(name, value)| (&**name, value))
 }
 
 /// Writes a value so that it is read with the same type.
@@ -275,14 +294,14 @@ pub struct RestoreReader {
 
 impl RestoreReader {
     /// Takes the payload of one packet from the server.
-    pub fn on_packet(&mut self, payload: &[u8]) -> Result<RestoreStep, Box<RestoreError>> {
+    pub fn on_packet(&mut self, payload: &[u8]) -> Result<RestoreStep, RestoreError> {
         if self.over || payload.len() > MAX_REPLY {
             return Err(self.out_of_step());
         }
         let Some((at, event)) = self.batch.on_packet(payload) else {
             return Err(self.out_of_step());
         };
-        let Some((what, _)) = self.steps.get(at) else {
+        let Some((what, _)) = self.steps.get(at).cloned() else {
             return Err(self.out_of_step());
         };
         match event {
@@ -292,13 +311,13 @@ impl RestoreReader {
             }
             Event::Prepared(answer) => {
                 if let What::Statement(index) = what
-                    && let Some(prepared) = self.snapshot.state().prepared.get(*index)
+                    && let Some(prepared) = self.snapshot.state().prepared.get(index)
                 {
                     if prepared.params == answer.params {
                         self.restored.ids.insert(prepared.told, answer.id);
                     } else {
                         return Err(self.fail(
-                            what.clone(),
+                            &what,
                             0,
                             "it has another number of parameters here",
                         ));
@@ -307,17 +326,17 @@ impl RestoreReader {
             }
             Event::Failed(error) => {
                 let words = String::from_utf8_lossy(error.message).into_owned();
-                match what {
+                match &what {
                     What::Variable(name) if NO_SESSION_VARIABLE.contains(&error.code) => {
                         self.restored.global.insert(name.clone());
                     }
                     What::Statement(_) | What::TextStatement(_)
                         if error.code != TOO_MANY_STATEMENTS =>
                     {
-                        let name = self.name(what);
+                        let name = self.name(&what);
                         self.restored.refused.push(format!("{name}: {words}"));
                     }
-                    _ => return Err(self.fail(what.clone(), error.code, &words)),
+                    _ => return Err(self.fail(&what, error.code, &words)),
                 }
             }
             Event::End | Event::More | Event::Column(_) | Event::Row(_) => {}
@@ -331,13 +350,13 @@ impl RestoreReader {
         Ok(RestoreStep::Done(Box::new(restored)))
     }
 
-    fn fail(&mut self, what: What, code: u16, message: &str) -> Box<RestoreError> {
+    fn fail(&mut self, what: &What, code: u16, message: &str) -> RestoreError {
         self.over = true;
-        Box::new(RestoreError {
-            what: self.name(&what),
+        RestoreError {
+            what: self.name(what),
             code,
             message: message.to_owned(),
-        })
+        }
     }
 
     fn name(&self, what: &What) -> String {
@@ -365,9 +384,9 @@ impl RestoreReader {
         }
     }
 
-    fn out_of_step(&mut self) -> Box<RestoreError> {
+    fn out_of_step(&mut self) -> RestoreError {
         self.fail(
-            What::Frame,
+            &What::Frame,
             0,
             "the server answered with an unexpected packet",
         )

@@ -35,6 +35,8 @@ pub struct Statement {
     pub real: Option<u32>,
     /// The present server connection was told the types.
     pub bound: bool,
+    /// Tables that it creates.
+    pub creates: u32,
     /// A cursor is open.
     pub cursor: bool,
     /// Parts of parameters were sent.
@@ -45,6 +47,7 @@ pub struct Statement {
 #[derive(Debug)]
 pub(super) struct Preparing {
     pub(super) text: Option<Arc<[u8]>>,
+    pub(super) creates: u32,
     /// What the client already sent for the statement whose number it does not know.
     pub(super) types: Option<Box<[u8]>>,
 }

@@ -114,6 +114,17 @@ impl Tracked {
         }
     }
 
+    /// No transaction is open: what began one is over, also where nobody said so. (MariaDB does not tell of a transaction that
+    /// it has rolled back by itself.) What is left is for the next one.
+    pub fn forget_transaction(&mut self) {
+        let text = &self.characteristics;
+        let begins = |word: &[u8]| memchr::memmem::find(text, word).is_some();
+        if !text.is_empty() && (begins(b"START TRANSACTION") || begins(b"XA START")) {
+            self.characteristics = Bytes::new();
+            self.too_long = false;
+        }
+    }
+
     /// The session is as after a login.
     pub fn reset(&mut self, database: Option<Arc<[u8]>>) {
         *self = Self {

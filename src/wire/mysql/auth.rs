@@ -265,7 +265,7 @@ mod tests {
             parse_switch(&out),
             Ok((&b"client_ed25519"[..], &b"nonce\0"[..]))
         );
-        assert_eq!(parse_switch(&[SWITCH]), Err(PacketError::Kind));
+        assert!(parse_switch(&[SWITCH]).is_err());
         for error in [
             ErrorPacket::new(1045, *b"28000", "Access denied"),
             ErrorPacket {
@@ -285,7 +285,7 @@ mod tests {
             ErrorPacket::parse(b"\xff\x10\x04#x").expect("read").message,
             "#x"
         );
-        assert_eq!(ErrorPacket::parse(b"\xff\x10"), Err(PacketError::Kind));
+        assert!(ErrorPacket::parse(b"\xff\x10").is_err());
     }
 
     #[test]
@@ -304,7 +304,7 @@ mod tests {
                 .status,
             2
         );
-        assert_eq!(LoginOk::parse(&[0, 0, 0, 2, 0]), Err(PacketError::Kind));
+        assert!(LoginOk::parse(&[0, 0, 0, 2, 0]).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Tests of the machine: scripts as data, and random clients against a model of the server.
 
+mod model;
 mod rewriting;
 mod script;
 

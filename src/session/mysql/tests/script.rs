@@ -371,6 +371,18 @@ fn case_15_an_open_cursor_is_in_the_way_until_its_last_row() {
 }
 
 #[test]
+fn a_cursor_that_is_reset_before_its_reply_came_is_closed() {
+    run("> p:SELECT
+         < prep:3:1:0 def = rest
+         > e:1:cursor r:1
+         < cols:1 def end:c = statement flight stop
+         < ok = rest
+         > e:1:cursor e:1
+         < cols:1 def end:c = statement flight stop
+         < cols:1 def row end = rest");
+}
+
+#[test]
 fn case_16_a_local_file_ends_with_an_empty_packet() {
     run("> q:LOAD
          < file = copy flight

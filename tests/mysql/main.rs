@@ -1,0 +1,16 @@
+//! Tests of MySQL and MariaDB against real servers. Each starts its own server and its own proxy on ports of their own,
+//! in directories that go away with them. The files named `ms*` follow the "must show" list.
+//!
+//! `SLACKWATER_TEST_MYSQL` names the server: `mariadb` (as installed), `mariadb-11.8`, `mysql-9.7`.
+//! `SLACKWATER_TEST_FULL=1` runs the long variants.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::duration_suboptimal_units,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
+mod ms1_scale;
+mod ms2_state;
+mod support;

@@ -1,0 +1,162 @@
+//! Clients that write numbered rows and remember what they were told of each; afterwards the table must agree.
+
+use super::client::{Client, Target};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// What a client was told of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Done,
+    /// It failed, and can't be there.
+    Failed,
+    /// Nobody said what became of it.
+    Unknown,
+}
+
+/// Writers at work.
+pub(crate) struct Ledger {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<(Vec<Told>, Vec<String>)>>,
+}
+
+/// What they were told.
+pub(crate) struct Entries {
+    clients: Vec<Vec<Told>>,
+    /// Errors that they read.
+    pub(crate) errors: Vec<String>,
+}
+
+impl Ledger {
+    /// Starts this many writers; the table is made new by `admin`.
+    pub(crate) fn start(admin: &Target, app: &Target, writers: usize) -> Self {
+        let mut admin = Client::to(admin);
+        admin.run("DROP TABLE IF EXISTS app.ledger");
+        admin.run("CREATE TABLE app.ledger (client int, n bigint) ENGINE=InnoDB");
+        let stop = Arc::new(AtomicBool::new(false));
+        let written = Arc::new(AtomicU64::new(0));
+        let threads = (0..writers).map(|client| {
+            let (app, stop, written) = (app.clone(), Arc::clone(&stop), Arc::clone(&written));
+            std::thread::spawn(move || write(&app, client, &stop, &written))
+        });
+        Self {
+            threads: threads.collect(),
+            stop,
+            written,
+        }
+    }
+
+    /// Rows that were acknowledged so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Ends the writers.
+    pub(crate) fn stop(self) -> Entries {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut entries = Entries {
+            clients: Vec::new(),
+            errors: Vec::new(),
+        };
+        for thread in self.threads {
+            let (told, errors) = thread.join().expect("a writer goes on");
+            entries.clients.push(told);
+            entries.errors.extend(errors);
+        }
+        entries
+    }
+}
+
+fn write(
+    app: &Target,
+    client: usize,
+    stop: &AtomicBool,
+    written: &AtomicU64,
+) -> (Vec<Told>, Vec<String>) {
+    let (mut told, mut errors) = (Vec::new(), Vec::new());
+    let mut connection = None;
+    while !stop.load(Ordering::Relaxed) {
+        let Some(connected) = &mut connection else {
+            match Client::connect(app) {
+                Ok(client) => connection = Some(client),
+                Err(error) => {
+                    errors.push(format!("log-in: {error}"));
+                    std::thread::park_timeout(Duration::from_millis(20));
+                }
+            }
+            continue;
+        };
+        let n = told.len();
+        // Every third row in a transaction of its own.
+        let insert = format!("INSERT INTO ledger VALUES ({client}, {n})");
+        let outcome = if n % 3 == 0 {
+            let begun = connected
+                .try_run("BEGIN")
+                .and_then(|()| connected.try_run(&insert));
+            match begun {
+                // Without its COMMIT it can't be there.
+                Err(error) => Err((Told::Failed, error)),
+                Ok(()) => connected.try_run("COMMIT").map_err(|e| (Told::Unknown, e)),
+            }
+        } else {
+            connected.try_run(&insert).map_err(|e| (Told::Unknown, e))
+        };
+        match outcome {
+            Ok(()) => {
+                told.push(Told::Done);
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+            Err((outcome, error)) => {
+                told.push(outcome);
+                errors.push(format!("{n}: {error}"));
+                connection = None;
+            }
+        }
+    }
+    (told, errors)
+}
+
+impl Entries {
+    /// Everything that was acknowledged is there once, nothing else is there that was told to have failed.
+    pub(crate) fn must_be_right(&self, admin: &Target) {
+        let faults = self.faults(admin);
+        assert!(faults.is_empty(), "{faults:?}");
+    }
+
+    pub(crate) fn faults(&self, admin: &Target) -> Vec<String> {
+        let mut admin = Client::to(admin);
+        let mut found: HashMap<(usize, usize), usize> = HashMap::new();
+        for line in admin.rows("SELECT client, n FROM app.ledger").lines() {
+            let (client, n) = line.split_once('|').expect("two columns");
+            *found
+                .entry((client.parse().unwrap(), n.parse().unwrap()))
+                .or_default() += 1;
+        }
+        let mut faults = Vec::new();
+        for (client, told) in self.clients.iter().enumerate() {
+            for (n, told) in told.iter().enumerate() {
+                let times = found.remove(&(client, n)).unwrap_or_default();
+                let right = match told {
+                    Told::Done => times == 1,
+                    Told::Failed => times == 0,
+                    Told::Unknown => times <= 1,
+                };
+                if !right {
+                    faults.push(format!(
+                        "client {client}: {n} was {told:?} and is there {times} times"
+                    ));
+                }
+            }
+        }
+        faults.extend(
+            found
+                .keys()
+                .map(|k| format!("{k:?} is there and was never written")),
+        );
+        faults
+    }
+}

@@ -1,0 +1,350 @@
+//! Starts MariaDB and MySQL servers for tests: initialised once per machine into a template, a copy per server.
+
+use super::client::{Client, Target};
+use super::ports::Port;
+use super::{SOON, wait_for};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User};
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Name and password of the proxy's service account.
+pub(crate) const SERVICE: (&str, &str) = ("slackwater", "service-secret");
+/// Name and password of the ordinary user, who has the database of the same name.
+pub(crate) const APP: (&str, &str) = ("app", "app-secret");
+
+/// Names the server to test with: one of [`Kind::ALL`]'s names.
+const SERVER: &str = "SLACKWATER_TEST_MYSQL";
+
+/// Which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// MariaDB as it is installed.
+    MariaDb,
+    /// MariaDB 11.8.
+    MariaDb118,
+    /// MySQL 9.7.
+    MySql97,
+}
+
+impl Kind {
+    const ALL: [(Self, &'static str); 3] = [
+        (Self::MariaDb, "mariadb"),
+        (Self::MariaDb118, "mariadb-11.8"),
+        (Self::MySql97, "mysql-9.7"),
+    ];
+
+    /// The one to test with.
+    pub(crate) fn wanted() -> Self {
+        let Ok(name) = std::env::var(SERVER) else {
+            return Self::MariaDb;
+        };
+        let found = Self::ALL.iter().find(|(_, n)| *n == name);
+        found.unwrap_or_else(|| panic!("{SERVER}: {name}?")).0
+    }
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(k, _)| *k == self).unwrap().1
+    }
+
+    pub(crate) fn is_mysql(self) -> bool {
+        self == Self::MySql97
+    }
+
+    /// What `engine` in proxy.toml names it.
+    pub(crate) fn engine(self) -> &'static str {
+        if self.is_mysql() { "mysql" } else { "mariadb" }
+    }
+
+    /// The directory of its programs.
+    pub(crate) fn programs(self) -> PathBuf {
+        let words = match self {
+            Self::MariaDb => return PathBuf::from("/usr/sbin"),
+            Self::MariaDb118 => ["mariadb", "11.8"],
+            Self::MySql97 => ["mysql", "9.7"],
+        };
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/mysql_servers.sh");
+        let output = Command::new(script).args(words).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+    }
+
+    fn daemon(self) -> PathBuf {
+        let name = if self.is_mysql() {
+            "mysqld"
+        } else {
+            "mariadbd"
+        };
+        self.programs().join(name)
+    }
+}
+
+/// Runs the tests of this binary whose names have `filter` in them, but for those with `skip`, on the servers that are
+/// not the installed one.
+pub(crate) fn on_other_servers(filter: &str, skip: &str) {
+    if std::env::var_os(SERVER).is_some() {
+        return;
+    }
+    let mut faults = Vec::new();
+    for (kind, name) in [Kind::ALL[1], Kind::ALL[2]] {
+        if std::panic::catch_unwind(|| kind.programs()).is_err() {
+            let text = format!("SKIPPED: {name} can't be fetched\n");
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            continue;
+        }
+        let this = std::env::current_exe().expect("a test knows its own program");
+        let output = Command::new(this)
+            .args([filter, "--skip", skip, "--test-threads", "2"])
+            .env(SERVER, name)
+            .output()
+            .expect("a test program runs");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(!said.contains(" 0 passed"), "{filter} names tests: {said}");
+        if !output.status.success() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            faults.push(format!("{name}: {said}\n{errors}"));
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// The account that servers run under when the tests run as root.
+fn account() -> Option<User> {
+    nix::unistd::geteuid()
+        .is_root()
+        .then(|| User::from_name("mysql").ok().flatten())
+        .flatten()
+}
+
+/// Makes `dir` belong to the servers' account.
+pub(crate) fn give_away(dir: &Path) {
+    if let Some(user) = account() {
+        nix::unistd::chown(dir, Some(user.uid), Some(user.gid)).expect("chown as root");
+    }
+}
+
+/// Servers refuse to run as root.
+fn command(program: &Path, dir: &Path) -> Command {
+    let mut command = Command::new(program);
+    if let Some(user) = account() {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    // Servers that begin together take each other's temporary files otherwise.
+    command.current_dir("/").env("TMPDIR", dir);
+    command
+}
+
+fn done(mut command: Command) {
+    let output = command.output().expect("runs");
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+/// A running server. Killed, and its files removed, on drop.
+pub(crate) struct Server {
+    pub(crate) kind: Kind,
+    dir: tempfile::TempDir,
+    port: Port,
+    settings: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Starts a fresh server of the kind to test with, with more arguments.
+    pub(crate) fn start(settings: &[&str]) -> Self {
+        let kind = Kind::wanted();
+        let dir = tempfile::Builder::new()
+            .prefix("slackwater-my-")
+            .tempdir()
+            .unwrap();
+        give_away(dir.path());
+        copy_template(kind, &dir.path().join("data"));
+        let mut server = Self {
+            kind,
+            dir,
+            port: Port::take(),
+            settings: settings.iter().map(|&s| s.to_owned()).collect(),
+            child: None,
+        };
+        server.run_again();
+        server
+    }
+
+    /// Starts it, after it was stopped or killed.
+    pub(crate) fn run_again(&mut self) {
+        let mut command = daemon(self.kind, self.dir.path(), &self.dir.path().join("data"));
+        command
+            .arg(format!("--port={}", self.port.number))
+            .args(&self.settings);
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"));
+        let child = command.stdout(Stdio::null()).stderr(log.unwrap()).spawn();
+        self.child = Some(child.expect("the server starts"));
+        wait_for("the server answers", Duration::from_secs(60), || {
+            Client::connect(&self.admin()).ok()
+        });
+    }
+
+    /// The superuser, over the socket.
+    pub(crate) fn admin(&self) -> Target {
+        Target::socket(&self.dir.path().join("s"), "root", "")
+    }
+
+    /// The ordinary user, straight.
+    pub(crate) fn app(&self) -> Target {
+        Target::new(self.port.number, APP)
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port.number)
+    }
+
+    /// Runs statements as the superuser.
+    pub(crate) fn run(&self, statements: &[&str]) {
+        let mut admin = Client::connect(&self.admin()).unwrap();
+        for sql in statements {
+            admin.run(sql);
+        }
+    }
+
+    /// Kills it without warning.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Stops it as an administrator does.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+            wait_for("the server stops", SOON, || child.try_wait().unwrap());
+        }
+    }
+
+    /// Freezes it (SIGSTOP), or lets it go on.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        let signal = if frozen {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        };
+        let pid = self.child.as_ref().expect("it runs").id();
+        kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What every server is started with.
+fn daemon(kind: Kind, dir: &Path, data: &Path) -> Command {
+    let mut command = command(&kind.daemon(), dir);
+    command
+        .args([
+            "--no-defaults",
+            "--secure-file-priv=",
+            "--bind-address=127.0.0.1",
+            "--skip-name-resolve",
+            "--max-connections=300",
+            "--innodb-buffer-pool-size=32M",
+            "--local-infile=ON",
+        ])
+        .arg(format!("--datadir={}", data.display()))
+        .arg(format!("--socket={}", dir.join("s").display()))
+        .arg(format!("--pid-file={}", dir.join("pid").display()));
+    if kind.is_mysql() {
+        command.args(["--mysqlx=OFF", "--performance-schema=ON"]);
+    } else {
+        command.arg("--plugin-load-add=metadata_lock_info");
+    }
+    command
+}
+
+/// Accounts and databases that the tests expect.
+pub(crate) const SETUP: &[&str] = &[
+    "CREATE USER slackwater@'%' IDENTIFIED BY 'service-secret'",
+    "GRANT ALL ON *.* TO slackwater@'%' WITH GRANT OPTION",
+    "CREATE DATABASE app",
+    "CREATE DATABASE other",
+    "CREATE USER app@'%' IDENTIFIED BY 'app-secret'",
+    "GRANT ALL ON app.* TO app@'%'",
+    "GRANT ALL ON other.* TO app@'%'",
+    "CREATE ROLE helper",
+    "GRANT helper TO app@'%'",
+    "CREATE USER second@'%' IDENTIFIED BY 'second-secret'",
+    "GRANT ALL ON app.* TO second@'%'",
+];
+
+/// Copies the template's data directory to `data`; makes it first where there is none.
+fn copy_template(kind: Kind, data: &Path) {
+    let name = format!("slackwater-test-my-{}-v1", kind.name());
+    let place = std::env::temp_dir().join(name);
+    fs::create_dir_all(&place).unwrap();
+    give_away(&place);
+    let lock = File::create(place.with_extension("lock")).unwrap();
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).expect("locked");
+    let made = place.join("made");
+    if !made.exists() {
+        let _ = fs::remove_dir_all(place.join("data"));
+        make_template(kind, &place);
+        File::create(&made).unwrap();
+    }
+    let mut copy = Command::new("cp");
+    copy.args(["-a", "--reflink=auto"])
+        .arg(place.join("data"))
+        .arg(data);
+    done(copy);
+}
+
+fn make_template(kind: Kind, place: &Path) {
+    let data = place.join("data");
+    let data_dir = format!("--datadir={}", data.display());
+    if kind.is_mysql() {
+        let mut install = command(&kind.daemon(), place);
+        install.args([
+            "--no-defaults",
+            "--initialize-insecure",
+            "--secure-file-priv=",
+        ]);
+        install.arg("--innodb-redo-log-capacity=8M").arg(&data_dir);
+        done(install);
+    } else {
+        // The installed program writes system tables that every later version can go on with.
+        let mut install = command(Path::new("mariadb-install-db"), place);
+        install.args([
+            "--no-defaults",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+            "--innodb-log-file-size=8M",
+        ]);
+        install.arg(&data_dir);
+        done(install);
+    }
+    let mut server = daemon(kind, place, &data);
+    server.arg("--skip-networking");
+    let log = File::create(place.join("log")).unwrap();
+    let mut child = server.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let target = Target::socket(&place.join("s"), "root", "");
+    let mut admin = wait_for(
+        "the template's server answers",
+        Duration::from_secs(60),
+        || Client::connect(&target).ok(),
+    );
+    for sql in SETUP {
+        admin.run(sql);
+    }
+    drop(admin);
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
