@@ -95,11 +95,10 @@ impl Mysql {
     ) -> Result<Command, ProviderError> {
         let start = random(START_BYTES)
             .map_err(ProviderError::io("can't read", "the system's randomness"))?;
-        let start: String = start.iter().map(|b| format!("{b:02x}")).collect();
         let mut command = self.command(data_dir, home);
         command
             .args(self.fixed(data_dir, home))
-            .args(sizes.arguments(&start));
+            .args(sizes.arguments(&hex(&start)));
         Ok(command)
     }
 
@@ -217,6 +216,16 @@ pub(super) fn is_up(
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(ProviderError::io("can't read", file)(e)),
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // A String takes everything.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 fn pid_file(data_dir: &DataDir, home: Home) -> PathBuf {
