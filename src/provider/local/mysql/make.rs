@@ -4,7 +4,7 @@
 use super::super::super::ProviderError;
 use super::super::data_dir::{DataDir, random};
 use super::super::process::{self, run};
-use super::{Mysql, accounts, files, hex, my_cnf};
+use super::{Mysql, accounts, files, hex, my_cnf, temporary};
 use crate::backend::Engine;
 use std::fs;
 use std::io;
@@ -92,6 +92,7 @@ impl Mysql {
                 .arg("--no-defaults")
                 .arg(format!("--datadir={}", unfinished.display()))
                 .arg(format!("--extra-file={}", statements.display()))
+                .arg(format!("--tmpdir={}", temporary(data_dir).display()))
                 .args(["--auth-root-authentication-method=socket", "--skip-test-db"])
                 .args(["--skip-name-resolve", "--force"]);
             run(&mut command, "mariadb-install-db", PATIENCE).await
@@ -102,6 +103,7 @@ impl Mysql {
                 .arg(format!("--datadir={}", unfinished.display()))
                 .arg(format!("--init-file={}", statements.display()))
                 .arg(format!("--secure-file-priv={}", files(data_dir).display()))
+                .arg(format!("--tmpdir={}", temporary(data_dir).display()))
                 .arg("--initialize-insecure");
             // It makes the directory itself, or takes an empty one.
             data_dir.make_directory(&unfinished, 0o700)?;
@@ -128,9 +130,10 @@ fn make_files(data_dir: &DataDir, engine: Engine) -> Result<(), ProviderError> {
             .and_then(|()| fs::set_permissions(&my_cnf, fs::Permissions::from_mode(0o644)))
             .map_err(ProviderError::io("can't write", &my_cnf))?;
     }
-    let files = files(data_dir);
-    if !files.exists() {
-        data_dir.make_directory(&files, 0o700)?;
+    for directory in [files(data_dir), temporary(data_dir)] {
+        if !directory.exists() {
+            data_dir.make_directory(&directory, 0o700)?;
+        }
     }
     Ok(())
 }

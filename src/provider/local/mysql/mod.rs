@@ -124,6 +124,7 @@ impl Mysql {
             "--bind-address=127.0.0.1".to_owned(),
             "--skip-name-resolve".to_owned(),
             path("secure-file-priv", files(data_dir)),
+            path("tmpdir", temporary(data_dir)),
         ];
         // server.log is the server's standard error: errors quote it.
         let own: &[&str] = match self.engine {
@@ -236,6 +237,12 @@ fn pid_file(data_dir: &DataDir, home: Home) -> PathBuf {
 /// The settings of the user's own.
 fn my_cnf(data_dir: &DataDir) -> PathBuf {
     data_dir.path().join("my.cnf")
+}
+
+/// For temporary tables. Not /tmp: a server that starts removes there what it takes for left behind, and with it
+/// what others are using.
+fn temporary(data_dir: &DataDir) -> PathBuf {
+    data_dir.path().join("tmp")
 }
 
 /// The only directory that LOAD DATA INFILE and SELECT INTO OUTFILE reach.
