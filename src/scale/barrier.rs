@@ -12,6 +12,13 @@ use tokio::time::Instant;
 
 impl Run {
     pub(super) async fn barrier(&mut self) -> Ended {
+        let ended = self.search_and_hold().await;
+        // Who logged in ahead and did not need it leaves.
+        self.cluster().gate.expect(None);
+        ended
+    }
+
+    async fn search_and_hold(&mut self) -> Ended {
         let mut not_before = Instant::now();
         loop {
             self.step(Step::Probe);
@@ -42,6 +49,7 @@ impl Run {
                     if let Err(ended) = self.prepare_again().await {
                         return ended;
                     }
+                    self.log_in_ahead().await;
                     if let Some(ended) = self.attempt(force).await {
                         return ended;
                     }
