@@ -553,6 +553,40 @@ mod tests {
     }
 
     #[test]
+    fn who_is_expected_is_logged_in_to_ahead_and_serves_nobody() {
+        let gate = open_gate(5);
+        assert!(gate.try_ahead().is_none(), "nobody is expected");
+        let session = gate.lease().now_or_never().expect("free");
+        gate.expect(Some((endpoint(), "t1".to_owned())));
+        assert!(gate.view().expects);
+        let first = gate.try_ahead().expect("one is left");
+        let _second = gate.try_ahead().expect("one is left");
+        assert!(first.is_ahead() && !session.is_ahead());
+        assert!(gate.try_ahead().is_none(), "the reserve is kept back");
+        assert_eq!((gate.leases(), gate.session_leases()), (3, 1));
+        assert_eq!(
+            &*gate
+                .lease()
+                .now_or_never()
+                .expect("free")
+                .serving()
+                .started_at,
+            "t0"
+        );
+        gate.serve_none();
+        assert!(gate.lease().now_or_never().is_none(), "nobody serves");
+        let ahead = first.serving().clone();
+        assert!(!ahead.is_same_server(session.serving()));
+        gate.serve(endpoint(), "t1");
+        let next = gate.lease().now_or_never().expect("it serves now");
+        assert!(ahead.is_same_server(next.serving()));
+        drop((session, first));
+        assert_eq!((gate.leases(), gate.session_leases()), (2, 1));
+        gate.expect(None);
+        assert!(!gate.view().expects && gate.try_ahead().is_none());
+    }
+
+    #[test]
     fn waiters_are_served_in_order_and_leavers_cost_nothing() {
         let gate = open_gate(1);
         let first = gate.lease().now_or_never().expect("free");

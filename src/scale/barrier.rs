@@ -88,6 +88,7 @@ impl Run {
         self.event.holding_since = Some(hold.since());
         self.step(Step::Settle);
         let settled = self.settle(&hold, force).await;
+        tracing::debug!(took = ?hold.since().elapsed(), "settled");
         let ended = match settled {
             Ok(()) => Some(self.cut_over(attached).await),
             Err(GaveUp::Blocked) => None,
@@ -101,7 +102,9 @@ impl Run {
             // Who was held goes on together, when all have their new server connections.
             cluster.line.close();
             drop(hold);
+            let released = Instant::now();
             cluster.line.open(|| cluster.gate.queued()).await;
+            tracing::debug!(took = ?released.elapsed(), "who was held is back");
         } else {
             drop(hold);
         }

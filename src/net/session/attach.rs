@@ -60,6 +60,9 @@ impl<E: Engine> Session<E> {
             };
             match opened {
                 Ok(opened) => {
+                    if was_ahead {
+                        tracing::debug!("the session goes on where it had logged in ahead");
+                    }
                     coming = None;
                     match self.held(cluster.line.wait(), since, None).await? {
                         Held::Done(()) => {}

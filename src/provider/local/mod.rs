@@ -326,7 +326,7 @@ impl LocalProvider {
             return None;
         };
         let standby = pg.follower.standby.try_lock().ok()?;
-        let ready = standby.as_ref().filter(|s| s.postmaster.alive())?;
+        let ready = standby.as_ref().filter(|s| s.process.alive())?;
         let endpoint = self.data_dir.endpoint_of(ready.home);
         Some((endpoint, ready.started_at.clone()))
     }
