@@ -112,7 +112,7 @@ fn safety_19_sessions_log_in_ahead_and_their_clients_see_nothing_of_it() {
     full.run("set work_mem = '7MB'");
     full.run("prepare q as select 7");
     let asked = "select current_setting('transaction_read_only'), pg_is_in_recovery()";
-    let mut look = |client: &mut Client| {
+    let look = |client: &mut Client| {
         client.start(asked).unwrap();
         let messages = client.until_ready().unwrap();
         for message in messages {
