@@ -8,6 +8,7 @@ use crate::backend::registry::Ask;
 use crate::observe::EventOutcome;
 use crate::provider::CutOver;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 impl Run {
@@ -36,7 +37,10 @@ impl Run {
                     } else {
                         facts.pause
                     };
-                    tokio::time::sleep(pause.min(left)).await;
+                    if self.wait(pause.min(left)).await {
+                        // Nobody is served, so nobody is spared by waiting.
+                        not_before = Instant::now();
+                    }
                 }
                 Next::RollBack => {
                     return Ended::new(
@@ -55,6 +59,21 @@ impl Run {
                     }
                     not_before = Instant::now() + plan::pause_after(self.event.held);
                 }
+            }
+        }
+    }
+
+    /// Waits for so long; true: the server was lost meanwhile.
+    async fn wait(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            tokio::time::sleep(left.min(LOOK)).await;
+            if self.server_is_lost().await {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
             }
         }
     }

@@ -9,6 +9,7 @@ use crate::support::wire::{Client, Target};
 use crate::support::{EVENT, SOON, sized, skipped, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 
 const WRITERS: u32 = 6;
@@ -111,16 +112,46 @@ fn fault_kills_of_the_local_server_in_each_step_of_an_event() {
     direct.must_be_right(&admin);
 }
 
-/// Server processes that have this data directory.
+/// Servers that have this data directory. A process that one of them has just forked looks like it for a moment.
 fn postmasters(data: &std::path::Path) -> usize {
     let data = fs::canonicalize(data).unwrap();
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let here = processes.filter(|e| {
-        let is_server = fs::read(e.path().join("cmdline"))
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let is_server = fs::read(entry.path().join("cmdline"))
             .is_ok_and(|line| line.windows(3).any(|w| w == b"-D\0"));
-        is_server && fs::read_link(e.path().join("cwd")).is_ok_and(|cwd| cwd == data)
+        let is_here = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == data);
+        if is_server && is_here {
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let behind_name = stat.rsplit(") ").next().unwrap_or_default();
+            let parent = behind_name.split(' ').nth(1).unwrap_or_default().to_owned();
+            parents.insert(entry.file_name().into_string().unwrap_or_default(), parent);
+        }
+    }
+    let forked = |parent: &&String| parents.contains_key(*parent);
+    parents.len() - parents.values().filter(forked).count()
+}
+
+/// Between two holds an event spares the clients; when the server is gone there is nobody to be spared.
+#[test]
+fn fault_a_server_lost_between_two_holds_is_started_again_at_once() {
+    let options = Options {
+        scaling: "max_hold = \"3s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::local(&options);
+    let mut slow = proxy.client("slow");
+    slow.start("select pg_sleep(600)").unwrap();
+    let id = proxy.admin().start_event(&json!({}));
+    // Long after the statement's own time, and long before the next hold.
+    wait_until("the first hold was given up", SOON, || {
+        let event = proxy.admin().event(id);
+        event["attempt"] == 1 && event["step"] == "wait"
     });
-    here.count()
+    proxy.kill_server();
+    assert!(slow.finish().is_err(), "its outcome is not known");
+    // It waits for the server up to its deadline, which comes before the next hold.
+    proxy.client("new").run("select 1");
+    proxy.admin().finished(id, SOON);
 }
 
 #[test]

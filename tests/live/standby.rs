@@ -6,8 +6,9 @@ use crate::support::direct::Direct;
 use crate::support::ledger::Ledger;
 use crate::support::postgres::ADMIN;
 use crate::support::proxy::{Options, Proxy};
+use crate::support::servers::on_every_version;
 use crate::support::wire::{Client, Target};
-use crate::support::{EVENT, SOON, sized, wait_until};
+use crate::support::{EVENT, SOON, sized, skipped, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -146,6 +147,51 @@ fn safety_19_sessions_log_in_ahead_and_their_clients_see_nothing_of_it() {
         "{}",
         proxy.log()
     );
+}
+
+/// What such a function does on a standby need not be what it does on a primary.
+#[test]
+fn safety_19_nobody_logs_in_ahead_where_log_ins_run_a_function() {
+    let options = Options {
+        environment: vec![("SLACKWATER_LOG".to_owned(), "debug".to_owned())],
+        ..Options::default()
+    };
+    let proxy = Proxy::standby(&options);
+    let mut owner = Client::connect(&admin(&proxy)).unwrap();
+    if owner.value("select current_setting('server_version_num')::int < 170000") == "t" {
+        skipped("this server has no event triggers at log-ins");
+        return;
+    }
+    for sql in [
+        "create table greeted (n int)",
+        "grant all on greeted to public",
+        "create function greet() returns event_trigger language plpgsql as \
+         $$begin if not pg_is_in_recovery() then insert into greeted values (1); end if; end$$",
+        "create event trigger greet on login execute function greet()",
+    ] {
+        owner.run(sql);
+    }
+    let ledger = Ledger::start(&admin(&proxy), &proxy.app(), 3);
+    let written = ledger.written();
+    wait_until("the ledger goes on", SOON, || {
+        ledger.written() > written + 50
+    });
+    let before: u64 = owner.value("select count(*) from greeted").parse().unwrap();
+    proxy.scale_by_command();
+    ledger.stop().must_be_right(&admin(&proxy));
+    let after: u64 = owner.value("select count(*) from greeted").parse().unwrap();
+    assert!(
+        after >= before + 4,
+        "each log-in was greeted: {before}, {after}"
+    );
+    let log = proxy.log();
+    assert!(log.contains("log-ins run a function"), "{log}");
+    assert!(!log.contains("where it had logged in ahead"), "{log}");
+}
+
+#[test]
+fn i3_ms5_standbys_of_every_version() {
+    on_every_version("safety_19_", "i3_ms5_");
 }
 
 #[test]
