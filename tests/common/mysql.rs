@@ -169,6 +169,8 @@ impl Mysql {
             ))
             .arg(format!("--port={}", self.port.number))
             .arg(format!("--secure-file-priv={}", self.dir.path().display()))
+            // A server that starts removes from /tmp what others are using.
+            .arg(format!("--tmpdir={}", self.dir.path().display()))
             .args([
                 "--bind-address=127.0.0.1",
                 "--skip-name-resolve",
@@ -427,6 +429,7 @@ fn make_template(version: Version, binaries: Option<&Path>, base: &Path, data: &
     };
     let output = command
         .arg(format!("--datadir={}", data.display()))
+        .arg(format!("--tmpdir={}", base.display()))
         .output()
         .unwrap();
     assert!(output.status.success(), "{version:?}: {output:?}");
