@@ -12,7 +12,9 @@
 )]
 
 mod cases;
+mod diagnostics;
 mod ms1_scale;
 mod ms2_state;
 mod ms3_blockers;
+mod ms6_drivers;
 mod support;
