@@ -90,6 +90,7 @@ pub struct Cluster {
     role_settings: Mutex<(String, Instant)>,
     offer: Mutex<Option<Offer>>,
     baselines: Mutex<HashMap<[u8; 32], Arc<Baseline>>>,
+    baseline_turns: Mutex<HashMap<[u8; 32], Arc<tokio::sync::Mutex<()>>>>,
     missing: Mutex<BTreeSet<Detection>>,
     trouble: tokio::sync::Notify,
 }
@@ -167,6 +168,7 @@ impl Cluster {
             role_settings: Mutex::new((String::new(), Instant::now())),
             offer: Mutex::default(),
             baselines: Mutex::default(),
+            baseline_turns: Mutex::default(),
             missing: Mutex::default(),
             trouble: tokio::sync::Notify::new(),
         }
@@ -353,6 +355,15 @@ impl Cluster {
     /// What a fresh login of this kind holds.
     pub fn baseline(&self, kind: &[u8; 32]) -> Option<Arc<Baseline>> {
         self.baselines.lock().get(kind).cloned()
+    }
+
+    /// Who holds it looks at a fresh login of this kind; the others wait for what it finds.
+    pub fn baseline_turn(&self, kind: &[u8; 32]) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.baseline_turns.lock();
+        if turns.len() >= BASELINES_MAX {
+            turns.clear();
+        }
+        Arc::clone(turns.entry(*kind).or_default())
     }
 
     /// Ways to see state that the server lacked when a session was last asked.

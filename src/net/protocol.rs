@@ -53,6 +53,8 @@ pub struct Came {
     pub ready: Option<bool>,
     /// Send what was written in place of its first so many bytes.
     pub instead_of: usize,
+    /// A result ends with this frame, and another one follows.
+    pub more_results: bool,
     /// The server's last words: not sent on.
     pub fatal: Option<Box<Fatal>>,
 }

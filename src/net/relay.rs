@@ -492,6 +492,12 @@ impl<P: Protocol> Relay<P> {
             }
             pos += take;
             remaining = header.whole_len() - take;
+            if came.more_results && remaining == 0 && self.client.stream.is_compressed() {
+                let result = chunk.get(sent..pos).unwrap_or_default();
+                self.client.deliver(cx, result, self.leaving)?;
+                self.client.stream.end_of_result();
+                sent = pos;
+            }
         }
         server.remaining = remaining;
         server.keep(chunk.get(pos..).unwrap_or_default());

@@ -63,7 +63,7 @@ async function main() {
       const lines = Array.from({ length: 50 }, (_, i) => `${written + i}\tloaded\n`).join("");
       await db.query({
         sql: `load data local infile 'rows' into table ${table}`,
-        infileStreamFactory: () => Readable.from([lines]),
+        infileStreamFactory: () => Readable.from([Buffer.from(lines)]),
       });
       written += 50;
     }

@@ -14,6 +14,7 @@
 mod cases;
 mod diagnostics;
 mod ms1_scale;
+mod ms1_stall;
 mod ms2_state;
 mod ms3_blockers;
 mod ms6_drivers;

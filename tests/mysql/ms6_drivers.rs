@@ -88,7 +88,14 @@ fn through_swaps(start: &dyn Fn(&Proxy, &str) -> Work, ways: &[&str]) {
 
 fn swap(proxy: &Proxy, all: &[Work], swaps: usize) {
     for _ in 0..swaps {
-        proxy.admin().swap();
+        let id = proxy.admin().start_event(&serde_json::json!({}));
+        let outcome = || proxy.admin().outcome(id);
+        wait_until("the event ends", ROUND, || {
+            let over = all.iter().find(|work| work.told.lock().unwrap().over);
+            assert!(over.is_none(), "{:?}", over.map(|w| (&w.name, w.complaint())));
+            outcome().is_some()
+        });
+        assert_eq!(outcome().as_deref(), Some("completed"), "{:#?}", proxy.admin().sessions());
         for work in all {
             work.next_round();
         }
@@ -318,7 +325,10 @@ async fn mysql_async_rounds(
         let large: Option<String> = db.query_first("select repeat('a', 100000)").await?;
         assert!(large.is_some_and(|text| text.len() == 100_000));
         let taken = db.exec_drop(&insert, (0, "taken")).await;
-        assert!(matches!(taken, Err(mysql_async::Error::Server(e)) if e.code == 1062));
+        assert!(
+            matches!(&taken, Err(mysql_async::Error::Server(e)) if e.code == 1062),
+            "{taken:?}"
+        );
         for (options, user) in [(&second, "second"), (&options, APP.0)] {
             side.query_drop("set @gone = 1").await?;
             assert!(side.reset().await?, "COM_RESET_CONNECTION is there");

@@ -159,6 +159,7 @@ impl Protocol for Mysql {
         if self.machine.requests != requests {
             came.ready = Some(self.machine.transactions != transactions);
         }
+        came.more_results = std::mem::take(&mut self.machine.more_results);
         came
     }
 

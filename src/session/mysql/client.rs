@@ -245,8 +245,12 @@ impl Machine {
             .then(|| wanted(text))
             .flatten();
         let ops = keep_ops(hints.ops, text);
+        let shows = text.get(..4).is_some_and(|w| w.eq_ignore_ascii_case(b"show"))
+            && self.diagnostics_pending()
+            && names_diagnostics(text);
         self.owe(Kind::Query, 0);
         if let Some(owed) = self.owed.back_mut() {
+            owed.shows = shows;
             owed.hint = hints.hint;
             owed.creates = hints.creates;
             owed.has_ops = !ops.is_empty() || wanted.is_some();
