@@ -148,19 +148,15 @@ fn case_01_packets_of_16_mib_and_more_pass_both_ways() {
     let proxy = Proxy::on(&server);
     let mut client = proxy.client("large");
     for length in [
-        0xff_fffe - 40,
-        0xff_ffff - 40,
+        0xff_fffe - 10,
+        0xff_ffff - 10,
         0x100_0000,
         0x1ff_fffe,
         20_000_000,
     ] {
         let text = "x".repeat(length);
-        let got: Option<(usize, String)> = client
-            .0
-            .query_first(format!("SELECT LENGTH('{text}'), '{text}'"))
-            .unwrap();
-        let (told, back) = got.unwrap();
-        assert_eq!((told, back.len()), (length, length));
+        let got: Option<String> = client.0.query_first(format!("SELECT '{text}'")).unwrap();
+        assert_eq!(got.unwrap().len(), length);
         proxy.admin().swap();
     }
 }
