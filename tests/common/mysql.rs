@@ -10,7 +10,8 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Name and password of an account with every right.
 pub(crate) const ADMIN: (&str, &str) = ("admin", "admin-secret");
