@@ -13,6 +13,7 @@
 )]
 
 mod cases;
+mod differential;
 mod ms1_scale;
 mod ms2_state;
 mod ms3_blockers;
