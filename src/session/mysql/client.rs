@@ -373,7 +373,7 @@ impl Machine {
         out.put_slice(&header.bytes());
         out.put_u8(command::RESET_CONNECTION);
         command::put_query(out, TRACKING_SQL);
-        self.owe(Kind::OwnTracking, 0);
+        self.owe(Kind::Own, 0);
         ClientFrame::Replace {
             instead_of: header.frame_len(),
         }
