@@ -454,3 +454,16 @@ fn case_23_mysql_what_was_set_for_the_next_transaction_is_gone_when_that_is_over
         assert_eq!(next, "", "deprecate_eof {deprecate_eof}");
     }
 }
+
+#[test]
+fn case_23_mysql_a_reply_that_tells_changes_does_not_make_up_for_one_that_could_not() {
+    let server = &Server::start();
+    let mut client = server.login("app", "app", false);
+    client.all(&[
+        "SET TRANSACTION READ ONLY",
+        "SELECT COUNT(*) FROM t",
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+    ]);
+    let probe = server.probe(&mut client).unwrap();
+    assert_eq!(&*probe.snapshot.state().characteristics, b"");
+}

@@ -14,7 +14,7 @@ use super::order::is_carried;
 use super::probe_sql as sql;
 use super::side::{Side, unhex, unhex_text};
 use super::snapshot::{Baseline, Snapshot, State, UserValue, Value, prepared};
-use super::tracker::TRACKING_SQL;
+use super::tracker::{TRACKING_SQL, Tracked};
 use super::values::{user_value, variable};
 use crate::wire::mysql::command::put_query;
 use crate::wire::mysql::reply::{OkPacket, Status};
@@ -267,6 +267,15 @@ impl ProbeReader {
     fn on_status(&mut self, ok: &OkPacket<'_>, payload: &[u8]) {
         self.answers.status = ok.status;
         self.answers.ok = payload.into();
+        let mut tracked = Tracked {
+            characteristics: self.held.characteristics.clone(),
+            ..Tracked::default()
+        };
+        tracked.take(ok.session, true);
+        if !ok.status.in_transaction() {
+            tracked.forget_transaction();
+        }
+        self.held.characteristics = tracked.characteristics;
     }
 
     fn on_error(&mut self, ask: Ask, code: u16, message: &[u8]) {

@@ -289,7 +289,8 @@ impl Machine {
     pub(super) fn note_ok(&mut self, ok: &OkPacket<'_>, own: bool) {
         self.status = ok.status;
         self.known = true;
-        self.untold = false;
+        // What rows that ended with EOF did not tell no other reply makes up for.
+        self.untold &= !own;
         if !ok.session.is_empty() {
             self.tracked.take(ok.session, own);
             self.untracked |= std::mem::take(&mut self.tracked.overruled);
