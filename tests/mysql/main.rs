@@ -14,7 +14,10 @@
 
 mod cases;
 mod differential;
+mod diagnostics;
 mod ms1_scale;
+mod ms1_stall;
 mod ms2_state;
 mod ms3_blockers;
+mod ms6_drivers;
 mod support;

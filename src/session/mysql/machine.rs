@@ -63,6 +63,8 @@ pub(super) struct Owed {
     pub(super) hint: Hint,
     /// Tables that it creates, temporary ones too.
     pub(super) creates: u32,
+    /// It shows what the command before it left, and leaves that as it was.
+    pub(super) shows: bool,
 }
 
 /// Where in the front command's reply the server is.
@@ -201,6 +203,8 @@ pub struct Machine {
     pub tracked: Tracked,
     /// What blockers are blamed on.
     pub recent: Recent,
+    /// A result was complete, and another one of the same command follows.
+    pub more_results: bool,
     /// Commands of the client that were answered.
     pub requests: u64,
     /// Those of them that left no transaction open.
@@ -254,6 +258,7 @@ impl Machine {
                 ..Tracked::default()
             },
             recent: Recent::default(),
+            more_results: false,
             requests: 0,
             transactions: 0,
         }
@@ -454,6 +459,7 @@ impl Machine {
             has_ops: false,
             hint: Hint::default(),
             creates: 0,
+            shows: false,
         });
     }
 

@@ -226,11 +226,13 @@ impl Machine {
                 self.status = eof.status;
                 self.known = true;
                 self.untold = true;
-                self.last = LastReply {
-                    warnings: eof.warnings > 0,
-                    found_rows: front.hint.has(Hint::FOUND_ROWS),
-                    ..LastReply::default()
-                };
+                if !front.shows {
+                    self.last = LastReply {
+                        warnings: eof.warnings > 0,
+                        found_rows: front.hint.has(Hint::FOUND_ROWS),
+                        ..LastReply::default()
+                    };
+                }
                 self.result_over(front, eof.status);
             }
             Err(_) => self.ambiguous("the server's reply can't be read"),
@@ -255,12 +257,14 @@ impl Machine {
             }
         };
         self.note_ok(&ok, false);
-        self.last = LastReply {
-            warnings: ok.warnings > 0,
-            changed_rows: ok.affected_rows > 0,
-            failed: false,
-            found_rows: front.hint.has(Hint::FOUND_ROWS),
-        };
+        if !front.shows {
+            self.last = LastReply {
+                warnings: ok.warnings > 0,
+                changed_rows: ok.affected_rows > 0,
+                failed: false,
+                found_rows: front.hint.has(Hint::FOUND_ROWS),
+            };
+        }
         let verdict = if whole {
             self.rewritten(header, &ok)
         } else {
@@ -279,7 +283,9 @@ impl Machine {
             let open = front.kind == Kind::Execute && status.has(Status::CURSOR_EXISTS);
             self.statements.set_cursor(self.meant(front.argument), open);
         }
-        if !(several && status.has(Status::MORE_RESULTS)) {
+        if several && status.has(Status::MORE_RESULTS) {
+            self.more_results = true;
+        } else {
             self.succeeded(front);
             self.complete();
         }
@@ -443,7 +449,7 @@ impl Machine {
             cursor: false,
             long_data: false,
         });
-        self.last = LastReply::default();
+        // What was left before it is still there: the statement may be one that asks for it.
         if answer.params > 0 {
             self.describe(u64::from(answer.params), Then::Columns(answer.columns));
         } else {
