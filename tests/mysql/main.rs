@@ -13,8 +13,8 @@
 )]
 
 mod cases;
-mod differential;
 mod diagnostics;
+mod differential;
 mod ms1_scale;
 mod ms1_stall;
 mod ms2_state;

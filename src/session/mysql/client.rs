@@ -245,7 +245,9 @@ impl Machine {
             .then(|| wanted(text))
             .flatten();
         let ops = keep_ops(hints.ops, text);
-        let shows = text.get(..4).is_some_and(|w| w.eq_ignore_ascii_case(b"show"))
+        let shows = text
+            .get(..4)
+            .is_some_and(|w| w.eq_ignore_ascii_case(b"show"))
             && self.diagnostics_pending()
             && names_diagnostics(text);
         self.owe(Kind::Query, 0);
