@@ -188,9 +188,7 @@ impl Compressed {
     }
 
     fn put_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        bytes
-            .chunks(LONGEST)
-            .try_for_each(|bytes| self.put(bytes))
+        bytes.chunks(LONGEST).try_for_each(|bytes| self.put(bytes))
     }
 
     /// Makes one packet of `bytes`.
@@ -416,7 +414,9 @@ mod tests {
             .expect("written");
         near.read_exact(&mut [0; 5]).await.expect("read");
         // Two results of two packets, as a server numbers them without compression.
-        near.write_all(b"\x01\0\0\x01a\x01\0\0\x02b").await.expect("written");
+        near.write_all(b"\x01\0\0\x01a\x01\0\0\x02b")
+            .await
+            .expect("written");
         near.end_of_result();
         near.write_all(b"\x01\0\0\x03c").await.expect("written");
         near.write_all(b"\x01\0\0\x04d").await.expect("written");
@@ -474,10 +474,16 @@ mod tests {
             let to = from + 4 + length;
             let cuts = ends.iter().filter(|end| (from + 1..to).contains(end));
             let cuts: Vec<_> = cuts.collect();
-            assert!(cuts.len() <= 1 && cuts.iter().all(|end| **end >= from + 4), "{length}");
+            assert!(
+                cuts.len() <= 1 && cuts.iter().all(|end| **end >= from + 4),
+                "{length}"
+            );
             from = to;
         }
-        assert!(ends.len() > 3 && ends.len() < 10, "small ones go together: {ends:?}");
+        assert!(
+            ends.len() > 3 && ends.len() < 10,
+            "small ones go together: {ends:?}"
+        );
     }
 
     #[tokio::test]

@@ -148,19 +148,15 @@ fn case_01_packets_of_16_mib_and_more_pass_both_ways() {
     let proxy = Proxy::on(&server);
     let mut client = proxy.client("large");
     for length in [
-        0xff_fffe - 40,
-        0xff_ffff - 40,
+        0xff_fffe - 10,
+        0xff_ffff - 10,
         0x100_0000,
         0x1ff_fffe,
         20_000_000,
     ] {
         let text = "x".repeat(length);
-        let got: Option<(usize, String)> = client
-            .0
-            .query_first(format!("SELECT LENGTH('{text}'), '{text}'"))
-            .unwrap();
-        let (told, back) = got.unwrap();
-        assert_eq!((told, back.len()), (length, length));
+        let got: Option<String> = client.0.query_first(format!("SELECT '{text}'")).unwrap();
+        assert_eq!(got.unwrap().len(), length);
         proxy.admin().swap();
     }
 }
@@ -177,7 +173,7 @@ fn case_07_several_statements_in_a_text_the_third_one_fails() {
         .unwrap();
     let mut seen = 0;
     while let Some(rows) = results.iter() {
-        seen += rows.filter(Result::is_ok).count();
+        seen += rows.flatten().count();
     }
     drop(results);
     // The fourth is not run.

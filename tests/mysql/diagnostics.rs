@@ -55,15 +55,25 @@ fn asks_in_the_middle(proxy: &Proxy) {
     let mut client = furnished(proxy);
     let counts = client.prepare("SELECT ROW_COUNT()");
     for round in 0..4 {
-        client.run(&format!("REPLACE INTO d VALUES ({round}1, 'a'), ({round}2, 'b'), ({round}3, 'c')"));
+        client.run(&format!(
+            "REPLACE INTO d VALUES ({round}1, 'a'), ({round}2, 'b'), ({round}3, 'c')"
+        ));
         let event = begin(proxy);
         let count = match round {
             0 => client.value("SELECT ROW_COUNT()"),
             1 => client.value("select /* as Connector/J */ row_count() as n"),
-            2 => client.execute::<i64>(&counts, ()).unwrap().unwrap().to_string(),
+            2 => client
+                .execute::<i64>(&counts, ())
+                .unwrap()
+                .unwrap()
+                .to_string(),
             _ => {
                 let late = client.prepare("SELECT ROW_COUNT() /* prepared in the hold */");
-                client.execute::<i64>(&late, ()).unwrap().unwrap().to_string()
+                client
+                    .execute::<i64>(&late, ())
+                    .unwrap()
+                    .unwrap()
+                    .to_string()
             }
         };
         // A prepare is a statement of its own to some servers.

@@ -8,11 +8,13 @@
     clippy::panic,
     clippy::cast_possible_truncation,
     clippy::duration_suboptimal_units,
+    clippy::result_large_err,
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
 mod cases;
 mod diagnostics;
+mod differential;
 mod ms1_scale;
 mod ms1_stall;
 mod ms2_state;

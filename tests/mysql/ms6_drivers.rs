@@ -82,7 +82,10 @@ fn through_swaps(start: &dyn Fn(&Proxy, &str) -> Work, ways: &[&str]) {
     swap(&proxy, &all, swaps);
     for work in all {
         let numbers = work.must_be_right();
-        assert!(numbers > swaps, "{numbers} server connections in {swaps} swaps");
+        assert!(
+            numbers > swaps,
+            "{numbers} server connections in {swaps} swaps"
+        );
     }
 }
 
@@ -92,10 +95,19 @@ fn swap(proxy: &Proxy, all: &[Work], swaps: usize) {
         let outcome = || proxy.admin().outcome(id);
         wait_until("the event ends", ROUND, || {
             let over = all.iter().find(|work| work.told.lock().unwrap().over);
-            assert!(over.is_none(), "{:?}", over.map(|w| (&w.name, w.complaint())));
+            assert!(
+                over.is_none(),
+                "{:?}",
+                over.map(|w| (&w.name, w.complaint()))
+            );
             outcome().is_some()
         });
-        assert_eq!(outcome().as_deref(), Some("completed"), "{:#?}", proxy.admin().sessions());
+        assert_eq!(
+            outcome().as_deref(),
+            Some("completed"),
+            "{:#?}",
+            proxy.admin().sessions()
+        );
         for work in all {
             work.next_round();
         }
@@ -250,7 +262,11 @@ fn start_mysql_async(proxy: &Proxy, way: &str) -> Work {
             .with_root_certs(vec![proxy.ca().into()])
             .with_disable_built_in_roots(true)
     });
-    let host = if tls.is_some() { "localhost" } else { "127.0.0.1" };
+    let host = if tls.is_some() {
+        "localhost"
+    } else {
+        "127.0.0.1"
+    };
     let options = mysql_async::OptsBuilder::default()
         .ip_or_hostname(host)
         .tcp_port(proxy.port())
@@ -291,11 +307,15 @@ async fn mysql_async_rounds(
 ) -> Result<(), mysql_async::Error> {
     let mut db = mysql_async::Conn::new(options.clone()).await?;
     let mut side = mysql_async::Conn::new(options.clone()).await?;
-    db.query_drop(format!("create table {table} (n int primary key, v varchar(40))"))
-        .await?;
+    db.query_drop(format!(
+        "create table {table} (n int primary key, v varchar(40))"
+    ))
+    .await?;
     db.exec_drop("set @mine = ?, time_zone = '+03:00'", ("Grüße ☃",))
         .await?;
-    let insert = db.prep(format!("insert into {table} values (?, ?)")).await?;
+    let insert = db
+        .prep(format!("insert into {table} values (?, ?)"))
+        .await?;
     let second = options
         .clone()
         .user(Some("second"))
@@ -311,11 +331,15 @@ async fn mysql_async_rounds(
         db.exec_batch(&insert, rows).await?;
         written += 3;
         let mut transaction = db.start_transaction(mysql_async::TxOpts::default()).await?;
-        transaction.exec_drop(&insert, (written, "prepared")).await?;
+        transaction
+            .exec_drop(&insert, (written, "prepared"))
+            .await?;
         transaction.commit().await?;
         written += 1;
         let mut transaction = db.start_transaction(mysql_async::TxOpts::default()).await?;
-        transaction.exec_drop(&insert, (written, "not to stay")).await?;
+        transaction
+            .exec_drop(&insert, (written, "not to stay"))
+            .await?;
         transaction.rollback().await?;
         let mut several = db.query_iter("select 1; select 'two', @mine").await?;
         assert_eq!(several.collect::<u32>().await?, [1]);

@@ -121,7 +121,7 @@ mod tests {
     fn refusals_and_nonsense_are_errors() {
         let refused: &[u8] = b"\xff\x6a\x04#42000no";
         let down: &[u8] = b"\xff\x1d\x04#08S01Server shutdown in progress";
-        let code = |packets| told(packets).unwrap().unwrap_err().code;
+        let code = |packets: &[&[u8]]| told(packets).unwrap().unwrap_err().code;
         assert_eq!(code(&[refused, OK]), 1130);
         assert_eq!(code(&[down]), 1053);
         assert_eq!(code(&[OK, OK]), 0, "no row");

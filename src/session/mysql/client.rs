@@ -245,7 +245,9 @@ impl Machine {
             .then(|| wanted(text))
             .flatten();
         let ops = keep_ops(hints.ops, text);
-        let shows = text.get(..4).is_some_and(|w| w.eq_ignore_ascii_case(b"show"))
+        let shows = text
+            .get(..4)
+            .is_some_and(|w| w.eq_ignore_ascii_case(b"show"))
             && self.diagnostics_pending()
             && names_diagnostics(text);
         self.owe(Kind::Query, 0);
@@ -414,7 +416,7 @@ impl Machine {
         out.put_slice(&header.bytes());
         out.put_u8(command::RESET_CONNECTION);
         command::put_query(out, TRACKING_SQL);
-        self.owe(Kind::OwnTracking, 0);
+        self.owe(Kind::Own, 0);
         ClientFrame::Replace {
             instead_of: header.frame_len(),
         }

@@ -29,10 +29,8 @@ use std::time::Instant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// `DO 0` or the like of Slackwater's own.
+    /// A question of Slackwater's own: it switches tracking on, once more, so that all is told anew.
     Own,
-    /// The same, and it switches tracking on.
-    OwnTracking,
     /// OK, EOF or ERR.
     Simple,
     /// The same, and it closes a statement's cursor.
@@ -321,13 +319,9 @@ impl Machine {
     /// Appends a command of Slackwater's own, whose answer is [`ServerFrame::Drop`]ped. Only when
     /// [`Self::needs_status`] or [`Self::needs_tracking`].
     pub fn put_ask(&mut self, out: &mut BytesMut) {
-        if std::mem::take(&mut self.untracked) {
-            command::put_query(out, TRACKING_SQL);
-            self.owe(Kind::OwnTracking, 0);
-        } else {
-            command::put_query(out, "DO 0");
-            self.owe(Kind::Own, 0);
-        }
+        self.untracked = false;
+        command::put_query(out, TRACKING_SQL);
+        self.owe(Kind::Own, 0);
     }
 
     /// The answer to a `DO 0` that somebody else sent at a moment when nothing was owed: an OK packet's payload.

@@ -61,7 +61,7 @@ impl Machine {
         if self.phase == Phase::Rows && !matches!(first, Some(EOF | ERR)) {
             return ServerFrame::Forward;
         }
-        self.dropping = matches!(front.kind, Kind::Own | Kind::OwnTracking);
+        self.dropping = matches!(front.kind, Kind::Own);
         if let Phase::Definitions(left, then) = self.phase {
             self.definition(left, then);
             return ServerFrame::Forward;
@@ -92,10 +92,10 @@ impl Machine {
         first: Option<u8>,
     ) -> ServerFrame {
         match (front.kind, first) {
-            (Kind::Own | Kind::OwnTracking, Some(OK)) => {
+            (Kind::Own, Some(OK)) => {
                 if let Ok(ok) = OkPacket::parse(head, true) {
                     self.note_ok(&ok, true);
-                    self.untracked &= front.kind != Kind::OwnTracking;
+                    self.untracked &= front.kind != Kind::Own;
                 } else {
                     self.ambiguous("the server's reply can't be read");
                 }
@@ -295,7 +295,8 @@ impl Machine {
     pub(super) fn note_ok(&mut self, ok: &OkPacket<'_>, own: bool) {
         self.status = ok.status;
         self.known = true;
-        self.untold = false;
+        // What rows that ended with EOF did not tell no other reply makes up for.
+        self.untold &= !own;
         if !ok.session.is_empty() {
             self.tracked.take(ok.session, own);
             self.untracked |= std::mem::take(&mut self.tracked.overruled);
@@ -394,7 +395,7 @@ impl Machine {
     }
 
     fn failed(&mut self, front: Owed, head: &[u8]) -> ServerFrame {
-        if matches!(front.kind, Kind::Own | Kind::OwnTracking) {
+        if matches!(front.kind, Kind::Own) {
             self.owed.pop_front();
             self.phase = Phase::Start;
             self.ambiguous("the server refused a command of Slackwater's own");

@@ -82,12 +82,7 @@ impl Ledger {
     }
 }
 
-fn write(
-    app: &Target,
-    client: usize,
-    stop: &AtomicBool,
-    written: &AtomicU64,
-) -> Book {
+fn write(app: &Target, client: usize, stop: &AtomicBool, written: &AtomicU64) -> Book {
     let (mut told, mut errors, mut slow) = (Vec::new(), Vec::new(), Vec::new());
     let mut connection = None;
     while !stop.load(Ordering::Relaxed) {
