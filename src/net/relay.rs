@@ -150,7 +150,7 @@ impl<P: Protocol> Relay<P> {
             server_unread: false,
             instead: BytesMut::new(),
             told_at_rest: false,
-            rests_since: Instant::now(),
+            rests_since: tokio::time::Instant::now().into_std(),
             looked_back: false,
             lingering: None,
             counts: Counts::default(),

@@ -21,7 +21,7 @@ pub(crate) const SERVICE: (&str, &str) = ("slackwater", "service-secret");
 pub(crate) const APP: (&str, &str) = ("app", "app-secret");
 
 /// How long a server may take to start or stop.
-const SERVER: Duration = Duration::from_secs(60);
+const SERVER: Duration = Duration::from_mins(1);
 
 const STATEMENTS: &[&str] = &[
     "CREATE USER 'admin'@'%' IDENTIFIED BY 'admin-secret'",

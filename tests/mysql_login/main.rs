@@ -1,6 +1,6 @@
 //! Log-ins to real servers, and of real clients, of MariaDB and MySQL.
 
-#![expect(clippy::panic, reason = "tests fail that way")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "tests fail that way")]
 
 mod clients;
 mod front;

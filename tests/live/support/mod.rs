@@ -5,6 +5,7 @@ pub(crate) mod direct;
 pub(crate) mod ledger;
 pub(crate) mod middle;
 #[path = "../../common/mysql.rs"]
+#[allow(dead_code, reason = "other test binaries use the rest")]
 pub(crate) mod mysql;
 pub(crate) mod pgbench;
 #[path = "../../common/ports.rs"]
