@@ -12,7 +12,11 @@
 )]
 
 mod cases;
+mod cases_moves;
+mod fault_kills;
+mod faults;
 mod ms1_scale;
 mod ms2_state;
 mod ms3_blockers;
+mod ms4_versions;
 mod support;

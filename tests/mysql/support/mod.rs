@@ -3,10 +3,13 @@
 #[path = "../../live/support/admin.rs"]
 pub(crate) mod admin;
 pub(crate) mod client;
+#[path = "../../common/guard.rs"]
+mod guard;
 pub(crate) mod ledger;
 #[path = "../../common/ports.rs"]
 pub(crate) mod ports;
 pub(crate) mod proxy;
+pub(crate) mod raw;
 pub(crate) mod server;
 pub(crate) mod sysbench;
 #[path = "../../common/waiting.rs"]
