@@ -315,13 +315,15 @@ fn case_36_a_log_in_that_is_no_longer_possible_is_found_before_anything_is_given
         ("DROP USER {}", ""),
         (
             "ALTER USER {} WITH MAX_USER_CONNECTIONS 1",
-            "ALTER USER {} WITH MAX_USER_CONNECTIONS 0",
+            "ALTER USER {} WITH MAX_USER_CONNECTIONS 9",
         ),
     ];
     for (n, (harm, amends)) in ways.iter().enumerate() {
         let account = account(n);
         server.run(&[
-            &format!("CREATE USER {account} IDENTIFIED BY 'secret'"),
+            &format!(
+                "CREATE USER {account} IDENTIFIED BY 'secret' WITH MAX_USER_CONNECTIONS 9"
+            ),
             &format!("GRANT ALL ON app.* TO {account}"),
         ]);
         let name = format!("victim{n}");

@@ -5,7 +5,7 @@ use super::client::{Client, Target, app};
 use super::guard::Guard;
 use super::ports::Port;
 use super::server::{Kind, SERVICE, SETUP, Server, give_away};
-use super::wait_for;
+use super::{SOON, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -215,10 +215,12 @@ impl Proxy {
         ))
     }
 
-    /// Kills (SIGKILL) the server that it runs itself.
+    /// Kills (SIGKILL) the server that it runs itself; returns when its sockets are closed.
     pub(crate) fn kill_server(&self) {
         if let Some(pid) = self.server_process() {
             let _ = kill(pid, Signal::SIGKILL);
+            // Its first thread may be gone long before the last one, which closes the sockets.
+            wait_for("the server is gone", SOON, || kill(pid, None).err());
         }
     }
 
