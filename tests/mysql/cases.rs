@@ -235,7 +235,10 @@ fn case_08_procedures_with_several_results_and_moves_between_calls() {
     let proxy = Proxy::on(&server);
     let mut client = proxy.client("calls");
     for n in 1..4_i64 {
-        let mut results = client.0.query_iter(format!("CALL several({n}, @b)")).unwrap();
+        let mut results = client
+            .0
+            .query_iter(format!("CALL several({n}, @b)"))
+            .unwrap();
         let mut seen = Vec::new();
         while let Some(rows) = results.iter() {
             seen.extend(rows.map(|r| r.unwrap().get::<i64, _>(0).unwrap()));

@@ -41,7 +41,10 @@ fn case_10_data_that_was_sent_ahead_is_waited_for() {
     let admin = proxy.admin();
     let event = admin.start_event(&json!({ "timeout_seconds": 50 }));
     wait_until("the blocker is told", SOON, || {
-        admin.blockers("ahead").iter().any(|b| b["kind"] == "long_data")
+        admin
+            .blockers("ahead")
+            .iter()
+            .any(|b| b["kind"] == "long_data")
     });
     assert_eq!(admin.outcome(event), None);
     raw.send(0, &execute(id, Some(STRING), b""));
@@ -89,7 +92,11 @@ fn case_12_a_run_behind_a_preparation_that_failed() {
     let mut raw = Raw::connect(proxy.port(), "pipelines");
     let before = raw.prepare("SELECT 5");
     for _ in 0..2 {
-        raw.pipeline(&[prepare("SELEKT 1"), execute_plain(LAST_STATEMENT), query("DO 1")]);
+        raw.pipeline(&[
+            prepare("SELEKT 1"),
+            execute_plain(LAST_STATEMENT),
+            query("DO 1"),
+        ]);
         assert_eq!(raw.prepared(), Err(1064));
         assert_eq!(raw.rows(), Err(1243), "no statement is run instead");
         assert_eq!(raw.done(), 0);
@@ -128,11 +135,13 @@ fn case_13_a_table_that_changed_under_a_prepared_statement() {
 }
 
 #[test]
-fn case_14_no_room_for_prepared_statements() {
+fn safety_09_mysql_case_14_no_room_for_prepared_statements() {
     let server = Server::start(&[]);
     let proxy = Proxy::on(&server);
     let mut client = proxy.client("prepared");
-    let statements: Vec<_> = (0..5).map(|n| client.prepare(&format!("SELECT {n}"))).collect();
+    let statements: Vec<_> = (0..5)
+        .map(|n| client.prepare(&format!("SELECT {n}")))
+        .collect();
     server.run(&["SET GLOBAL max_prepared_stmt_count=7"]);
     let detail = refused(&proxy, "prepared", "not_restorable");
     assert!(detail.contains("1461"), "{detail}");
@@ -166,7 +175,10 @@ fn case_16_local_files_refused_empty_and_too_early() {
         assert_eq!(raw.done(), 0);
         proxy.admin().swap();
     }
-    assert_eq!(raw.value("SELECT GROUP_CONCAT(a ORDER BY a) FROM t"), "1,2,3,4");
+    assert_eq!(
+        raw.value("SELECT GROUP_CONCAT(a ORDER BY a) FROM t"),
+        "1,2,3,4"
+    );
     // An error before the file is asked for.
     raw.send(0, &query("LOAD DATA LOCAL INFILE 'x' INTO TABLE nothing"));
     let first = raw.read().unwrap();
@@ -304,12 +316,16 @@ fn case_32_the_number_of_a_session_and_that_of_its_server_connection() {
 }
 
 #[test]
-fn case_36_a_log_in_that_is_no_longer_possible_is_found_before_anything_is_given_up() {
+fn safety_09_mysql_case_36_a_log_in_that_is_no_longer_possible_is_found_before_anything_is_given_up()
+ {
     let server = Server::start(&[]);
     let proxy = Proxy::with(&server, &quick());
     let account = |n: usize| format!("victim{n}@'%'");
     let ways: &[(&str, &str)] = &[
-        ("ALTER USER {} IDENTIFIED BY 'other'", "ALTER USER {} IDENTIFIED BY 'secret'"),
+        (
+            "ALTER USER {} IDENTIFIED BY 'other'",
+            "ALTER USER {} IDENTIFIED BY 'secret'",
+        ),
         ("ALTER USER {} ACCOUNT LOCK", "ALTER USER {} ACCOUNT UNLOCK"),
         ("REVOKE ALL ON app.* FROM {}", "GRANT ALL ON app.* TO {}"),
         ("DROP USER {}", ""),
@@ -321,9 +337,7 @@ fn case_36_a_log_in_that_is_no_longer_possible_is_found_before_anything_is_given
     for (n, (harm, amends)) in ways.iter().enumerate() {
         let account = account(n);
         server.run(&[
-            &format!(
-                "CREATE USER {account} IDENTIFIED BY 'secret' WITH MAX_USER_CONNECTIONS 9"
-            ),
+            &format!("CREATE USER {account} IDENTIFIED BY 'secret' WITH MAX_USER_CONNECTIONS 9"),
             &format!("GRANT ALL ON app.* TO {account}"),
         ]);
         let name = format!("victim{n}");
@@ -402,7 +416,10 @@ fn case_40_the_same_data_under_other_defaults() {
     assert_eq!(client.value("SELECT @@sort_buffer_size"), "300000");
     proven(&proxy, "keeps");
     server.stop();
-    server.set(&["--sql-mode=NO_ENGINE_SUBSTITUTION", "--sort-buffer-size=350000"]);
+    server.set(&[
+        "--sql-mode=NO_ENGINE_SUBSTITUTION",
+        "--sort-buffer-size=350000",
+    ]);
     server.run_again();
     let mode = client.value("SELECT @@sql_mode");
     assert_eq!(mode, "NO_ENGINE_SUBSTITUTION");

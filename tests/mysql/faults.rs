@@ -144,9 +144,18 @@ fn safety_15_mysql_a_lost_transaction_is_told_and_nothing_of_it_is_run_on_its_ow
     let proxy = Proxy::with(&server, &quick());
     let ways: &[(&str, &[&str])] = &[
         ("begin", &["BEGIN", "INSERT INTO t VALUES (1)"]),
-        ("savepoint", &["BEGIN", "INSERT INTO t VALUES (1)", "SAVEPOINT a"]),
-        ("no autocommit", &["SET autocommit=0", "INSERT INTO t VALUES (1)"]),
-        ("chained", &["BEGIN", "COMMIT AND CHAIN", "INSERT INTO t VALUES (1)"]),
+        (
+            "savepoint",
+            &["BEGIN", "INSERT INTO t VALUES (1)", "SAVEPOINT a"],
+        ),
+        (
+            "no autocommit",
+            &["SET autocommit=0", "INSERT INTO t VALUES (1)"],
+        ),
+        (
+            "chained",
+            &["BEGIN", "COMMIT AND CHAIN", "INSERT INTO t VALUES (1)"],
+        ),
         ("xa", &["XA START 'x'", "INSERT INTO t VALUES (1)"]),
         ("only begun", &["BEGIN"]),
     ];
@@ -171,7 +180,13 @@ fn safety_15_mysql_a_lost_transaction_is_told_and_nothing_of_it_is_run_on_its_ow
 
 /// A packet of so many bytes has reached a server that does not read.
 fn unread(server: &Server, bytes: usize) -> bool {
-    let port: u16 = server.address().rsplit(':').next().unwrap().parse().unwrap();
+    let port: u16 = server
+        .address()
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     let tcp = fs::read_to_string("/proc/net/tcp").unwrap();
     let at = format!(":{port:04X}");
     let queue = format!(":{bytes:08X}");
@@ -192,7 +207,11 @@ fn safety_06_mysql_an_unknown_outcome_is_told_as_such_and_nothing_is_sent_again(
         ("autocommit", &[], "INSERT INTO t VALUES (2)"),
         ("several", &[], "DO 1; INSERT INTO t VALUES (3)"),
         ("by ddl", open, "CREATE TABLE made (a int)"),
-        ("xa", &["XA START 'y'", "XA END 'y'"], "XA COMMIT 'y' ONE PHASE"),
+        (
+            "xa",
+            &["XA START 'y'", "XA END 'y'"],
+            "XA COMMIT 'y' ONE PHASE",
+        ),
     ];
     for (name, first, last) in ways {
         let mut client = proxy.client(name);
@@ -214,7 +233,10 @@ fn safety_06_mysql_an_unknown_outcome_is_told_as_such_and_nothing_is_sent_again(
         assert!(client.try_run("SELECT 1").is_err(), "{name}: closed");
         server.run_again();
         let found = Client::to(&server.admin()).value("SELECT COUNT(*) FROM app.t");
-        assert_eq!(found, "0", "{name}: it was never read, and is not sent again");
+        assert_eq!(
+            found, "0",
+            "{name}: it was never read, and is not sent again"
+        );
     }
 }
 
@@ -225,7 +247,11 @@ fn safety_16_mysql_a_kill_by_an_administrator_is_told_from_a_lost_server() {
     let mut other = proxy.client("other");
     other.run("SET @tenant = 'mine'");
     let mut admin = Client::to(&server.admin());
-    for (name, statement) in [("rests", ""), ("in transaction", "BEGIN"), ("locks", "DO GET_LOCK('a', 1)")] {
+    for (name, statement) in [
+        ("rests", ""),
+        ("in transaction", "BEGIN"),
+        ("locks", "DO GET_LOCK('a', 1)"),
+    ] {
         let mut client = proxy.client(name);
         let number = client.value("SELECT CONNECTION_ID()");
         if statement.is_empty() {
@@ -269,7 +295,9 @@ fn fault_a_server_that_hangs_is_waited_for_up_to_the_login_deadline() {
     client.run("SET @tenant = 'mine'");
     proven(&proxy, "stays");
     server.freeze(true);
-    let error = Client::connect(&proxy.app()).err().expect("nobody is let in");
+    let error = Client::connect(&proxy.app())
+        .err()
+        .expect("nobody is let in");
     assert_eq!(code(&error), 1105, "{error}");
     let waits = thread::spawn(move || client.value("SELECT @tenant"));
     server.freeze(false);
@@ -288,7 +316,9 @@ fn fault_a_server_that_is_away_is_waited_for_up_to_the_login_deadline() {
     };
     let proxy = Proxy::with(&server, &options);
     server.stop();
-    let error = Client::connect(&proxy.app()).err().expect("nobody is let in");
+    let error = Client::connect(&proxy.app())
+        .err()
+        .expect("nobody is let in");
     assert_eq!(code(&error), 1105, "{error}");
     // One that starts while a client waits serves it.
     let options = Options {

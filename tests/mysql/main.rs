@@ -19,4 +19,5 @@ mod ms1_scale;
 mod ms2_state;
 mod ms3_blockers;
 mod ms4_versions;
+mod safety;
 mod support;

@@ -4,6 +4,8 @@
 
 mod clients;
 mod front;
+#[path = "../common/guard.rs"]
+mod guard;
 mod server;
 
 use server::{Kind, SOCKET, Server, log_in, run, soon};

@@ -1,5 +1,6 @@
 //! A MariaDB or MySQL server in a temporary directory, for these tests.
 
+use super::guard::Guard;
 use slackwater::auth::mysql::Credential;
 use slackwater::backend::Endpoint;
 use slackwater::backend::mysql::connect::{Connected, Login, Request, connect};
@@ -29,6 +30,7 @@ pub(crate) struct Server {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) port: u16,
     child: Child,
+    _guard: Guard,
 }
 
 impl Drop for Server {
@@ -96,6 +98,7 @@ impl Server {
             nix::unistd::chown(dir.path(), Some(account.uid), Some(account.gid))
                 .expect("given away");
         }
+        let guard = Guard::over(&[dir.path()]);
         let data = dir.path().join("data");
         let data_dir = format!("--datadir={}", data.display());
         let is_mysql = kind == Kind::MySql97;
@@ -145,7 +148,12 @@ impl Server {
             .stderr(log)
             .spawn()
             .expect("starts");
-        Some(Self { dir, port, child })
+        Some(Self {
+            dir,
+            port,
+            child,
+            _guard: guard,
+        })
     }
 
     pub(crate) fn socket(&self) -> Endpoint {

@@ -5,6 +5,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "../common/guard.rs"]
+mod guard;
 mod server;
 
 use server::{Client, Server};

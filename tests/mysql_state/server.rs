@@ -1,5 +1,6 @@
 //! A MariaDB or MySQL server of the test's own, and a client whose packets pass through a session's machine.
 
+use super::guard::Guard;
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use slackwater::session::mysql::grammar::{Family, Grammar};
@@ -29,10 +30,11 @@ const CAPABILITIES: u32 = 1 | 4 | 1 << 3 | 1 << 9 | 1 << 13 | 1 << 15 | 7 << 16 
 const DEPRECATE_EOF: u32 = 1 << 24;
 const LOCAL_FILES: u32 = 1 << 7;
 
-/// A running server; it ends with the test's process.
+/// A running server; it ends with the test's process, however that ends.
 pub(crate) struct Server {
     directory: tempfile::TempDir,
     child: Mutex<Child>,
+    _guard: Guard,
     pub(crate) family: Family,
     pub(crate) version: u32,
 }
@@ -56,6 +58,7 @@ impl Server {
         let of_mysql = std::env::var_os(BINARIES)
             .is_some_and(|dir| !PathBuf::from(dir).join("mariadbd").is_file());
         let directory = tempfile::tempdir().unwrap();
+        let guard = Guard::over(&[directory.path()]);
         let data = directory.path().join("data");
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
         let data_option = format!("--datadir={}", data.display());
@@ -103,6 +106,7 @@ impl Server {
         let mut server = Self {
             directory,
             child: Mutex::new(child.unwrap()),
+            _guard: guard,
             family: if of_mysql {
                 Family::MySql
             } else {

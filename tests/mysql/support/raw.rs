@@ -10,8 +10,17 @@ use std::time::Duration;
 
 /// CLIENT_LONG_PASSWORD, LONG_FLAG, CONNECT_WITH_DB, LOCAL_FILES, PROTOCOL_41, TRANSACTIONS, SECURE_CONNECTION,
 /// MULTI_STATEMENTS, MULTI_RESULTS, PS_MULTI_RESULTS, PLUGIN_AUTH, CONNECT_ATTRS, DEPRECATE_EOF.
-const CAPABILITIES: u32 =
-    1 | 1 << 2 | 1 << 3 | 1 << 7 | 1 << 9 | 1 << 13 | 1 << 15 | 7 << 16 | 1 << 19 | 1 << 20 | 1 << 24;
+const CAPABILITIES: u32 = 1
+    | 1 << 2
+    | 1 << 3
+    | 1 << 7
+    | 1 << 9
+    | 1 << 13
+    | 1 << 15
+    | 7 << 16
+    | 1 << 19
+    | 1 << 20
+    | 1 << 24;
 
 /// utf8mb4_general_ci.
 const CHARSET: u8 = 45;
@@ -24,6 +33,8 @@ pub(crate) const STRING: [u8; 2] = [0xfe, 0];
 pub(crate) struct Raw {
     stream: TcpStream,
     seq: u8,
+    /// The number that it was greeted with.
+    pub(crate) number: u32,
 }
 
 impl Raw {
@@ -33,9 +44,16 @@ impl Raw {
         stream
             .set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
-        let mut raw = Self { stream, seq: 0 };
+        let mut raw = Self {
+            stream,
+            seq: 0,
+            number: 0,
+        };
         let greeting = raw.read().unwrap();
-        assert_eq!(greeting[0], 10, "protocol 10");
+        let mut reader = Reader::new(&greeting);
+        assert_eq!(reader.u8(), Ok(10), "protocol 10");
+        reader.cstr().unwrap();
+        raw.number = reader.u32().unwrap();
         let mut response = CAPABILITIES.to_le_bytes().to_vec();
         response.extend((1_u32 << 24).to_le_bytes());
         response.push(CHARSET);
@@ -152,7 +170,8 @@ impl Raw {
     /// Prepares a statement.
     pub(crate) fn prepare(&mut self, sql: &str) -> u32 {
         self.send(0, &prepare(sql));
-        self.prepared().unwrap_or_else(|code| panic!("{sql}: {code}"))
+        self.prepared()
+            .unwrap_or_else(|code| panic!("{sql}: {code}"))
     }
 }
 

@@ -106,7 +106,10 @@ pub(crate) fn on_another_server(kind: Kind, filters: &[&str]) {
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {said}\n{errors}");
-    assert!(!said.contains(" 0 passed"), "{filters:?} name tests: {said}");
+    assert!(
+        !said.contains(" 0 passed"),
+        "{filters:?} name tests: {said}"
+    );
 }
 
 /// The account that servers run under when the tests run as root.
