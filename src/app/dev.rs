@@ -629,9 +629,12 @@ mod tests {
         let chosen = |there: &[Engine]| {
             let mut place = place(dir.path().to_str().unwrap(), true);
             place.engines.clear();
-            let installed = |engine: Engine| match there.contains(&engine) {
-                true => Ok(()),
-                false => Err(format!("no {engine}")),
+            let installed = |engine: Engine| {
+                if there.contains(&engine) {
+                    Ok(())
+                } else {
+                    Err(format!("no {engine}"))
+                }
             };
             let missing = place.choose_engines(&installed).map_err(|e| e.0)?;
             Ok::<_, String>((place.engines, missing.join("; ")))

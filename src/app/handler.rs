@@ -62,6 +62,14 @@ impl App {
                 note: String::new(),
             });
         }
+        for detection in cluster.missing_detections() {
+            facts.push(FactView {
+                name: "missing_detection".to_owned(),
+                value: detection.as_str().to_owned(),
+                note: "what only it would show is taken from the texts of statements, and stays in the way"
+                    .to_owned(),
+            });
+        }
         ClusterView {
             name: running.config.name.clone(),
             engine: running.config.engine.name().to_owned(),

@@ -7,6 +7,7 @@ use super::line::Line;
 use super::mysql::offer::Offer;
 use super::registry::Registry;
 use super::service::Service;
+use crate::session::mysql::findings::Detection;
 use crate::session::mysql::snapshot::Baseline;
 use crate::session::pg::CATALOG_NAMES_SQL;
 use crate::transport::SocketConfig;
@@ -87,6 +88,7 @@ pub struct Cluster {
     role_settings: Mutex<(String, Instant)>,
     offer: Mutex<Option<Offer>>,
     baselines: Mutex<HashMap<[u8; 32], Arc<Baseline>>>,
+    missing: Mutex<BTreeSet<Detection>>,
     trouble: tokio::sync::Notify,
 }
 
@@ -162,6 +164,7 @@ impl Cluster {
             role_settings: Mutex::new((String::new(), Instant::now())),
             offer: Mutex::default(),
             baselines: Mutex::default(),
+            missing: Mutex::default(),
             trouble: tokio::sync::Notify::new(),
         }
     }
@@ -347,6 +350,19 @@ impl Cluster {
     /// What a fresh login of this kind holds.
     pub fn baseline(&self, kind: &[u8; 32]) -> Option<Arc<Baseline>> {
         self.baselines.lock().get(kind).cloned()
+    }
+
+    /// Ways to see state that the server lacked when a session was last asked.
+    pub fn missing_detections(&self) -> Vec<Detection> {
+        self.missing.lock().iter().copied().collect()
+    }
+
+    /// A probe found that the server lacks these.
+    pub fn note_missing(&self, missing: &[Detection]) {
+        let mut known = self.missing.lock();
+        if known.len() != missing.len() || !missing.iter().all(|m| known.contains(m)) {
+            *known = missing.iter().copied().collect();
+        }
     }
 
     /// A fresh login of this kind was looked at.

@@ -28,6 +28,15 @@ pub struct Serving {
     pub started_at: Arc<str>,
 }
 
+impl Serving {
+    /// The same start of the same server, whatever its generation.
+    pub fn is_same_server(&self, other: &Self) -> bool {
+        !self.started_at.is_empty()
+            && self.started_at == other.started_at
+            && self.endpoint == other.endpoint
+    }
+}
+
 /// What sessions do about the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -53,6 +62,8 @@ pub struct View {
     pub serving: Option<Serving>,
     /// When the present hold began.
     pub held_since: Option<Instant>,
+    /// An instance is expected to serve next ([`Gate::expect`]).
+    pub expects: bool,
 }
 
 /// Who wants a lease.
@@ -62,6 +73,8 @@ pub enum Purpose {
     Session,
     /// A rehearsal, a move's second end, the service connection: may use the reserve, even in a hold.
     Spare,
+    /// A log-in ahead to the instance that is expected: carries no session before another lease takes its place.
+    Ahead,
 }
 
 /// The gate of one cluster.
@@ -88,12 +101,19 @@ struct State {
     /// Those of `sessions` that were left at a safe point and close.
     closing: usize,
     spare: usize,
+    ahead: usize,
+    /// Who is to serve next, if all goes well. Never granted to a session.
+    expected: Option<Serving>,
     outage_since: Option<Instant>,
     waiters: VecDeque<oneshot::Sender<Lease>>,
     last_generation: u64,
 }
 
 impl State {
+    fn leases(&self) -> usize {
+        self.sessions + self.spare + self.ahead
+    }
+
     fn phase(&self) -> Phase {
         match (self.held_since, self.leave_before) {
             (Some(_), _) => Phase::Held,
@@ -116,6 +136,8 @@ impl Gate {
                 sessions: 0,
                 closing: 0,
                 spare: 0,
+                ahead: 0,
+                expected: None,
                 waiters: VecDeque::new(),
                 last_generation: 0,
             }),
@@ -142,6 +164,7 @@ impl Gate {
             phase: state.phase(),
             serving: state.serving.clone(),
             held_since: state.held_since,
+            expects: state.expected.is_some(),
         }
     }
 
@@ -169,8 +192,7 @@ impl Gate {
 
     /// All server connections.
     pub fn leases(&self) -> usize {
-        let state = self.state.lock();
-        state.sessions + state.spare
+        self.state.lock().leases()
     }
 
     /// Wakes who waits for [`Self::progress`].
@@ -203,8 +225,7 @@ impl Gate {
         let state = self.state.lock();
         state.serving.is_some()
             && state.held_since.is_none()
-            && (state.sessions + self.reserve >= self.limit
-                || state.sessions + state.spare >= self.limit)
+            && (state.sessions + self.reserve >= self.limit || state.leases() >= self.limit)
     }
 
     /// Waits in line for a server connection of the serving instance.
@@ -238,6 +259,32 @@ impl Gate {
     pub fn try_spare(self: &Arc<Self>) -> Option<Lease> {
         let mut state = self.state.lock();
         self.grant(&mut state, Purpose::Spare)
+    }
+
+    /// `who` is to serve next, if all goes well: sessions at work may log in there ahead
+    /// ([`Self::try_ahead`]). `None`: nobody is, and who logged in ahead and was not needed leaves.
+    pub fn expect(&self, who: Option<(Endpoint, String)>) {
+        let mut state = self.state.lock();
+        state.expected = who.map(|(endpoint, started_at)| Serving {
+            // It has none before it serves.
+            generation: 0,
+            endpoint: Arc::new(endpoint),
+            started_at: Arc::from(started_at),
+        });
+        drop(state);
+        self.changed();
+    }
+
+    /// A log-in ahead at the instance that is expected, if one is and a connection is left.
+    pub fn try_ahead(self: &Arc<Self>) -> Option<Lease> {
+        let mut state = self.state.lock();
+        let serving = state.expected.clone()?;
+        if state.leases() + self.reserve >= self.limit {
+            return None;
+        }
+        state.ahead += 1;
+        drop(state);
+        Some(self.new_lease(Purpose::Ahead, serving))
     }
 
     /// Closes the gate until the guard is dropped or told who serves next. `None`: it is held already.
@@ -298,7 +345,7 @@ impl Gate {
 
     fn grant(self: &Arc<Self>, state: &mut State, purpose: Purpose) -> Option<Lease> {
         let serving = state.serving.clone()?;
-        if state.sessions + state.spare >= self.limit {
+        if state.leases() >= self.limit {
             return None;
         }
         match purpose {
@@ -309,14 +356,19 @@ impl Gate {
                 state.sessions += 1;
             }
             Purpose::Spare => state.spare += 1,
+            Purpose::Ahead => state.ahead += 1,
         }
-        Some(Lease {
+        Some(self.new_lease(purpose, serving))
+    }
+
+    fn new_lease(self: &Arc<Self>, purpose: Purpose, serving: Serving) -> Lease {
+        Lease {
             gate: Arc::clone(self),
             purpose,
             serving,
             closing: false,
             returned: false,
-        })
+        }
     }
 
     fn serve_waiters(self: &Arc<Self>, state: &mut State) {
@@ -340,6 +392,7 @@ impl Gate {
         match lease.purpose {
             Purpose::Session => state.sessions -= 1,
             Purpose::Spare => state.spare -= 1,
+            Purpose::Ahead => state.ahead -= 1,
         }
         state.closing -= usize::from(lease.closing);
         self.serve_waiters(&mut state);
@@ -368,9 +421,14 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The instance that served when the lease was granted.
+    /// The instance that served when the lease was granted; or that was expected, for a log-in ahead.
     pub fn serving(&self) -> &Serving {
         &self.serving
+    }
+
+    /// It is for a log-in ahead.
+    pub fn is_ahead(&self) -> bool {
+        self.purpose == Purpose::Ahead
     }
 
     /// The session has left the connection at a safe point: nothing can be written on it any more, it only
@@ -492,6 +550,40 @@ mod tests {
         assert_eq!(gate.leases(), 5);
         drop((a, b, held));
         assert_eq!(gate.leases(), 0);
+    }
+
+    #[test]
+    fn who_is_expected_is_logged_in_to_ahead_and_serves_nobody() {
+        let gate = open_gate(5);
+        assert!(gate.try_ahead().is_none(), "nobody is expected");
+        let session = gate.lease().now_or_never().expect("free");
+        gate.expect(Some((endpoint(), "t1".to_owned())));
+        assert!(gate.view().expects);
+        let first = gate.try_ahead().expect("one is left");
+        let _second = gate.try_ahead().expect("one is left");
+        assert!(first.is_ahead() && !session.is_ahead());
+        assert!(gate.try_ahead().is_none(), "the reserve is kept back");
+        assert_eq!((gate.leases(), gate.session_leases()), (3, 1));
+        assert_eq!(
+            &*gate
+                .lease()
+                .now_or_never()
+                .expect("free")
+                .serving()
+                .started_at,
+            "t0"
+        );
+        gate.serve_none();
+        assert!(gate.lease().now_or_never().is_none(), "nobody serves");
+        let ahead = first.serving().clone();
+        assert!(!ahead.is_same_server(session.serving()));
+        gate.serve(endpoint(), "t1");
+        let next = gate.lease().now_or_never().expect("it serves now");
+        assert!(ahead.is_same_server(next.serving()));
+        drop((session, first));
+        assert_eq!((gate.leases(), gate.session_leases()), (2, 1));
+        gate.expect(None);
+        assert!(!gate.view().expects && gate.try_ahead().is_none());
     }
 
     #[test]

@@ -86,6 +86,13 @@ impl Link {
         self.lease.as_ref().map(Lease::serving)
     }
 
+    /// The server that was logged in to ahead serves now: the connection is a session's, under a lease of it.
+    #[must_use]
+    pub fn under(mut self, lease: Lease) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
     /// A move's second end becomes the session's only one.
     #[must_use]
     pub fn for_session(mut self) -> Self {

@@ -181,10 +181,18 @@ impl Service {
         self.offer.lock().clone()
     }
 
-    /// Lets the kept connection go, before its server stops.
+    /// Lets the kept connection go, before its server stops. Nobody waits for its end: nothing is asked on it.
     pub async fn rest(&self) {
         if let Some(kept) = self.kept.lock().await.take() {
-            kept.talk.end().await;
+            let Kept {
+                talk,
+                _lease: lease,
+                ..
+            } = kept;
+            tokio::spawn(async move {
+                talk.end().await;
+                drop(lease);
+            });
         }
     }
 

@@ -1,6 +1,7 @@
 //! `slackwater check`: the configuration, and what can be tried of it without touching a server.
 
 use super::Failure;
+use crate::backend::Engine;
 use crate::config::{AuthSource, CertificateFiles, Config, ProviderConfig, Tls};
 use nix::unistd::{AccessFlags, access};
 use std::io::Write;
@@ -229,6 +230,18 @@ impl Found {
                     };
                     self.notes.push(format!(
                         "clusters.{name}: {rules} see Slackwater's address, not the client's"
+                    ));
+                    let detection = match cluster.engine {
+                        Engine::Postgres => continue,
+                        Engine::Mariadb => {
+                            "locks of sessions are seen where the server has the plugin metadata_lock_info"
+                        }
+                        Engine::Mysql => {
+                            "locks, variables and statements of sessions are seen where service_user may read performance_schema and has PROCESS"
+                        }
+                    };
+                    self.notes.push(format!(
+                        "clusters.{name}: {detection}; `slackwater status {name}` tells what is missing"
                     ));
                 }
                 ProviderConfig::Local(provider) => {

@@ -437,9 +437,10 @@ fn read_sessions(mut section: Section<'_, '_>, engine: Engine) -> SessionsConfig
         let range = Duration::ZERO..=60 * SECOND;
         section.duration("diagnostics_wait", SECOND, range, None)
     });
-    let custom_settings = match mysql {
-        true => Vec::new(),
-        false => read_custom_settings(section.take("custom_settings")),
+    let custom_settings = if mysql {
+        Vec::new()
+    } else {
+        read_custom_settings(section.take("custom_settings"))
     };
     let max_server_connections = section.integer("max_server_connections", 90, 3..=100_000);
     let mut blockers = section.table("on_blocker");

@@ -148,6 +148,13 @@ pub(super) trait Engine: Protocol + Sized {
         deadline: Instant,
     ) -> impl Future<Output = Result<(), OpenError>> + Send;
 
+    /// A log-in to a server that takes no writes yet is as good as one when it does: nothing runs at log-ins.
+    fn may_be_ahead(
+        ready: &mut Ready<Self>,
+        profile: &Profile<Self>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<(), OpenError>> + Send;
+
     /// Restores a session onto a connection that is ready, and verifies it.
     fn carry(
         ready: Ready<Self>,

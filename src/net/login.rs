@@ -491,7 +491,7 @@ async fn log_in(
             () = tokio::time::sleep_until(deadline) => return Err(Refusal::Because(Box::new(last))),
             () = gone(client) => return Err(Refusal::ClientGone),
         };
-        match state::open(profile, lease, None, PgSeen::default(), deadline).await {
+        match state::open(profile, lease, None, None, PgSeen::default(), deadline).await {
             Ok(opened) => return Ok(opened),
             Err(error) if !error.may_pass() => return Err(Refusal::Because(Box::new(error))),
             // Of two reasons the server's own words are the better ones.

@@ -1,6 +1,7 @@
 //! The client side: listeners, logins, and one relay task per session.
 
 pub mod admission;
+mod ahead;
 pub mod authentication;
 mod end;
 mod engine;

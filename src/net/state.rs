@@ -138,6 +138,16 @@ pub(super) struct Ready<E: Engine> {
     pub(super) notices: BytesMut,
 }
 
+impl<E: Engine> Ready<E> {
+    /// One that was made ahead, now that its server serves.
+    fn under(self, lease: Lease) -> Self {
+        Self {
+            link: self.link.under(lease),
+            ..self
+        }
+    }
+}
+
 /// Logs in ahead of a move, while the session still works on its old server connection.
 pub(super) async fn make_ready<E: Engine>(
     profile: Arc<Profile<E>>,
@@ -149,16 +159,20 @@ pub(super) async fn make_ready<E: Engine>(
     Ok(ready)
 }
 
-/// Logs in and, with a snapshot, restores and verifies the session. Nothing of it reaches the client
-/// before it is verified.
+/// Logs in, unless that was done ahead, and, with a snapshot, restores and verifies the session. Nothing of it
+/// reaches the client before it is verified.
 pub(super) async fn open<E: Engine>(
     profile: &Profile<E>,
     lease: Lease,
+    ahead: Option<Ready<E>>,
     snapshot: Option<&E::Snapshot>,
     seen: E::Seen,
     deadline: Instant,
 ) -> Result<Opened<E>, OpenError> {
-    let ready = E::log_in(profile, lease, deadline).await?;
+    let ready = match ahead {
+        Some(ready) => ready.under(lease),
+        None => E::log_in(profile, lease, deadline).await?,
+    };
     match snapshot {
         Some(snapshot) => E::carry(ready, profile, snapshot, seen, deadline).await,
         None => Ok(Opened {
@@ -216,7 +230,7 @@ async fn try_out<E: Engine>(
         tokio::time::sleep(Duration::from_millis(2)).await;
     };
     let began = Instant::now();
-    let outcome = match open(&profile, lease, Some(&snapshot), seen, deadline).await {
+    let outcome = match open(&profile, lease, None, Some(&snapshot), seen, deadline).await {
         Ok(opened) => {
             opened.link.end().await;
             Ok(())

@@ -298,6 +298,15 @@ impl Provider {
         }
     }
 
+    /// The server that takes over in the cut-over and lets log in before it, and when it was started; asked after
+    /// [`Self::prepare`].
+    pub fn successor(&self) -> Option<(Endpoint, String)> {
+        match self {
+            Self::Static(_) => None,
+            Self::Local(provider) => provider.successor(),
+        }
+    }
+
     /// What of a capacity is real here.
     pub fn facts(&self) -> Vec<Fact> {
         match self {

@@ -8,10 +8,18 @@ use crate::backend::registry::Ask;
 use crate::observe::EventOutcome;
 use crate::provider::CutOver;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 impl Run {
     pub(super) async fn barrier(&mut self) -> Ended {
+        let ended = self.search_and_hold().await;
+        // Who logged in ahead and did not need it leaves.
+        self.cluster().gate.expect(None);
+        ended
+    }
+
+    async fn search_and_hold(&mut self) -> Ended {
         let mut not_before = Instant::now();
         loop {
             self.step(Step::Probe);
@@ -29,7 +37,10 @@ impl Run {
                     } else {
                         facts.pause
                     };
-                    tokio::time::sleep(pause.min(left)).await;
+                    if self.wait(pause.min(left)).await {
+                        // Nobody is served, so nobody is spared by waiting.
+                        not_before = Instant::now();
+                    }
                 }
                 Next::RollBack => {
                     return Ended::new(
@@ -42,11 +53,27 @@ impl Run {
                     if let Err(ended) = self.prepare_again().await {
                         return ended;
                     }
+                    self.log_in_ahead().await;
                     if let Some(ended) = self.attempt(force).await {
                         return ended;
                     }
                     not_before = Instant::now() + plan::pause_after(self.event.held);
                 }
+            }
+        }
+    }
+
+    /// Waits for so long; true: the server was lost meanwhile.
+    async fn wait(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            tokio::time::sleep(left.min(LOOK)).await;
+            if self.server_is_lost().await {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
             }
         }
     }
@@ -80,6 +107,7 @@ impl Run {
         self.event.holding_since = Some(hold.since());
         self.step(Step::Settle);
         let settled = self.settle(&hold, force).await;
+        tracing::debug!(took = ?hold.since().elapsed(), "settled");
         let ended = match settled {
             Ok(()) => Some(self.cut_over(attached).await),
             Err(GaveUp::Blocked) => None,
@@ -93,7 +121,9 @@ impl Run {
             // Who was held goes on together, when all have their new server connections.
             cluster.line.close();
             drop(hold);
+            let released = Instant::now();
             cluster.line.open(|| cluster.gate.queued()).await;
+            tracing::debug!(took = ?released.elapsed(), "who was held is back");
         } else {
             drop(hold);
         }

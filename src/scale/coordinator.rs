@@ -61,6 +61,8 @@ pub(super) struct Inner {
     holds: u64,
     last_id: u64,
     pub(super) failed: Option<String>,
+    /// Sessions have reported trouble with the server since the event that runs last looked.
+    pub(super) trouble: bool,
     /// What [`Coordinator::start`] was asked for.
     first: Option<Capacity>,
 }
@@ -189,6 +191,7 @@ impl Coordinator {
         inner.last_id += 1;
         let event = Event::new(inner.last_id, from.capacity, request);
         inner.running = Some(event.id);
+        inner.trouble = false;
         if inner.events.len() >= EVENTS_MAX {
             inner.events.pop_front();
         }
@@ -210,8 +213,10 @@ impl Coordinator {
     pub async fn watch(self: Arc<Self>) {
         loop {
             self.cluster.trouble().await;
-            while self.inner.lock().running.is_some() {
-                tokio::time::sleep(LOOK).await;
+            let mut reported = true;
+            while self.tell_event(reported) {
+                let again = tokio::time::timeout(LOOK, self.cluster.trouble()).await;
+                reported = again.is_ok();
             }
             let first = self.inner.lock().first;
             let Some(wanted) = self.capacity().or(first) else {
@@ -241,6 +246,13 @@ impl Coordinator {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Whether an event runs; it is told of trouble.
+    fn tell_event(&self, trouble: bool) -> bool {
+        let mut inner = self.inner.lock();
+        inner.trouble |= trouble;
+        inner.running.is_some()
     }
 
     pub(super) fn serve(&self, instance: Instance) {

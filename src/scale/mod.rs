@@ -1,5 +1,6 @@
 //! When and how a cluster changes its capacity.
 
+mod ahead;
 mod barrier;
 pub mod coordinator;
 pub mod event;

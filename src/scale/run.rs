@@ -3,6 +3,8 @@
 use super::coordinator::Coordinator;
 use super::event::{Event, InTheWay, Step};
 use crate::backend::cluster::Cluster;
+use crate::backend::connect::ConnectError;
+use crate::backend::exec::ExecError;
 use crate::backend::registry::{Ask, Handle, State};
 use crate::observe::EventOutcome;
 use crate::provider::{Instance, SwitchKind};
@@ -29,6 +31,9 @@ const SCANNED_MAX: usize = 20;
 
 /// Hash of everything that `ALTER ROLE` and `ALTER DATABASE ... SET` have set.
 const ROLE_SETTINGS: &str = "SELECT pg_catalog.md5(coalesce(pg_catalog.string_agg(s::text, '' ORDER BY s::text), '')) FROM pg_catalog.pg_db_role_setting s";
+
+/// When the server started, in microseconds since 1970.
+const STARTED_AT: &str = "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8::pg_catalog.text";
 
 /// One event under way.
 pub(super) struct Run {
@@ -191,6 +196,27 @@ impl Run {
         self.gave_way = self.gave_way.max(those.len() as u64);
         for handle in those {
             handle.ask(Ask::GiveWay);
+        }
+    }
+
+    /// Sessions reported trouble, and the server that the event began with is gone.
+    pub(super) async fn server_is_lost(&self) -> bool {
+        if !std::mem::take(&mut self.coordinator.inner.lock().trouble) {
+            return false;
+        }
+        let cluster = self.cluster();
+        let Some(serving) = cluster.gate.view().serving else {
+            return false;
+        };
+        let answer = cluster.service.query(&cluster.gate, STARTED_AT, &[]).await;
+        match answer {
+            Ok(rows) => {
+                let started = rows.into_iter().flatten().flatten().next();
+                started.is_some_and(|started| *started != *serving.started_at)
+            }
+            Err(ExecError::Io(_) | ExecError::Connect(ConnectError::Io { .. })) => true,
+            // It answers, or nobody knows.
+            Err(_) => false,
         }
     }
 

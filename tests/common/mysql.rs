@@ -11,7 +11,8 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Name and password of an account with every right.
 pub(crate) const ADMIN: (&str, &str) = ("admin", "admin-secret");
@@ -173,6 +174,8 @@ impl Mysql {
             ))
             .arg(format!("--port={}", self.port.number))
             .arg(format!("--secure-file-priv={}", self.dir.path().display()))
+            // A server that starts removes from /tmp what others are using.
+            .arg(format!("--tmpdir={}", self.dir.path().display()))
             .args([
                 "--bind-address=127.0.0.1",
                 "--skip-name-resolve",
@@ -397,41 +400,60 @@ fn template(version: Version, binaries: Option<&Path>) -> PathBuf {
 }
 
 fn make_template(version: Version, binaries: Option<&Path>, base: &Path, data: &Path) {
-    let statements = base.join("statements.sql");
-    // MariaDB runs them without grant tables, until it is told to read them.
-    let mut text = String::from(if version.is_mysql() {
-        ""
-    } else {
-        "FLUSH PRIVILEGES;\n"
-    });
-    for sql in STATEMENTS {
-        text.push_str(sql);
-        text.push_str(";\n");
-    }
-    fs::write(&statements, text).unwrap();
-    let mut command = if version.is_mysql() {
+    let places = [
+        format!("--datadir={}", data.display()),
+        format!("--tmpdir={}", base.display()),
+    ];
+    let mut make = if version.is_mysql() {
         let mut command = command(binaries, "mysqld");
-        command
-            .arg("--no-defaults")
-            .args(["--initialize-insecure", "--secure-file-priv=NULL"])
-            .arg(format!("--init-file={}", statements.display()));
+        command.args([
+            "--no-defaults",
+            "--initialize-insecure",
+            "--secure-file-priv=NULL",
+            "--innodb-redo-log-capacity=8M",
+        ]);
         command
     } else {
         let mut command = command(binaries, "mariadb-install-db");
-        command
-            .args([
-                "--no-defaults",
-                "--skip-test-db",
-                "--skip-name-resolve",
-                "--force",
-            ])
-            .arg("--auth-root-authentication-method=socket")
-            .arg(format!("--extra-file={}", statements.display()));
+        command.args([
+            "--no-defaults",
+            "--skip-test-db",
+            "--skip-name-resolve",
+            "--force",
+            "--auth-root-authentication-method=normal",
+            "--innodb-log-file-size=8M",
+        ]);
         command
     };
-    let output = command
-        .arg(format!("--datadir={}", data.display()))
-        .output()
-        .unwrap();
+    let output = make.args(&places).output().unwrap();
     assert!(output.status.success(), "{version:?}: {output:?}");
+    let socket = base.join("s");
+    let log = File::create(base.join("log")).unwrap();
+    let mut server = command(binaries, version.server_program());
+    server
+        .args(["--no-defaults", "--skip-networking", "--secure-file-priv="])
+        .args(&places)
+        .arg(format!("--socket={}", socket.display()))
+        .arg(format!("--pid-file={}", base.join("pid").display()))
+        .stdout(Stdio::null())
+        .stderr(log);
+    let mut server = server.spawn().expect("the server starts");
+    let query = |sql: &str| {
+        let mut client = Command::new(program(binaries, version.client_program()));
+        client
+            .args(["--no-defaults", "--user=root", "-e", sql])
+            .arg(format!("--socket={}", socket.display()));
+        client.output().expect("the client runs (run `make setup`)")
+    };
+    let deadline = Instant::now() + SERVER;
+    while !query("SELECT 1").status.success() {
+        assert!(Instant::now() < deadline, "no start of {version:?}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    for sql in STATEMENTS {
+        let output = query(sql);
+        assert!(output.status.success(), "{sql}: {output:?}");
+    }
+    kill(Pid::from_raw(server.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(server.wait().unwrap().success());
 }

@@ -18,9 +18,14 @@ fn versions() -> &'static [u32] {
 
 /// The server programs of a version, fetched on first use; `None`, and a line that says so, where that is
 /// not possible.
-fn binaries(version: u32) -> Option<PathBuf> {
+fn binaries(version: u32, whole: bool) -> Option<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/servers.sh");
-    let output = Command::new(script).arg(version.to_string()).output();
+    let mut command = Command::new(script);
+    command.arg(version.to_string());
+    if whole {
+        command.arg("whole");
+    }
+    let output = command.output();
     match output {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8_lossy(&output.stdout);
@@ -37,12 +42,22 @@ fn binaries(version: u32) -> Option<PathBuf> {
 /// Runs the tests of this binary whose names have `filter` in them, but for those with `skip`, on a server of
 /// each version.
 pub(crate) fn on_every_version(filter: &str, skip: &str) {
+    run_on(versions(), false, filter, skip);
+}
+
+/// The same on the versions that can be had with the programs that a standby needs.
+#[allow(dead_code, reason = "session_state has no standbys")]
+pub(crate) fn on_whole_versions(filter: &str, skip: &str) {
+    run_on(&[16, 18], true, filter, skip);
+}
+
+fn run_on(versions: &[u32], whole: bool, filter: &str, skip: &str) {
     if std::env::var_os(BINARIES).is_some() {
         return;
     }
     let mut faults = Vec::new();
-    for &version in versions() {
-        let Some(binaries) = binaries(version) else {
+    for &version in versions {
+        let Some(binaries) = binaries(version, whole) else {
             continue;
         };
         let this = std::env::current_exe().expect("a test knows its own program");

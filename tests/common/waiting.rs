@@ -17,12 +17,14 @@ pub(crate) fn sized<T>(short: T, long: T) -> T {
 /// Asks `ready` again and again until it gives a value. Panics with `what` after `limit`.
 pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + limit;
+    let mut pause = Duration::from_micros(200);
     loop {
         if let Some(value) = ready() {
             return value;
         }
         assert!(Instant::now() < end, "not within {limit:?}: {what}");
-        std::thread::park_timeout(Duration::from_millis(5));
+        std::thread::park_timeout(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
     }
 }
 

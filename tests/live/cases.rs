@@ -24,8 +24,8 @@
 //! | 32 Query inside a batch | S |
 //! | 33 suspended portals | S |
 //! | 34 COPY that fails, Sync in COPY | S, `session::pg`, `net::relay` |
-//! | 35 clients that leave midway | `cases_faults` |
-//! | 36 a client that does not read | `edges`, `net::relay` |
+//! | 35 clients that leave midway, by FIN and by RST | `cases_faults` |
+//! | 36 a client that does not read, or is cut off in one direction or both | `edges`, `net::relay`, `fault_network` |
 //! | 37 messages at any time, a parameter that is refused on replay | `cases_faults`, `protocol`, `session::pg`, `net::relay` |
 //! | 38 servers that end sessions, start, are full, refuse, hang | `cases_faults`, `ms11_messages` |
 //! | 39 holds: long ones, what may be done meanwhile | `cases_faults` |

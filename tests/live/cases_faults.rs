@@ -12,6 +12,15 @@ const BACKENDS: &str = "select count(*) from pg_stat_activity where usename = 'a
 
 #[test]
 fn case_35_clients_that_leave_midway_leave_nothing_behind() {
+    leave_midway(|client| client.hang_up());
+}
+
+#[test]
+fn case_35_clients_that_are_reset_midway_leave_nothing_behind() {
+    leave_midway(Client::reset);
+}
+
+fn leave_midway(leave: impl Fn(Client)) {
     let server = Postgres::start(&[]);
     server.run(&["create table t (a int)", "grant all on t to app"]);
     let proxy = Proxy::on(&server);
@@ -41,7 +50,7 @@ fn case_35_clients_that_leave_midway_leave_nothing_behind() {
             .unwrap();
         assert_eq!(watcher.value(BACKENDS), "5");
         for client in [copy_in, copy_out, half, open, pipeline] {
-            client.hang_up();
+            leave(client);
         }
         wait_until("their backends are gone", SOON, || {
             watcher.value(BACKENDS) == "0"
@@ -52,8 +61,21 @@ fn case_35_clients_that_leave_midway_leave_nothing_behind() {
             "nothing of it was committed"
         );
     }
+    let mut held = proxy.client("held");
+    held.run("select 1");
+    proxy.admin().act("hold");
+    held.start("insert into t values (7)").unwrap();
+    wait_until("its request is held", SOON, || {
+        proxy.admin().sessions_count("held") == 1
+    });
+    leave(held);
+    wait_until("the proxy has noticed", SOON, || {
+        proxy.admin().session("held").is_none()
+    });
+    proxy.admin().act("release");
     proxy.client("after").run("insert into t values (6)");
     proxy.admin().swap();
+    assert_eq!(watcher.value("select sum(a) from t"), "6");
 }
 
 #[test]

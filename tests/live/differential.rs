@@ -13,9 +13,10 @@ use crate::support::script::encode;
 use crate::support::wire::{Client, Message, Target};
 use crate::support::{SOON, full, wait_for, wait_until};
 use serde_json::json;
+use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
+use std::io::{Read as _, Write as _};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -175,14 +176,30 @@ impl Direct {
 }
 
 /// The socket of the side with port `at` has nothing unread from the one with port `from`, nor anything unsent.
+/// The kernel is asked for this one: the table in /proc is long when many connections ended lately.
 fn is_read(at: u16, from: u16) -> bool {
-    let (at, from) = (format!(":{at:04X}"), format!(":{from:04X}"));
-    let table = fs::read_to_string("/proc/net/tcp").expect("the table of sockets");
-    let line = table
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>());
-    line.filter(|f| f.len() > 4 && f[1].ends_with(&at) && f[2].ends_with(&from))
-        .all(|f| f[4] == "00000000:00000000")
+    const BY_FAMILY: u16 = 20;
+    const REQUEST: u16 = 1;
+    let mut ask = Vec::new();
+    ask.extend(72_u32.to_ne_bytes());
+    ask.extend([BY_FAMILY, REQUEST].map(u16::to_ne_bytes).concat());
+    ask.extend([0; 8]);
+    // IPv4, TCP, sockets in any state.
+    ask.extend([2, 6, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    ask.extend([at, from].map(u16::to_be_bytes).concat());
+    for _ in 0..2 {
+        ask.extend([127, 0, 0, 1]);
+        ask.extend([0; 12]);
+    }
+    // On any interface, whatever its cookie.
+    ask.extend([[0; 4], [0xff; 4], [0xff; 4]].concat());
+    let netlink = (Domain::from(16), Protocol::from(4));
+    let mut socket = Socket::new(netlink.0, Type::DGRAM, Some(netlink.1)).expect("netlink");
+    socket.write_all(&ask).expect("the kernel takes questions");
+    let mut answer = [0; 256];
+    let length = socket.read(&mut answer).expect("the kernel answers");
+    // An error: there is no such socket any more.
+    length < 80 || answer[72..80].iter().all(|byte| *byte == 0)
 }
 
 impl Through {
@@ -403,7 +420,7 @@ fn show(messages: &[Message]) -> String {
 }
 
 fn say(text: &str) {
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
+    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
 fn setting(name: &str) -> Option<u64> {

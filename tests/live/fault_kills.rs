@@ -1,13 +1,15 @@
 //! Servers and proxies that are killed at every moment, with the ledger beside: what was acknowledged is there
 //! once, what was not at most once, and the cluster comes back by itself. And servers that do not answer.
 
+use crate::support::direct::Direct;
 use crate::support::ledger::Ledger;
 use crate::support::postgres::{ADMIN, APP, Postgres};
 use crate::support::proxy::{Options, Proxy};
 use crate::support::wire::{Client, Target};
 use crate::support::{EVENT, SOON, sized, skipped, wait_until};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 
 const WRITERS: u32 = 6;
@@ -56,11 +58,20 @@ fn fault_kills_of_the_server_at_random() {
     check(ledger, &server.admin(), rounds());
 }
 
-/// Starts an event and waits for one of its steps, or for its end when that was too quick to be seen.
-fn reach(proxy: &Proxy, step: &str) {
-    let admin = proxy.admin();
-    let id = admin.start_event(&json!({ "restart": true }));
-    while admin.outcome(id).is_none() && admin.event(id)["state"] != step {}
+/// The steps of an event, and none.
+const STEPS: [&str; 6] = ["prepare", "probe", "wait", "settle", "cut_over", "none"];
+
+/// Starts an event that comes to this step. For two of them somebody has to be in the way.
+pub(crate) fn reach(proxy: &Proxy, step: &str, options: &Value) -> Option<Client> {
+    let in_the_way = ["probe", "wait"].contains(&step).then(|| {
+        let mut client = proxy.client("in the way");
+        client.run("begin");
+        client
+    });
+    if step != "none" {
+        proxy.admin().reach(step, options);
+    }
+    in_the_way
 }
 
 fn settled(proxy: &Proxy) {
@@ -74,37 +85,73 @@ fn fault_kills_of_the_local_server_in_each_step_of_an_event() {
     let proxy = Proxy::local(&Options::default());
     let admin = Target::new(proxy.port(), ADMIN, "app");
     let ledger = Ledger::start(&admin, &proxy.app(), WRITERS);
+    let direct = Direct::start(&admin, proxy.data_dir());
     let mut kills = 0;
-    for step in ["prepare", "probe", "settle", "cut_over"] {
+    for step in STEPS {
         for round in 0..sized(1, 20) {
             some_more(&ledger, round);
-            reach(&proxy, step);
+            let in_the_way = reach(&proxy, step, &json!({ "restart": true }));
             proxy.kill_server();
             kills += 1;
+            drop(in_the_way);
             settled(&proxy);
         }
     }
     // And while it is held by hand.
-    proxy.admin().act("hold");
-    proxy.kill_server();
-    kills += 1;
-    proxy.admin().act("release");
+    for round in 0..sized(1, 20) {
+        some_more(&ledger, round);
+        proxy.admin().act("hold");
+        proxy.kill_server();
+        kills += 1;
+        proxy.admin().act("release");
+    }
     some_more(&ledger, 1);
     settled(&proxy);
     proxy.admin().swap();
     check(ledger, &admin, kills);
+    direct.must_be_right(&admin);
 }
 
-/// Server processes that have this data directory.
+/// Servers that have this data directory. A process that one of them has just forked looks like it for a moment.
 fn postmasters(data: &std::path::Path) -> usize {
     let data = fs::canonicalize(data).unwrap();
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let here = processes.filter(|e| {
-        let is_server = fs::read(e.path().join("cmdline"))
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let is_server = fs::read(entry.path().join("cmdline"))
             .is_ok_and(|line| line.windows(3).any(|w| w == b"-D\0"));
-        is_server && fs::read_link(e.path().join("cwd")).is_ok_and(|cwd| cwd == data)
+        let is_here = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == data);
+        if is_server && is_here {
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let behind_name = stat.rsplit(") ").next().unwrap_or_default();
+            let parent = behind_name.split(' ').nth(1).unwrap_or_default().to_owned();
+            parents.insert(entry.file_name().into_string().unwrap_or_default(), parent);
+        }
+    }
+    let forked = |parent: &&String| parents.contains_key(*parent);
+    parents.len() - parents.values().filter(forked).count()
+}
+
+/// Between two holds an event spares the clients; when the server is gone there is nobody to be spared.
+#[test]
+fn fault_a_server_lost_between_two_holds_is_started_again_at_once() {
+    let options = Options {
+        scaling: "max_hold = \"3s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::local(&options);
+    let mut slow = proxy.client("slow");
+    slow.start("select pg_sleep(600)").unwrap();
+    let id = proxy.admin().start_event(&json!({}));
+    // Long after the statement's own time, and long before the next hold.
+    wait_until("the first hold was given up", SOON, || {
+        let event = proxy.admin().event(id);
+        event["attempt"] == 1 && event["step"] == "wait"
     });
-    here.count()
+    proxy.kill_server();
+    assert!(slow.finish().is_err(), "its outcome is not known");
+    // It waits for the server up to its deadline, which comes before the next hold.
+    proxy.client("new").run("select 1");
+    proxy.admin().finished(id, SOON);
 }
 
 #[test]
@@ -112,15 +159,15 @@ fn fault_kills_of_the_proxy_in_each_step_of_an_event() {
     let mut proxy = Proxy::local(&Options::default());
     let admin = Target::new(proxy.port(), ADMIN, "app");
     let ledger = Ledger::start(&admin, &proxy.app(), WRITERS);
+    let direct = Direct::start(&admin, proxy.data_dir());
     let mut kills = 0;
-    for step in ["prepare", "probe", "settle", "cut_over", "none"] {
+    for step in STEPS {
         for round in 0..sized(1, 20) {
             some_more(&ledger, round);
-            if step != "none" {
-                reach(&proxy, step);
-            }
+            let in_the_way = reach(&proxy, step, &json!({ "restart": true }));
             proxy.kill_and_restart();
             kills += 1;
+            drop(in_the_way);
             assert_eq!(postmasters(&proxy.local_data()), 1, "{step}");
         }
     }
@@ -129,6 +176,7 @@ fn fault_kills_of_the_proxy_in_each_step_of_an_event() {
     proxy.admin().swap();
     assert_eq!(postmasters(&proxy.local_data()), 1);
     check(ledger, &admin, kills);
+    direct.must_be_right(&admin);
 }
 
 #[test]

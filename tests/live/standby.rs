@@ -1,12 +1,14 @@
 //! `switch = "standby"`: everything that the old server had is on the new one, whoever is killed when, and never do
 //! two servers take writes. Tests of the provider alone, with its future dropped at every step, are beside it.
 
+use crate::fault_kills::reach;
 use crate::support::direct::Direct;
 use crate::support::ledger::Ledger;
 use crate::support::postgres::ADMIN;
 use crate::support::proxy::{Options, Proxy};
+use crate::support::servers::on_whole_versions;
 use crate::support::wire::{Client, Target};
-use crate::support::{EVENT, SOON, sized, wait_for, wait_until};
+use crate::support::{EVENT, SOON, sized, skipped, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -87,9 +89,109 @@ fn safety_19_a_stop_that_hangs_on_a_receiver_of_the_log_rolls_back() {
     wait_until("clients go on", SOON, || ledger.written() > before + 50);
     assert_eq!(proxy.admin().capacity(), 2);
     drop(receiver);
+    wait_until("who logged in ahead to the standby has left", SOON, || {
+        let Ok(mut standby) = Client::connect(&direct(&proxy, 1)) else {
+            return true;
+        };
+        standby.value("select count(*) from pg_stat_activity where usename = 'app'") == "0"
+    });
     // Nothing is left of it: the next one works.
     proxy.scale_by_command();
     ledger.stop().must_be_right(&admin(&proxy));
+}
+
+#[test]
+fn safety_19_sessions_log_in_ahead_and_their_clients_see_nothing_of_it() {
+    let options = Options {
+        environment: vec![("SLACKWATER_LOG".to_owned(), "debug".to_owned())],
+        ..Options::default()
+    };
+    let proxy = Proxy::standby(&options);
+    let ledger = Ledger::start(&admin(&proxy), &proxy.app(), 3);
+    let mut plain = proxy.client("plain");
+    let mut full = proxy.client("full");
+    full.run("set work_mem = '7MB'");
+    full.run("prepare q as select 7");
+    let asked = "select current_setting('transaction_read_only'), pg_is_in_recovery()";
+    let look = |client: &mut Client| {
+        client.start(asked).unwrap();
+        let messages = client.until_ready().unwrap();
+        for message in messages {
+            let standby = message.tag == b'S' && message.body.starts_with(b"in_hot_standby\0");
+            assert!(!standby, "{}", message.label());
+            if message.tag == b'D' {
+                assert!(
+                    message.body.ends_with(b"off\0\0\0\x01f"),
+                    "{}",
+                    message.label()
+                );
+            }
+        }
+    };
+    for _ in 0..sized(3, 10) {
+        let id = proxy.admin().start_event(&json!({}));
+        while proxy.admin().outcome(id).is_none() {
+            look(&mut plain);
+            look(&mut full);
+        }
+        assert_eq!(proxy.admin().outcome(id).as_deref(), Some("completed"));
+        look(&mut plain);
+        assert_eq!(full.value("show work_mem"), "7MB");
+        assert_eq!(full.value("execute q"), "7");
+    }
+    ledger.stop().must_be_right(&admin(&proxy));
+    let ahead = proxy.log().matches("where it had logged in ahead").count();
+    assert!(ahead > 0, "nobody logged in ahead");
+    assert!(
+        !proxy.log().contains("a log-in ahead is of no use"),
+        "{}",
+        proxy.log()
+    );
+}
+
+/// What such a function does on a standby need not be what it does on a primary.
+#[test]
+fn safety_19_nobody_logs_in_ahead_where_log_ins_run_a_function() {
+    let options = Options {
+        environment: vec![("SLACKWATER_LOG".to_owned(), "debug".to_owned())],
+        ..Options::default()
+    };
+    let proxy = Proxy::standby(&options);
+    let mut owner = Client::connect(&admin(&proxy)).unwrap();
+    if owner.value("select current_setting('server_version_num')::int < 170000") == "t" {
+        skipped("this server has no event triggers at log-ins");
+        return;
+    }
+    for sql in [
+        "create table greeted (n int)",
+        "grant all on greeted to public",
+        "create function greet() returns event_trigger language plpgsql as \
+         $$begin if not pg_is_in_recovery() then insert into greeted values (1); end if; end$$",
+        "create event trigger greet on login execute function greet()",
+    ] {
+        owner.run(sql);
+    }
+    let ledger = Ledger::start(&admin(&proxy), &proxy.app(), 3);
+    let written = ledger.written();
+    wait_until("the ledger goes on", SOON, || {
+        ledger.written() > written + 50
+    });
+    let before: u64 = owner.value("select count(*) from greeted").parse().unwrap();
+    proxy.scale_by_command();
+    ledger.stop().must_be_right(&admin(&proxy));
+    let after: u64 = owner.value("select count(*) from greeted").parse().unwrap();
+    assert!(
+        after >= before + 4,
+        "each log-in was greeted: {before}, {after}"
+    );
+    let log = proxy.log();
+    assert!(log.contains("log-ins run a function"), "{log}");
+    assert!(!log.contains("where it had logged in ahead"), "{log}");
+}
+
+#[test]
+fn i3_ms5_standbys_of_other_versions() {
+    on_whole_versions("safety_19_", "i3_ms5_");
 }
 
 #[test]
@@ -191,8 +293,18 @@ fn safety_25_a_proxy_killed_in_cut_over_is_followed_by_one_that_goes_on() {
     killed_in("cut_over");
 }
 
-/// The proxy is killed while an event is in this step, a little later each time, and started again: it comes
-/// back by itself, nothing is lost, and no two servers ever took writes.
+#[test]
+fn safety_25_a_proxy_killed_in_probe_is_followed_by_one_that_goes_on() {
+    killed_in("probe");
+}
+
+#[test]
+fn safety_25_a_proxy_killed_in_wait_is_followed_by_one_that_goes_on() {
+    killed_in("wait");
+}
+
+/// The proxy is killed while an event is in this step, in the longer ones a little later each time, and started
+/// again: it comes back by itself, nothing is lost, and no two servers ever took writes.
 fn killed_in(step: &str) {
     let mut proxy = Proxy::standby(&Options::default());
     let over_proxy = admin(&proxy);
@@ -203,13 +315,15 @@ fn killed_in(step: &str) {
         wait_until("everybody writes", EVENT, || {
             ledger.written() > written + 50 && direct.written() > accepted + 20
         });
-        let id = proxy.admin().start_event(&json!({}));
-        wait_for("the step, or the end of the event", EVENT, || {
-            let event = proxy.admin().event(id);
-            (event["step"] == step || !event["outcome"].is_null()).then_some(())
-        });
-        std::thread::park_timeout(Duration::from_millis(15 * round));
+        let in_the_way = reach(&proxy, step, &json!({}));
+        let within = match step {
+            "prepare" => 15,
+            "cut_over" => 5,
+            _ => 0,
+        };
+        std::thread::park_timeout(Duration::from_millis(within * round));
         proxy.kill_and_restart();
+        drop(in_the_way);
         wait_until("the cluster is back", EVENT, || {
             proxy.admin().cluster()["state"] == "running"
         });

@@ -8,6 +8,7 @@
     clippy::panic,
     clippy::cast_possible_truncation,
     clippy::duration_suboptimal_units,
+    clippy::result_large_err,
     reason = "a test stops at the first thing that is not as it should be"
 )]
 

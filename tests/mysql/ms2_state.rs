@@ -4,6 +4,7 @@ use crate::support::client::Client;
 use crate::support::proxy::{Options, Proxy};
 use crate::support::server::Server;
 use crate::support::sized;
+use std::fmt::Write as _;
 
 /// 20 variables, each changed to something that no fresh session has.
 const VARIABLES: [(&str, &str); 20] = [
@@ -71,15 +72,13 @@ fn dump(client: &mut Client) -> String {
     let mut all =
         client.rows("SELECT LAST_INSERT_ID(), DATABASE(), CURRENT_ROLE(), CURRENT_USER()");
     for (name, _) in VARIABLES {
-        all.push_str(&format!(
-            "\n{name} {}",
-            client.value(&format!("SELECT @@{name}"))
-        ));
+        let value = client.value(&format!("SELECT @@{name}"));
+        write!(all, "\n{name} {value}").unwrap();
     }
     for (name, _) in USER_VARIABLES {
         let sql =
             format!("SELECT HEX(@{name}), COLLATION(@{name}), @{name} IS NULL, @{name} = 5 - 4");
-        all.push_str(&format!("\n@{name} {}", client.rows(&sql)));
+        write!(all, "\n@{name} {}", client.rows(&sql)).unwrap();
     }
     all.push_str(&client.rows("SHOW SESSION VARIABLES LIKE 'c%_connection'"));
     all

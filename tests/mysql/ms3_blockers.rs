@@ -234,3 +234,31 @@ fn ms3_safety_24_force_ends_the_blocking_session_in_auroras_words_and_no_other()
     assert_eq!(other.value("SELECT COUNT(*) FROM t"), "0");
     assert_eq!(other.value("SELECT IS_FREE_LOCK('mine')"), "1");
 }
+
+#[test]
+fn ms3_safety_13_a_detection_that_the_server_lacks_is_named() {
+    let extra = if Kind::wanted().is_mysql() {
+        "--performance-schema=OFF"
+    } else {
+        "--metadata-lock-info=OFF"
+    };
+    let server = Server::start(&[extra]);
+    server.run(ROUTINES);
+    let proxy = Proxy::on(&server);
+    let mut client = proxy.client("hinted");
+    client.run("SELECT GET_LOCK('plain', 1)");
+    let admin = proxy.admin();
+    let id = admin.start_event(&json!({ "timeout_seconds": 50 }));
+    wait_until("the text gives it away", SOON, || {
+        let blockers = admin.blockers("hinted");
+        blockers.iter().any(|b| b["kind"] == "user_lock")
+    });
+    let facts = admin.cluster()["facts"].clone();
+    let missing = facts.as_array().unwrap().iter();
+    let missing: Vec<_> = missing
+        .filter(|f| f["name"] == "missing_detection")
+        .collect();
+    assert!(!missing.is_empty(), "{facts:#}");
+    client.0.reset().unwrap();
+    assert_eq!(admin.finished(id, EVENT)["outcome"], "completed");
+}

@@ -7,6 +7,11 @@
 
 #[path = "../common/guard.rs"]
 mod guard;
+#[path = "../common/mysql.rs"]
+#[allow(dead_code, reason = "other test binaries use the rest")]
+mod mysql;
+#[path = "../common/ports.rs"]
+mod ports;
 mod server;
 
 use server::{Client, Server};
@@ -57,7 +62,7 @@ fn furnish(client: &mut Client) -> Vec<u32> {
 
 #[test]
 fn safety_10_mysql_a_furnished_session_stays_the_same_through_twenty_moves() {
-    let server = Server::shared();
+    let server = &Server::start();
     let mut client = server.app();
     let ids = furnish(&mut client);
     let run = |client: &mut Client, with_types| client.execute(ids[4], Some((1, with_types)), 0);
@@ -95,7 +100,7 @@ fn safety_10_mysql_a_furnished_session_stays_the_same_through_twenty_moves() {
 
 #[test]
 fn a_login_that_did_nothing_is_plain_and_is_checked_in_one_go() {
-    let server = Server::shared();
+    let server = &Server::start();
     for deprecate_eof in [true, false] {
         let mut client = server.login("app", "app", deprecate_eof);
         client.all(&["SELECT 1", "DO 1"]);
@@ -108,7 +113,7 @@ fn a_login_that_did_nothing_is_plain_and_is_checked_in_one_go() {
 }
 
 /// What a session is left with, by what made it.
-fn blockers(server: &'static Server, texts: &[&str]) -> Vec<BlockerKind> {
+fn blockers(server: &Server, texts: &[&str]) -> Vec<BlockerKind> {
     let mut client = server.app();
     client.all(texts);
     let mut kinds: Vec<_> = client.machine.wire_blocker().into_iter().collect();
@@ -123,7 +128,7 @@ fn blockers(server: &'static Server, texts: &[&str]) -> Vec<BlockerKind> {
 
 #[test]
 fn every_mysql_kind_of_finding_is_seen_whoever_made_it() {
-    let server = Server::shared();
+    let server = &Server::start();
     let of_mariadb = server.family == Family::MariaDb;
     let mut faults = Vec::new();
     let mut check = |texts: &[&str], wanted: &[BlockerKind]| {
@@ -212,7 +217,7 @@ fn every_mysql_kind_of_finding_is_seen_whoever_made_it() {
 
 #[test]
 fn what_stored_programs_set_is_carried() {
-    let server = Server::shared();
+    let server = &Server::start();
     let mut client = server.app();
     client.all(&[
         "CALL p_var()",
@@ -233,7 +238,7 @@ fn what_stored_programs_set_is_carried() {
 
 #[test]
 fn case_23_mysql_what_was_set_for_the_next_transaction_goes_along() {
-    let server = Server::shared();
+    let server = &Server::start();
     let mut client = server.app();
     client.all(&["SET TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY"]);
     let probe = server.probe(&mut client).unwrap();
@@ -255,7 +260,7 @@ fn case_23_mysql_what_was_set_for_the_next_transaction_goes_along() {
 
 #[test]
 fn case_22_mysql_an_error_may_leave_a_transaction_open() {
-    let server = Server::shared();
+    let server = &Server::start();
     let mut client = server.app();
     assert_eq!(client.error("BEGIN; SELECT * FROM nowhere"), 1146);
     assert_eq!(
@@ -276,7 +281,7 @@ fn case_22_mysql_an_error_may_leave_a_transaction_open() {
 
 #[test]
 fn case_15_mysql_cursors_are_in_the_way_until_they_end() {
-    let server = Server::shared();
+    let server = &Server::start();
     for deprecate_eof in [true, false] {
         let mut client = server.login("app", "app", deprecate_eof);
         let id = client.prepare("SELECT id FROM t");
@@ -301,7 +306,7 @@ fn case_15_mysql_cursors_are_in_the_way_until_they_end() {
 
 #[test]
 fn case_18_mysql_a_reset_is_followed() {
-    let server = Server::shared();
+    let server = &Server::start();
     let mut client = server.app();
     furnish(&mut client);
     client.all(&["ROLLBACK", "USE other"]);
@@ -325,7 +330,7 @@ fn case_18_mysql_a_reset_is_followed() {
 
 #[test]
 fn other_commands_are_followed_on_a_real_server() {
-    let server = Server::shared();
+    let server = &Server::start();
     for deprecate_eof in [true, false] {
         let mut client = server.login("app", "app", deprecate_eof);
         for payload in [
@@ -371,7 +376,7 @@ fn other_commands_are_followed_on_a_real_server() {
 
 #[test]
 fn what_can_not_be_restored_is_named() {
-    let server = Server::shared();
+    let server = &Server::start();
     let mut root = server.login("root", "app", true);
     root.all(&[
         "DROP ROLE IF EXISTS gone",
@@ -401,7 +406,7 @@ fn what_can_not_be_restored_is_named() {
 
 #[test]
 fn hostile_settings_do_not_fool_a_probe() {
-    let server = Server::shared();
+    let server = &Server::start();
     for setting in [
         "SET SESSION sql_select_limit=0",
         "SET SESSION max_join_size=1",

@@ -1,8 +1,7 @@
 //! A MariaDB or MySQL server of the test's own, and a client whose packets pass through a session's machine.
 
-use super::guard::Guard;
+use crate::mysql::{Mysql, Version};
 use bytes::BytesMut;
-use parking_lot::Mutex;
 use slackwater::session::mysql::grammar::{Family, Grammar};
 use slackwater::session::mysql::machine::{ClientFrame, Machine, ServerFrame};
 use slackwater::session::mysql::probe::{Probe, ProbeError, ProbeSpec, ProbeStep, put_probe};
@@ -16,130 +15,65 @@ use slackwater::wire::mysql::reply::{ERR, ErrPacket, OK, OkPacket, PrepareOk, St
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// Names the directory of the server programs to test with, instead of the installed MariaDB.
-const BINARIES: &str = "SLACKWATER_TEST_MYSQL_BIN";
 
 /// Asked of the server, and forwarded, where `SESSION_TRACK` is always agreed on.
 const CAPABILITIES: u32 = 1 | 4 | 1 << 3 | 1 << 9 | 1 << 13 | 1 << 15 | 7 << 16 | 1 << 19 | 1 << 23;
 const DEPRECATE_EOF: u32 = 1 << 24;
 const LOCAL_FILES: u32 = 1 << 7;
 
-/// A running server; it ends with the test's process, however that ends.
+/// Names the version to test with: `mariadb` (as installed), `mariadb-11.8` or `mysql-9.7`.
+const SERVER: &str = "SLACKWATER_TEST_MYSQL";
+
+/// A running server, and what the tests need to be there.
 pub(crate) struct Server {
-    directory: tempfile::TempDir,
-    child: Mutex<Child>,
-    _guard: Guard,
+    server: Mysql,
+    baseline: OnceLock<Arc<Baseline>>,
     pub(crate) family: Family,
     pub(crate) version: u32,
 }
 
-fn program(name: &str) -> PathBuf {
-    let found = std::env::var_os(BINARIES).map(|dir| PathBuf::from(dir).join(name));
-    found.filter(|p| p.is_file()).unwrap_or_else(|| {
-        let places = ["/usr/sbin", "/usr/bin"].map(|dir| PathBuf::from(dir).join(name));
-        places.into_iter().find(|p| p.is_file()).unwrap_or_default()
-    })
-}
-
 impl Server {
-    /// The one server of this process.
-    pub(crate) fn shared() -> &'static Self {
-        static SERVER: OnceLock<Server> = OnceLock::new();
-        SERVER.get_or_init(Self::start)
-    }
-
-    fn start() -> Self {
-        let of_mysql = std::env::var_os(BINARIES)
-            .is_some_and(|dir| !PathBuf::from(dir).join("mariadbd").is_file());
-        let directory = tempfile::tempdir().unwrap();
-        let guard = Guard::over(&[directory.path()]);
-        let data = directory.path().join("data");
-        let log = std::fs::File::create(directory.path().join("log")).unwrap();
-        let data_option = format!("--datadir={}", data.display());
-        let socket = format!("--socket={}", directory.path().join("s").display());
-        // Servers remove what others have in a directory that they share.
-        std::fs::create_dir(directory.path().join("tmp")).unwrap();
-        let tmp = format!("--tmpdir={}", directory.path().join("tmp").display());
-        let run = |program: PathBuf, options: &[&str]| {
-            let mut command = Command::new(program);
-            command
-                .args(["--no-defaults", "--user=root", &data_option, &tmp])
-                .args(options)
-                .stdin(Stdio::null())
-                .stdout(log.try_clone().unwrap())
-                .stderr(log.try_clone().unwrap());
-            command
+    pub(crate) fn start() -> Self {
+        let wanted = std::env::var(SERVER).unwrap_or_default();
+        let version = match wanted.as_str() {
+            "" | "mariadb" => Version::Mariadb1011,
+            "mariadb-11.8" => Version::Mariadb118,
+            "mysql-9.7" => Version::Mysql97,
+            other => panic!("{SERVER}: {other}?"),
         };
-        let child = if of_mysql {
-            let options = ["--initialize-insecure", "--secure-file-priv="];
-            assert!(run(program("mysqld"), &options).status().unwrap().success());
-            let options = [
-                &socket,
-                "--skip-networking",
-                "--mysqlx=OFF",
-                "--secure-file-priv=",
-                "--local-infile=1",
-            ];
-            run(program("mysqld"), &options).spawn()
-        } else {
-            std::fs::create_dir(&data).unwrap();
-            let options = ["--auth-root-authentication-method=normal", "--skip-test-db"];
-            let status = run(program("mariadb-install-db"), &options)
-                .status()
-                .unwrap();
-            let log = std::fs::read_to_string(directory.path().join("log")).unwrap();
-            assert!(status.success(), "{log}");
-            let options = [
-                &socket,
-                "--skip-networking",
-                "--plugin-load-add=metadata_lock_info",
-                "--plugin-maturity=alpha",
-            ];
-            run(program("mariadbd"), &options).spawn()
-        };
+        let server = Mysql::start(version, &["local-infile=1"]).expect("its programs are there");
         let mut server = Self {
-            directory,
-            child: Mutex::new(child.unwrap()),
-            _guard: guard,
-            family: if of_mysql {
+            server,
+            baseline: OnceLock::new(),
+            family: if version.is_mysql() {
                 Family::MySql
             } else {
                 Family::MariaDb
             },
             version: 0,
         };
-        let deadline = Instant::now() + Duration::from_mins(1);
-        while UnixStream::connect(server.directory.path().join("s")).is_err() {
-            let log = || std::fs::read_to_string(server.directory.path().join("log"));
-            assert!(Instant::now() < deadline, "{:?}", log());
-            assert!(
-                server.child.lock().try_wait().unwrap().is_none(),
-                "{:?}",
-                log()
-            );
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
         server.fill();
         server
     }
 
     /// What the tests need to be there.
     fn fill(&mut self) {
-        let mut root = self.login("root", "", true);
-        let text = root.value("SELECT VERSION()").unwrap();
+        let text = self.server.value("SELECT VERSION()");
+        self.server.run(&[
+            "CREATE USER boss@localhost IDENTIFIED BY ''",
+            "GRANT ALL ON *.* TO boss@localhost WITH GRANT OPTION",
+        ]);
+        let mut root = self.login("boss", "", true);
         let number = |at: usize| {
             let digits = text.split(['.', '-']).nth(at).unwrap();
             digits.parse::<u32>().unwrap()
         };
         self.version = number(0) * 10_000 + number(1) * 100 + number(2);
         root.all(&[
-            "CREATE DATABASE app CHARACTER SET latin1",
+            "ALTER DATABASE app CHARACTER SET latin1",
             "CREATE DATABASE other CHARACTER SET utf8mb4",
             "CREATE USER app@localhost IDENTIFIED BY ''",
             "CREATE ROLE r1",
@@ -163,13 +97,13 @@ impl Server {
     }
 
     /// A session of the ordinary user.
-    pub(crate) fn app(&'static self) -> Client {
+    pub(crate) fn app(&self) -> Client {
         self.login("app", "app", true)
     }
 
     /// Logs in without a password.
     pub(crate) fn login(&self, user: &str, database: &str, deprecate_eof: bool) -> Client {
-        let stream = UnixStream::connect(self.directory.path().join("s")).unwrap();
+        let stream = UnixStream::connect(self.server.socket()).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(30)))
             .unwrap();
@@ -227,31 +161,30 @@ impl Server {
         if self.family == Family::MariaDb {
             return None;
         }
-        let mut root = self.login("root", "", true);
+        let mut root = self.login("boss", "", true);
         let rows = root.rows(&side_query(&[client.real_id]));
         let rows: Vec<Vec<Option<Vec<u8>>>> = rows;
         Some(read_side(&rows).remove(&client.real_id).expect("seen"))
     }
 
     /// What a fresh login of the ordinary user holds.
-    pub(crate) fn baseline(&'static self) -> Arc<Baseline> {
-        static BASELINE: OnceLock<Arc<Baseline>> = OnceLock::new();
+    pub(crate) fn baseline(&self) -> Arc<Baseline> {
         let make = || {
             let mut fresh = self.app();
             let side = self.side(&fresh);
             fresh.probe_with(None, side.as_ref()).unwrap().baseline
         };
-        Arc::clone(BASELINE.get_or_init(make))
+        Arc::clone(self.baseline.get_or_init(make))
     }
 
     /// Probes a session as the proxy would.
-    pub(crate) fn probe(&'static self, client: &mut Client) -> Result<Probe, ProbeError> {
+    pub(crate) fn probe(&self, client: &mut Client) -> Result<Probe, ProbeError> {
         let side = self.side(client);
         client.probe_with(Some(&self.baseline()), side.as_ref())
     }
 
     /// Moves a session to a new server connection, and says what a probe finds there.
-    pub(crate) fn moved(&'static self, old: Client, probe: &Probe) -> (Client, Restored) {
+    pub(crate) fn moved(&self, old: Client, probe: &Probe) -> (Client, Restored) {
         let fresh = self.baseline();
         let database = probe.baseline.database.clone().unwrap_or_default();
         let mut new = self.login("app", &database, old.machine.grammar().deprecate_eof);
@@ -262,12 +195,6 @@ impl Server {
         let again = self.probe(&mut new).unwrap();
         verify(&probe.snapshot, &fresh, &again, &restored).unwrap();
         (new, restored)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.lock().kill();
     }
 }
 

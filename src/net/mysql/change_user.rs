@@ -12,9 +12,10 @@ use super::front::Mysql;
 use super::handshake::Arrival;
 use super::login::{decoy, find};
 use super::serve::{self, log_in};
+use crate::auth::mysql::Credential;
 use crate::backend::mysql::connect::Request;
 use crate::session::mysql::machine::Machine;
-use crate::wire::frame::Header as _;
+use crate::wire::frame::{FrameError, Header as _};
 use crate::wire::mysql::auth::ChangeUser;
 use crate::wire::mysql::packet::{HEADER_LEN, Header};
 use crate::wire::mysql::reply::{OK, OkPacket};
@@ -26,76 +27,37 @@ use tokio::time::Instant;
 /// How long it may take.
 const CHANGE_MAX: Duration = Duration::from_secs(30);
 
+/// A client that has proven itself anew, and what it asks for now.
+struct Proven {
+    arrival: Box<Arrival>,
+    request: Request,
+    credential: Credential,
+}
+
 impl Session<Mysql> {
     /// The client's next packet is COM_CHANGE_USER, and nothing is owed.
     pub(super) async fn change_user(&mut self) -> Result<(), End> {
         let deadline = Instant::now() + CHANGE_MAX;
         let payload = self.take_packet(deadline).await?;
-        let login = &self.profile().login;
-        let (request, _) = &*login.who;
-        let (entrance, entry) = (Arc::clone(&login.entrance), login.entry);
-        let (config, offer) = (Arc::clone(&login.config), self.profile().cluster.offer());
-        let (Some(entry), Some(offer)) = (entrance.entries.get(entry), offer) else {
-            return Err(End::Internal("a session without its cluster"));
-        };
-        let Ok(wanted) = ChangeUser::parse(&payload, request.capabilities) else {
-            return Err(End::ClientGarbage(
-                crate::wire::frame::FrameError::Truncated,
-            ));
-        };
-        let request = Request {
-            user: wanted.user.clone(),
-            database: Some(wanted.database.clone()).filter(|d| !d.is_empty()),
-            charset: wanted
-                .charset
-                .map_or(request.charset, |c| c.to_le_bytes()[0]),
-            attributes: if wanted.attributes.is_empty() {
-                request.attributes.clone()
-            } else {
-                wanted.attributes.clone()
-            },
-            ..request.clone()
-        };
-        let nonce = super::handshake::nonce().map_err(End::ServerLost)?;
-        let (stream, buffered) = self.take_client().into_parts();
-        let mut arrival =
-            Arrival::again(stream, buffered, (0, &request), nonce, config.mock_secret);
-        let known = find(&arrival, entry, deadline).await;
-        let known = match known {
-            Ok(known) => known,
-            Err(None) => return Err(End::ClientGone),
-            Err(Some(error)) => {
-                tracing::warn!(%error, "verifiers can't be read");
-                let text = "the database server is not available: the proxy could not ask it for the user's verifier";
-                arrival.refuse(&errors::no_server(text)).await;
-                return Err(End::ClientGone);
-            }
-        };
-        let challenge = Challenge {
-            plugin: offer.plugin,
-            decoy_thousands: decoy(entry, known.as_ref()),
-            secret: known.and_then(|known| known.secret),
-            passwords: &entry.passwords,
-            rsa: &config.rsa,
-        };
-        let work = tokio::time::timeout_at(deadline, authenticate(&mut arrival, challenge)).await;
-        // It was told, where it could be.
-        let Ok(Ok(credential)) = work else {
-            return Err(End::ClientGone);
-        };
+        let Proven {
+            arrival,
+            request,
+            credential,
+        } = self.prove_again(&payload, deadline).await?;
         self.leave_for_good().await;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let old = self.profile();
+        let database = request.database.clone().unwrap_or_default();
         let profile = Arc::new(Profile {
             cluster: Arc::clone(&old.cluster),
             shared: Arc::clone(&old.shared),
             metrics: old.shared.metrics.cluster(&old.cluster.name),
             user: text(&request.user),
-            database: text(request.database.as_deref().unwrap_or_default()),
+            database: text(&database),
             login: Login {
-                entrance: Arc::clone(&entrance),
+                entrance: Arc::clone(&old.login.entrance),
                 entry: old.login.entry,
-                config: Arc::clone(&config),
+                config: Arc::clone(&old.login.config),
                 who: Arc::new((request, credential)),
             },
         });
@@ -118,17 +80,66 @@ impl Session<Mysql> {
             session: &[],
         };
         let mut packets = arrival.packets;
-        packets
-            .send(|out| ok.put(out))
-            .await
-            .map_err(|_| End::ClientGone)?;
+        let told = packets.send(|out| ok.put(out)).await;
+        told.map_err(|_| End::ClientGone)?;
         let (stream, buffered) = packets.into_parts();
-        let database = profile.login.who.0.database.clone().unwrap_or_default();
-        let greeting = &opened.greeting;
-        let machine = Machine::new(greeting.grammar, &database, status);
+        let machine = Machine::new(opened.greeting.grammar, &database, status);
         let front = Mysql::new(machine, Arc::clone(&profile.cluster) as _, &profile.user);
         self.become_user(front, profile, Leg::new(stream, buffered), opened);
         Ok(())
+    }
+
+    /// Asks the client for its proof. One that fails was told, and is gone, as MySQL does it.
+    async fn prove_again(&mut self, payload: &[u8], deadline: Instant) -> Result<Proven, End> {
+        let login = &self.profile().login;
+        let (request, _) = &*login.who;
+        let (entrance, at) = (Arc::clone(&login.entrance), login.entry);
+        let (config, offer) = (Arc::clone(&login.config), self.profile().cluster.offer());
+        let (Some(entry), Some(offer)) = (entrance.entries.get(at), offer) else {
+            return Err(End::Internal("a session without its cluster"));
+        };
+        let wanted = ChangeUser::parse(payload, request.capabilities)
+            .map_err(|_| End::ClientGarbage(FrameError::Truncated))?;
+        let own = Some(wanted.attributes.clone()).filter(|a| !a.is_empty());
+        let request = Request {
+            user: wanted.user.clone(),
+            database: Some(wanted.database.clone()).filter(|d| !d.is_empty()),
+            charset: wanted
+                .charset
+                .map_or(request.charset, |c| c.to_le_bytes()[0]),
+            attributes: own.unwrap_or_else(|| request.attributes.clone()),
+            ..request.clone()
+        };
+        let nonce = super::handshake::nonce().map_err(End::ServerLost)?;
+        let (stream, buffered) = self.take_client().into_parts();
+        let mut arrival =
+            Arrival::again(stream, buffered, (0, &request), nonce, config.mock_secret);
+        let known = match find(&arrival, entry, deadline).await {
+            Ok(known) => known,
+            Err(None) => return Err(End::ClientGone),
+            Err(Some(error)) => {
+                tracing::warn!(%error, "verifiers can't be read");
+                let text = "the database server is not available: the proxy could not ask it for the user's verifier";
+                arrival.refuse(&errors::no_server(text)).await;
+                return Err(End::ClientGone);
+            }
+        };
+        let challenge = Challenge {
+            plugin: offer.plugin,
+            decoy_thousands: decoy(entry, known.as_ref()),
+            secret: known.and_then(|known| known.secret),
+            passwords: &entry.passwords,
+            rsa: &config.rsa,
+        };
+        let work = tokio::time::timeout_at(deadline, authenticate(&mut arrival, challenge)).await;
+        let Ok(Ok(credential)) = work else {
+            return Err(End::ClientGone);
+        };
+        Ok(Proven {
+            arrival,
+            request,
+            credential,
+        })
     }
 
     /// Takes the client's next packet, whole.

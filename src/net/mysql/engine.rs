@@ -269,6 +269,15 @@ impl Engine for Mysql {
         Ok(())
     }
 
+    async fn may_be_ahead(
+        _ready: &mut Ready<Self>,
+        _profile: &Profile<Self>,
+        _deadline: Instant,
+    ) -> Result<(), OpenError> {
+        // Who answers is proven at the login, and not again.
+        Err(OpenError::State("proven at log-ins only".to_owned()))
+    }
+
     async fn carry(
         ready: Ready<Self>,
         _profile: &Profile<Self>,

@@ -291,7 +291,7 @@ pub(super) async fn log_in(
             () = tokio::time::sleep_until(deadline) => return Err(Some(last)),
             () = gone(client) => return Err(None),
         };
-        match state::open(profile, lease, None, (), deadline).await {
+        match state::open(profile, lease, None, None, (), deadline).await {
             Ok(opened) => return Ok(opened),
             Err(error) if !error.may_pass() => return Err(Some(error)),
             // Of two reasons the server's own words are the better ones.

@@ -161,6 +161,7 @@ pub(super) async fn probe(
         let mut reader = put_probe(&mut out, &spec);
         replies.write(&out).await.map_err(ProbeFailure::Broken)?;
         let probe = read_probe(&mut replies, &mut reader).await?;
+        profile.cluster.note_missing(&probe.missing);
         if replies.is_ahead() {
             let error = io::Error::other("the server spoke before it was asked");
             return Err(ProbeFailure::Broken(error));
@@ -344,7 +345,7 @@ fn open(error: ExecError) -> OpenError {
         ExecError::Connect(error) => OpenError::Mysql(error),
         ExecError::Io(error) => OpenError::Io(error),
         ExecError::Timeout => OpenError::Timeout,
-        error => OpenError::State(error.to_string()),
+        ExecError::Server(error) => OpenError::State(error.to_string()),
     }
 }
 

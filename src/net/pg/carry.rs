@@ -13,7 +13,7 @@ use crate::session::pg::mend::{self, CHANGED_ROWS};
 use crate::session::pg::probe::put_probe;
 use crate::session::pg::restore::{RestoreStep, put_restore, verify};
 use crate::session::pg::snapshot::Snapshot;
-use crate::wire::pg::frame::{Reader, put};
+use crate::wire::pg::frame::{HEADER_LEN, Header, Reader, put};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -38,7 +38,9 @@ pub(super) async fn restore(
                 return Ok(probed);
             }
             // A role's or database's setting was changed: the session keeps its value.
-            Ok(_) | Err(ProbeFailure::Refused(_, _)) => {}
+            Ok(Probed { for_client, .. }) | Err(ProbeFailure::Refused(_, for_client)) => {
+                take_parameters(&for_client, params);
+            }
             Err(ProbeFailure::Broken(error)) => return Err(OpenError::Io(error)),
         }
     }
@@ -181,6 +183,23 @@ async fn restore_unnamed(frames: &mut Frames<'_>, unnamed: Option<Vec<u8>>) -> i
     frames.send(&out).await?;
     while frames.next().await?.tag != b'Z' {}
     Ok(())
+}
+
+/// Takes what is ParameterStatus of these frames, and returns the others.
+pub(super) fn take_parameters(frames: &[u8], params: &mut Vec<(Bytes, Bytes)>) -> BytesMut {
+    let mut others = BytesMut::new();
+    let mut rest = frames;
+    while let Ok(Some(header)) = Header::parse(rest) {
+        let (frame, behind) = rest.split_at(header.frame_len().min(rest.len()));
+        match frame.get(HEADER_LEN..) {
+            Some(body) if header.tag == b'S' => {
+                note_parameter(params, &Bytes::copy_from_slice(body));
+            }
+            _ => others.put_slice(frame),
+        }
+        rest = behind;
+    }
+    others
 }
 
 fn note_parameter(params: &mut Vec<(Bytes, Bytes)>, body: &Bytes) {

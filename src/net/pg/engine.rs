@@ -244,6 +244,14 @@ impl Engine for Pg {
         state::warm(ready, profile, deadline).await
     }
 
+    async fn may_be_ahead(
+        ready: &mut Ready<Self>,
+        profile: &Profile<Self>,
+        deadline: Instant,
+    ) -> Result<(), OpenError> {
+        state::may_be_ahead(ready, profile, deadline).await
+    }
+
     async fn carry(
         ready: Ready<Self>,
         profile: &Profile<Self>,

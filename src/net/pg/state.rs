@@ -1,7 +1,7 @@
 //! Asking PostgreSQL for a session's state, and logging in for it: the IO around `session::pg::{probe, restore}`.
 
 use super::super::state::{OpenError, Opened, ProbeFailure, Probed, Profile, Ready};
-use super::carry::restore;
+use super::carry::{restore, take_parameters};
 use super::engine::{Greeting, Seen};
 use super::front::Pg;
 use crate::backend::connect::{self, ConnectError, Connected, connect};
@@ -12,7 +12,7 @@ use crate::backend::link::{Link, Peer};
 use crate::session::pg::probe::{ProbeSpec, ProbeStep, put_check, put_probe};
 use crate::session::pg::snapshot::Snapshot;
 use crate::transport::stream::Stream;
-use crate::wire::pg::frame::put;
+use crate::wire::pg::frame::{put, put_cstr};
 use bytes::{BufMut, BytesMut};
 use std::io;
 use std::sync::Arc;
@@ -135,16 +135,57 @@ pub(super) async fn warm(
     deadline: Instant,
 ) -> Result<(), OpenError> {
     let stream = ready.link.stream().ok_or(OpenError::Timeout)?;
+    let params = &mut ready.greeting.0;
     let mut frames = Frames::new(stream);
     let work = async {
         let probed = run_probe(&mut frames, profile, None, BytesMut::new()).await;
-        probed.map_err(open_error)?;
-        read_ahead(&mut frames, &mut BytesMut::new()).await?;
+        let mut for_client = probed.map_err(open_error)?.for_client;
+        read_ahead(&mut frames, &mut for_client).await?;
+        take_parameters(&for_client, params);
         Ok::<_, OpenError>(())
     };
     tokio::time::timeout_at(deadline, work)
         .await
         .map_err(|_| OpenError::Timeout)?
+}
+
+/// The first version whose databases may have functions that run at each log-in. What they do on a standby need
+/// not be what they would do on a primary.
+const LOGIN_TRIGGERS: u32 = 170_000;
+
+const HAS_LOGIN_TRIGGER: &str = "SELECT 1 FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) \
+    pg_catalog.current_database() AND d.dathasloginevt";
+
+/// Log-ins run no function.
+pub(super) async fn may_be_ahead(
+    ready: &mut Ready<Pg>,
+    profile: &Profile<Pg>,
+    deadline: Instant,
+) -> Result<(), OpenError> {
+    if profile.login.version() < LOGIN_TRIGGERS {
+        return Ok(());
+    }
+    let frames = &mut Frames::new(ready.link.stream().ok_or(OpenError::Timeout)?);
+    tokio::time::timeout_at(deadline, no_login_trigger(frames))
+        .await
+        .map_err(|_| OpenError::Timeout)?
+}
+
+async fn no_login_trigger(frames: &mut Frames<'_>) -> Result<(), OpenError> {
+    let mut out = BytesMut::new();
+    put(&mut out, b'Q', |out| {
+        put_cstr(out, HAS_LOGIN_TRIGGER.as_bytes());
+    });
+    frames.send(&out).await?;
+    let mut found = false;
+    loop {
+        match frames.next().await?.tag {
+            b'D' | b'E' => found = true,
+            b'Z' if !found => return Ok(()),
+            b'Z' => return Err(OpenError::State("log-ins run a function".to_owned())),
+            _ => {}
+        }
+    }
 }
 
 pub(super) async fn log_in(
@@ -198,12 +239,17 @@ pub(super) async fn carry(
     let work = async {
         let mut probed = restore(&mut frames, profile, snapshot, seen, &mut greeting.0).await?;
         read_ahead(&mut frames, &mut probed.for_client).await?;
+        // What is told while nobody's client listens is told with the rest.
+        probed.for_client = take_parameters(&probed.for_client, &mut greeting.0);
         Ok::<_, OpenError>(probed)
     };
     let probed = tokio::time::timeout_at(deadline, work)
         .await
         .map_err(|_| OpenError::Timeout)??;
-    if !started_at.is_empty() && probed.probe.server.started_us.to_string() != *started_at {
+    let server = &probed.probe.server;
+    if server.in_recovery
+        || (!started_at.is_empty() && server.started_us.to_string() != *started_at)
+    {
         return Err(OpenError::OtherServer);
     }
     tracing::debug!(took = ?began.elapsed(), "a session's state is on a new server connection");

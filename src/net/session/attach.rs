@@ -1,5 +1,6 @@
 //! How a session gets a server connection for a request that its client has sent.
 
+use super::super::ahead::Ahead;
 use super::super::end::End;
 use super::super::engine::Engine;
 use super::super::protocol::Refusal;
@@ -39,13 +40,18 @@ impl<E: Engine> Session<E> {
                 Held::Done(lease) => lease,
                 Held::NothingLeft => break,
             };
+            let ahead = self.ahead.take_if(|ahead| ahead.is_to(lease.serving()));
+            let ahead = ahead.and_then(Ahead::take);
+            // Only with a snapshot to compare with it proves who it is.
+            let ahead = ahead.filter(|_| self.snapshot.is_some());
+            let was_ahead = ahead.is_some();
             let profile = Arc::clone(&self.profile);
             let snapshot = self.snapshot.clone();
             let seen = self.relay.front.seen();
             let began = Instant::now();
             let work = tokio::spawn(async move {
                 let deadline = Instant::now() + OPEN_MAX;
-                state::open(&profile, lease, snapshot.as_deref(), seen, deadline).await
+                state::open(&profile, lease, ahead, snapshot.as_deref(), seen, deadline).await
             });
             let opened = match self.held(work, since, last.as_ref()).await? {
                 Held::Done(Ok(opened)) => opened,
@@ -54,6 +60,9 @@ impl<E: Engine> Session<E> {
             };
             match opened {
                 Ok(opened) => {
+                    if was_ahead {
+                        tracing::debug!("the session goes on where it had logged in ahead");
+                    }
                     coming = None;
                     match self.held(cluster.line.wait(), since, None).await? {
                         Held::Done(()) => {}
@@ -71,6 +80,11 @@ impl<E: Engine> Session<E> {
                         .observe(since.elapsed().as_secs_f64());
                     self.profile.metrics.session_move(MoveOutcome::Moved);
                     return Ok(());
+                }
+                // It says nothing about a fresh log-in.
+                Err(error) if was_ahead => {
+                    tracing::debug!(%error, "a log-in ahead is of no use");
+                    continue;
                 }
                 Err(error) if error.may_pass() => {
                     cluster.report_trouble();

@@ -1,5 +1,6 @@
 //! How a session leaves its server connection at a safe point: probed, then detached or moved over.
 
+use super::super::ahead::Ahead;
 use super::super::end::End;
 use super::super::engine::Engine;
 use super::super::state::{self, OpenError, Profile, Ready};
@@ -58,12 +59,19 @@ impl<E: Engine> Session<E> {
             self.ready = Some(made);
             self.ready_since = Some(Instant::now());
         }
-        if let Some(lease) = self.handle().take_offer()
-            && self.next.is_none()
-            && self.ready.is_none()
-            && self.must_leave()
-        {
-            self.make_ready(lease);
+        match self.handle().take_offer() {
+            Some(lease) if lease.is_ahead() => {
+                let there = |ahead: &Ahead<E>| ahead.is_to(lease.serving());
+                if !self.is_replication() && !self.ahead.as_ref().is_some_and(there) {
+                    let (profile, handle) = (Arc::clone(&self.profile), &self.registered.handle);
+                    let deadline = Instant::now() + OPEN_MAX;
+                    self.ahead = Some(Ahead::begin(profile, Arc::clone(handle), lease, deadline));
+                }
+            }
+            Some(lease) if self.next.is_none() && self.ready.is_none() && self.must_leave() => {
+                self.make_ready(lease);
+            }
+            _ => {}
         }
         self.set_mode();
     }

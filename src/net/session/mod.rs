@@ -11,6 +11,7 @@ mod leave;
 mod lost;
 mod replication;
 
+use super::ahead::Ahead;
 use super::end::End;
 use super::engine::Engine;
 use super::protocol::Refusal;
@@ -62,6 +63,8 @@ pub(super) struct Session<E: Engine> {
     ready: Option<Result<Ready<E>, OpenError>>,
     /// Since when it is.
     ready_since: Option<Instant>,
+    /// A log-in ahead to the server that is to take over.
+    ahead: Option<Ahead<E>>,
     /// When the login of the present server connection began.
     logged_in: Instant,
     /// The same, of a move's second end.
@@ -101,6 +104,7 @@ impl<E: Engine> Session<E> {
             next: None,
             ready: None,
             ready_since: None,
+            ahead: None,
             logged_in: registered_at,
             next_began: registered_at,
             trial: None,
@@ -228,6 +232,9 @@ impl<E: Engine> Session<E> {
 
     fn look_at_gate(&mut self) {
         let view = self.profile.cluster.gate.view();
+        if !view.expects {
+            self.ahead = None;
+        }
         if view.phase != self.phase || view.held_since != self.held_since {
             self.phase = view.phase;
             self.held_since = view.held_since;

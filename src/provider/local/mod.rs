@@ -321,6 +321,17 @@ impl LocalProvider {
         Ok(SwitchKind::Barrier)
     }
 
+    /// The standby that is ready: a hot standby's connections survive its promotion.
+    pub fn successor(&self) -> Option<(Endpoint, String)> {
+        let Part::Postgres(pg) = &self.part else {
+            return None;
+        };
+        let standby = pg.follower.standby.try_lock().ok()?;
+        let ready = standby.as_ref().filter(|s| s.process.alive())?;
+        let endpoint = self.data_dir.endpoint_of(ready.home);
+        Some((endpoint, ready.started_at.clone()))
+    }
+
     /// Stops the server and starts it with the settings of `to`, with those of `from` when that fails; or has
     /// the standby take over.
     pub async fn cut_over(&self, from: &Instance, to: Capacity) -> CutOver {

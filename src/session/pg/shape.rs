@@ -138,7 +138,7 @@ const DOUBTS: &[&str] = &[
     "CopyOutResponse without a statement",
     "FunctionCallResponse without FunctionCall",
     "the server sent a message of unknown type",
-    "CopyInResponse without a statement",
+    "COPY without a statement",
     "CommandComplete without a statement",
     "ReadyForQuery that nobody asked for",
     "ReadyForQuery with an unknown status",

@@ -15,6 +15,8 @@ pub struct Setting {
     pub value: Vec<u8>,
     /// The bytes of `options` that give it, its switch included.
     pub span: Range<usize>,
+    /// Other switches stand before it in the same word, and stay there without it.
+    pub grouped: bool,
 }
 
 /// White space between words.
@@ -101,6 +103,7 @@ pub fn settings(options: &[u8]) -> Vec<Setting> {
                     .collect(),
                 value: value.get(1..).unwrap_or_default().to_vec(),
                 span: start..end,
+                grouped: start_at > 0,
             });
         }
     }
@@ -119,9 +122,8 @@ pub fn take(options: &[u8], name: &str) -> Option<(Vec<u8>, Vec<u8>)> {
         }
         rest.extend_from_slice(options.get(from..setting.span.start).unwrap_or_default());
         let behind = options.get(setting.span.end..).unwrap_or_default();
-        let grouped = rest.last().is_some_and(|b| !is_space(*b));
         from = setting.span.end;
-        if !grouped {
+        if !setting.grouped {
             from += behind.iter().take_while(|b| is_space(**b)).count();
         }
         last = Some(setting.value);
@@ -192,6 +194,11 @@ mod tests {
         assert_eq!(
             take_text("-ec slackwater.cluster=x -c a=b"),
             taken("-e -c a=b", "x")
+        );
+        assert_eq!(
+            take_text(r"-e\ -slackwater.cluster=x -c a=b"),
+            taken(r"-e\  -c a=b", "x"),
+            "behind white space that is part of the word"
         );
         assert_eq!(
             take_text(r"-c a=slackwater.cluster=x\ -c"),

@@ -3,6 +3,7 @@
 use super::{EVENT, SOON, wait_for};
 use serde_json::{Value, json};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// The name that the tests' cluster has.
 pub(crate) const CLUSTER: &str = "shop";
@@ -139,6 +140,24 @@ impl Admin {
             self.outcome(id)
         });
         self.event(id)
+    }
+
+    /// Starts events until one is seen in this step; it is in it now, or was a moment ago.
+    pub(crate) fn reach(&self, step: &str, options: &Value) -> u64 {
+        let end = Instant::now() + EVENT;
+        loop {
+            let id = self.start_event(options);
+            loop {
+                let event = self.event(id);
+                if event["step"] == step {
+                    return id;
+                }
+                if event["state"] != "running" {
+                    break;
+                }
+            }
+            assert!(Instant::now() < end, "no event was seen in {step}");
+        }
     }
 
     /// Runs one event to its end, which must be good; the event.

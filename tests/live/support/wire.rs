@@ -471,6 +471,12 @@ impl Client {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
+    /// Ends the connection with a RST, as a machine does that knows nothing of it any more.
+    pub(crate) fn reset(self) {
+        let socket = socket2::SockRef::from(&self.stream);
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
     /// Says goodbye and ends the connection.
     pub(crate) fn close(mut self) {
         let _ = self.send(&message(b'X', &[]));

@@ -1,6 +1,7 @@
 //! What the live tests of MySQL and MariaDB stand on: servers, the proxy, clients, the ledger, a load.
 
 #[path = "../../live/support/admin.rs"]
+#[allow(dead_code, reason = "other test binaries use the rest")]
 pub(crate) mod admin;
 pub(crate) mod client;
 #[path = "../../common/guard.rs"]

@@ -21,7 +21,7 @@ pub(super) fn first(engine: Engine, user: &str, password: &str) -> String {
     } else if user != "root" {
         statements.push("ALTER USER 'root'@'localhost' ACCOUNT LOCK".to_owned());
     }
-    statements.iter().map(|s| format!("{s};\n")).collect()
+    statements.join(";\n") + ";\n"
 }
 
 impl LocalProvider {

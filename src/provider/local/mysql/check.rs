@@ -127,7 +127,7 @@ async fn filled_memory_tables(
     }
     let mut text = named.join(", ");
     if more > 0 {
-        text.push_str(&format!(" and {more} more"));
+        text = format!("{text} and {more} more");
     }
     Ok(Some(text))
 }

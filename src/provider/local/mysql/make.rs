@@ -4,7 +4,7 @@
 use super::super::super::ProviderError;
 use super::super::data_dir::{DataDir, random};
 use super::super::process::{self, run};
-use super::{Mysql, accounts, files, my_cnf};
+use super::{Mysql, accounts, files, hex, my_cnf, temporary};
 use crate::backend::Engine;
 use std::fs;
 use std::io;
@@ -56,7 +56,7 @@ impl Mark {
             random(ID_BYTES).map_err(ProviderError::io("can't read", "the system's randomness"))?;
         let mark = Self {
             engine: engine.name().to_owned(),
-            id: id.iter().map(|b| format!("{b:02x}")).collect(),
+            id: hex(&id),
         };
         let file = data.join(MARK);
         let bytes = serde_json::to_vec(&mark)
@@ -85,30 +85,29 @@ impl Mysql {
         let statements = data_dir.socket_directory().join("service-account.sql");
         let sql = accounts::first(self.engine, service_user, data_dir.service_password());
         data_dir.write_for_server(&statements, sql)?;
-        let done = match &self.programs.installer {
-            Some(installer) => {
-                data_dir.make_directory(&unfinished, 0o700)?;
-                let mut command = process::command(installer, data_dir.account());
-                command
-                    .arg("--no-defaults")
-                    .arg(format!("--datadir={}", unfinished.display()))
-                    .arg(format!("--extra-file={}", statements.display()))
-                    .args(["--auth-root-authentication-method=socket", "--skip-test-db"])
-                    .args(["--skip-name-resolve", "--force"]);
-                run(&mut command, "mariadb-install-db", PATIENCE).await
-            }
-            None => {
-                let mut command = process::command(&self.programs.server, data_dir.account());
-                command
-                    .arg("--no-defaults")
-                    .arg(format!("--datadir={}", unfinished.display()))
-                    .arg(format!("--init-file={}", statements.display()))
-                    .arg(format!("--secure-file-priv={}", files(data_dir).display()))
-                    .arg("--initialize-insecure");
-                // It makes the directory itself, or takes an empty one.
-                data_dir.make_directory(&unfinished, 0o700)?;
-                run(&mut command, "mysqld --initialize", PATIENCE).await
-            }
+        let done = if let Some(installer) = &self.programs.installer {
+            data_dir.make_directory(&unfinished, 0o700)?;
+            let mut command = process::command(installer, data_dir.account());
+            command
+                .arg("--no-defaults")
+                .arg(format!("--datadir={}", unfinished.display()))
+                .arg(format!("--extra-file={}", statements.display()))
+                .arg(format!("--tmpdir={}", temporary(data_dir).display()))
+                .args(["--auth-root-authentication-method=socket", "--skip-test-db"])
+                .args(["--skip-name-resolve", "--force"]);
+            run(&mut command, "mariadb-install-db", PATIENCE).await
+        } else {
+            let mut command = process::command(&self.programs.server, data_dir.account());
+            command
+                .arg("--no-defaults")
+                .arg(format!("--datadir={}", unfinished.display()))
+                .arg(format!("--init-file={}", statements.display()))
+                .arg(format!("--secure-file-priv={}", files(data_dir).display()))
+                .arg(format!("--tmpdir={}", temporary(data_dir).display()))
+                .arg("--initialize-insecure");
+            // It makes the directory itself, or takes an empty one.
+            data_dir.make_directory(&unfinished, 0o700)?;
+            run(&mut command, "mysqld --initialize", PATIENCE).await
         };
         fs::remove_file(&statements).map_err(ProviderError::io("can't remove", &statements))?;
         done?;
@@ -131,9 +130,10 @@ fn make_files(data_dir: &DataDir, engine: Engine) -> Result<(), ProviderError> {
             .and_then(|()| fs::set_permissions(&my_cnf, fs::Permissions::from_mode(0o644)))
             .map_err(ProviderError::io("can't write", &my_cnf))?;
     }
-    let files = files(data_dir);
-    if !files.exists() {
-        data_dir.make_directory(&files, 0o700)?;
+    for directory in [files(data_dir), temporary(data_dir)] {
+        if !directory.exists() {
+            data_dir.make_directory(&directory, 0o700)?;
+        }
     }
     Ok(())
 }

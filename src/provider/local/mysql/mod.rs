@@ -95,11 +95,10 @@ impl Mysql {
     ) -> Result<Command, ProviderError> {
         let start = random(START_BYTES)
             .map_err(ProviderError::io("can't read", "the system's randomness"))?;
-        let start: String = start.iter().map(|b| format!("{b:02x}")).collect();
         let mut command = self.command(data_dir, home);
         command
             .args(self.fixed(data_dir, home))
-            .args(sizes.arguments(&start));
+            .args(sizes.arguments(&hex(&start)));
         Ok(command)
     }
 
@@ -125,6 +124,7 @@ impl Mysql {
             "--bind-address=127.0.0.1".to_owned(),
             "--skip-name-resolve".to_owned(),
             path("secure-file-priv", files(data_dir)),
+            path("tmpdir", temporary(data_dir)),
         ];
         // server.log is the server's standard error: errors quote it.
         let own: &[&str] = match self.engine {
@@ -219,6 +219,16 @@ pub(super) fn is_up(
     }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // A String takes everything.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
 fn pid_file(data_dir: &DataDir, home: Home) -> PathBuf {
     let name = format!("{}.pid", home.directory(data_dir.engine()));
     data_dir.socket_directory().join(name)
@@ -227,6 +237,12 @@ fn pid_file(data_dir: &DataDir, home: Home) -> PathBuf {
 /// The settings of the user's own.
 fn my_cnf(data_dir: &DataDir) -> PathBuf {
     data_dir.path().join("my.cnf")
+}
+
+/// For temporary tables. Not /tmp: a server that starts removes there what it takes for left behind, and with it
+/// what others are using.
+fn temporary(data_dir: &DataDir) -> PathBuf {
+    data_dir.path().join("tmp")
 }
 
 /// The only directory that LOAD DATA INFILE and SELECT INTO OUTFILE reach.
