@@ -178,7 +178,7 @@ fn safety_15_mysql_a_lost_transaction_is_told_and_nothing_of_it_is_run_on_its_ow
     }
 }
 
-/// A packet of so many bytes has reached a server that does not read.
+/// A packet of so many bytes, in clear or in a TLS record, has reached a server that does not read.
 fn unread(server: &Server, bytes: usize) -> bool {
     let port: u16 = server
         .address()
@@ -189,10 +189,12 @@ fn unread(server: &Server, bytes: usize) -> bool {
         .unwrap();
     let tcp = fs::read_to_string("/proc/net/tcp").unwrap();
     let at = format!(":{port:04X}");
-    let queue = format!(":{bytes:08X}");
+    let wanted = [bytes, bytes + 22];
     tcp.lines().skip(1).any(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
-        words[1].ends_with(&at) && words[4].ends_with(&queue)
+        let queue = words[4].split(':').nth(1).unwrap_or_default();
+        let queued = usize::from_str_radix(queue, 16).unwrap_or_default();
+        words[1].ends_with(&at) && wanted.contains(&queued)
     })
 }
 
