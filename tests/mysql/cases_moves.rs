@@ -268,7 +268,9 @@ fn case_26_transactions_that_end_or_begin_by_the_way() {
     client.run("BEGIN");
     client.run("INSERT INTO t VALUES (3)");
     client.run("ROLLBACK RELEASE");
-    assert_eq!(code(&client.try_run("SELECT 1").unwrap_err()), 0);
+    // The next request may reach the server while it closes: what became of that nobody knows.
+    let error = client.try_run("SELECT 1").unwrap_err();
+    assert!([0, 1105].contains(&code(&error)), "{error}");
     let mut client = proxy.client("releases");
     client.run("BEGIN");
     client.run("INSERT INTO t VALUES (4)");
