@@ -22,7 +22,9 @@ bench:
 	scripts/setup.sh bench
 	cargo build --release --locked
 	$(FILES) python3 benches/compare.py
+	$(FILES) python3 benches/compare_mysql.py
 	$(FILES) cargo test --release --locked --test live -- --ignored --nocapture ms3_
+	$(FILES) cargo test --release --locked --test mysql -- --ignored --nocapture ms1_stall
 
 # Each target for FUZZ_SECONDS, and the proof that the kept corpora reach every state of the session machine.
 fuzz:

@@ -75,9 +75,9 @@ def free_port():
 class Place:
     """The temporary directory and the account that servers run under (root may not)."""
 
-    def __init__(self):
+    def __init__(self, account="postgres"):
         self.dir = tempfile.mkdtemp(prefix="slackwater-bench-")
-        self.account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+        self.account = pwd.getpwnam(account) if os.geteuid() == 0 else None
         self.children = {}
         self.give(self.dir)
 

@@ -169,6 +169,7 @@ pub(super) async fn cluster(
         max_outage: keys.scaling.max_outage,
         custom_settings: keys.sessions.custom_settings.clone(),
         ends_replication: keys.sessions.ends_replication,
+        diagnostics_wait: keys.sessions.diagnostics_wait,
     };
     let cluster = Arc::new(Cluster::new(&keys.name, gate, registry, service, settings));
     let rules = Rules {

@@ -75,6 +75,8 @@ pub struct Cluster {
     pub custom_settings: Vec<String>,
     /// Replication connections are ended for an event, not waited for.
     pub ends_replication: bool,
+    /// How long a session rests before it is moved, if its client may still ask for what its last statement left.
+    pub diagnostics_wait: Duration,
     /// Sessions that found a blocker in the present hold.
     blocked: AtomicUsize,
     names: Mutex<HashMap<String, BTreeSet<String>>>,
@@ -88,6 +90,7 @@ pub struct Cluster {
     role_settings: Mutex<(String, Instant)>,
     offer: Mutex<Option<Offer>>,
     baselines: Mutex<HashMap<[u8; 32], Arc<Baseline>>>,
+    baseline_turns: Mutex<HashMap<[u8; 32], Arc<tokio::sync::Mutex<()>>>>,
     missing: Mutex<BTreeSet<Detection>>,
     trouble: tokio::sync::Notify,
 }
@@ -151,6 +154,7 @@ impl Cluster {
             max_outage: settings.max_outage,
             custom_settings: settings.custom_settings,
             ends_replication: settings.ends_replication,
+            diagnostics_wait: settings.diagnostics_wait,
             blocked: AtomicUsize::new(0),
             names: Mutex::default(),
             rehearsals: Mutex::default(),
@@ -164,6 +168,7 @@ impl Cluster {
             role_settings: Mutex::new((String::new(), Instant::now())),
             offer: Mutex::default(),
             baselines: Mutex::default(),
+            baseline_turns: Mutex::default(),
             missing: Mutex::default(),
             trouble: tokio::sync::Notify::new(),
         }
@@ -352,6 +357,15 @@ impl Cluster {
         self.baselines.lock().get(kind).cloned()
     }
 
+    /// Who holds it looks at a fresh login of this kind; the others wait for what it finds.
+    pub fn baseline_turn(&self, kind: &[u8; 32]) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.baseline_turns.lock();
+        if turns.len() >= BASELINES_MAX {
+            turns.clear();
+        }
+        Arc::clone(turns.entry(*kind).or_default())
+    }
+
     /// Ways to see state that the server lacked when a session was last asked.
     pub fn missing_detections(&self) -> Vec<Detection> {
         self.missing.lock().iter().copied().collect()
@@ -437,4 +451,6 @@ pub struct Settings {
     pub custom_settings: Vec<String>,
     /// Replication connections are ended for an event, not waited for.
     pub ends_replication: bool,
+    /// How long a session rests before it is moved, if its client may still ask for what its last statement left.
+    pub diagnostics_wait: Duration,
 }

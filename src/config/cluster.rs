@@ -435,7 +435,7 @@ fn read_sessions(mut section: Section<'_, '_>, engine: Engine) -> SessionsConfig
     );
     let diagnostics_wait = mysql.then(|| {
         let range = Duration::ZERO..=60 * SECOND;
-        section.duration("diagnostics_wait", SECOND, range, None)
+        section.duration("diagnostics_wait", Duration::from_millis(100), range, None)
     });
     let custom_settings = if mysql {
         Vec::new()

@@ -74,7 +74,7 @@ impl<P: Protocol> Relay<P> {
         self.server.is_some()
             && (!self.waits_for_quiet || self.front.is_quiet())
             && (self.mode == Mode::Flow
-                || (self.front.may_send_in_lock_step() && !self.front.at_rest()))
+                || (self.front.may_send_in_lock_step() && !self.front.seems_at_rest()))
     }
 
     fn client_chunk(
@@ -152,12 +152,16 @@ impl<P: Protocol> Relay<P> {
                 Kind::Request
                     if self.server.is_none()
                         || (self.mode == Mode::LockStep
-                            && (self.front.at_rest() || !self.front.may_send_in_lock_step())) =>
+                            && (self.front.seems_at_rest()
+                                || !self.front.may_send_in_lock_step())
+                            && !self.may_look_back(head, now)) =>
                 {
                     cut = Cut::Stopped;
                     break;
                 }
-                Kind::Nothing | Kind::Request => {}
+                Kind::Nothing | Kind::Request => {
+                    self.looked_back = self.may_look_back(head, now);
+                }
             }
             let frame = Frame {
                 header,

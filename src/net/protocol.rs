@@ -53,6 +53,8 @@ pub struct Came {
     pub ready: Option<bool>,
     /// Send what was written in place of its first so many bytes.
     pub instead_of: usize,
+    /// A result ends with this frame, and another one follows.
+    pub more_results: bool,
     /// The server's last words: not sent on.
     pub fatal: Option<Box<Fatal>>,
 }
@@ -133,6 +135,16 @@ pub trait Protocol: fmt::Debug + Send + Unpin + 'static {
 
     /// Only the server can tell whether this is rest: writes a question whose answer is not for the client.
     fn put_question(&mut self, _out: &mut BytesMut) -> bool {
+        false
+    }
+
+    /// The last reply left something that the client may still ask for, and that only this server connection has.
+    fn has_left_something(&self) -> bool {
+        false
+    }
+
+    /// This request asks for it.
+    fn looks_back(&self, _head: &[u8]) -> bool {
         false
     }
 

@@ -17,8 +17,10 @@ use crate::wire::frame::{FrameError, Header};
 use bytes::BytesMut;
 use std::cell::RefCell;
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
 
 /// Room for what was kept from the last read, before the next one.
 const SCRATCH: usize = 2 * READ_MAX + 1024;
@@ -83,6 +85,8 @@ pub struct Relay<P> {
     pub front: P,
     /// How client frames may pass.
     pub mode: Mode,
+    /// How long a session rests before it is at a safe point, if its client may still ask for what the last reply left.
+    pub linger: Duration,
     /// [`Stop::Rested`] is wanted at the next safe point.
     pub want_rest: bool,
     /// [`Stop::Rested`] is wanted between two messages of the server, whatever it sends.
@@ -104,6 +108,11 @@ pub struct Relay<P> {
     pub(super) instead: BytesMut,
     /// As last told to others.
     told_at_rest: bool,
+    /// Since when it rests behind what left something.
+    rests_since: Instant,
+    /// What is under way in lock-step asks for what was left before it.
+    pub(super) looked_back: bool,
+    lingering: Option<Pin<Box<Sleep>>>,
     pub(super) counts: Counts,
 }
 
@@ -129,6 +138,7 @@ impl<P: Protocol> Relay<P> {
             server: None,
             front,
             mode: Mode::Flow,
+            linger: Duration::ZERO,
             want_rest: false,
             want_gap: false,
             stopped: false,
@@ -140,6 +150,9 @@ impl<P: Protocol> Relay<P> {
             server_unread: false,
             instead: BytesMut::new(),
             told_at_rest: false,
+            rests_since: Instant::now(),
+            looked_back: false,
+            lingering: None,
             counts: Counts::default(),
         }
     }
@@ -177,12 +190,13 @@ impl<P: Protocol> Relay<P> {
                 }
             }
             self.tell_rest(handle, now);
-            let wants = self.mode == Mode::LockStep || self.want_rest || self.front.asks_at_once();
-            if wants && self.asked_server(cx) {
+            let wants_rest =
+                self.want_rest || (self.mode == Mode::LockStep && !self.poll_linger(cx, now));
+            if (wants_rest || self.front.asks_at_once()) && self.asked_server(cx) {
                 server_waits = false;
                 continue;
             }
-            if (self.mode == Mode::LockStep || self.want_rest) && self.at_safe_point() {
+            if wants_rest && self.at_safe_point() {
                 self.want_rest = false;
                 return Poll::Ready(match self.mode {
                     Mode::LockStep => Stop::SafePoint,
@@ -243,6 +257,47 @@ impl<P: Protocol> Relay<P> {
     /// Both directions are complete and nothing can be open: the session may be detached.
     pub fn at_safe_point(&self) -> bool {
         self.front.at_rest() && self.is_between_frames()
+    }
+
+    /// Until when the client's next request is waited for: one that asks for what the last reply left goes to the server
+    /// that has it, any other has no use for it.
+    fn lingers_until(&self) -> Option<Instant> {
+        let waits = !self.linger.is_zero()
+            && !self.stopped
+            && self.front.has_left_something()
+            && self.front.seems_at_rest()
+            && self.is_between_frames();
+        waits.then(|| self.rests_since + self.linger)
+    }
+
+    /// The session is left where it is for a moment, though it rests.
+    pub fn lingers(&self, now: Instant) -> bool {
+        self.lingers_until().is_some_and(|until| now < until)
+    }
+
+    /// The same; wakes the task when that moment is over.
+    fn poll_linger(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let Some(until) = self.lingers_until().filter(|until| now < *until) else {
+            self.lingering = None;
+            return false;
+        };
+        let until = tokio::time::Instant::from_std(until);
+        let timer = self
+            .lingering
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
+        timer.as_mut().poll(cx).is_pending()
+    }
+
+    /// In lock-step: the request may go to the server all the same.
+    pub(super) fn may_look_back(&self, head: &[u8], now: Instant) -> bool {
+        self.mode == Mode::LockStep
+            && self.server.is_some()
+            && self.front.seems_at_rest()
+            && now < self.rests_since + self.linger
+            && self.front.looks_back(head)
     }
 
     fn is_between_frames(&self) -> bool {
@@ -336,6 +391,9 @@ impl<P: Protocol> Relay<P> {
         let at_rest = self.server.is_some() && self.front.seems_at_rest();
         if at_rest != self.told_at_rest {
             self.told_at_rest = at_rest;
+            if at_rest && !std::mem::take(&mut self.looked_back) {
+                self.rests_since = now;
+            }
             handle.set_state(
                 if at_rest {
                     State::AtRest
@@ -434,6 +492,12 @@ impl<P: Protocol> Relay<P> {
             }
             pos += take;
             remaining = header.whole_len() - take;
+            if came.more_results && remaining == 0 && self.client.stream.is_compressed() {
+                let result = chunk.get(sent..pos).unwrap_or_default();
+                self.client.deliver(cx, result, self.leaving)?;
+                self.client.stream.end_of_result();
+                sent = pos;
+            }
         }
         server.remaining = remaining;
         server.keep(chunk.get(pos..).unwrap_or_default());

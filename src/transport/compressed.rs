@@ -1,5 +1,8 @@
-//! MySQL's compressed protocol (zlib), as a layer over a connection: packets of seven bytes of header, which have nothing
-//! to do with the packets that they carry. Buffers are there only while something is under way.
+//! MySQL's compressed protocol (zlib), as a layer over a connection: packets of seven bytes of header, which carry other
+//! packets. Buffers are there only while something is under way.
+//!
+//! Servers of either family set the number of the next packet that they carry to that of the next compressed one whenever
+//! they have read something or have written a result. Drivers rely on it (mysql_async) or look away; so it is done here.
 
 use super::stream::Stream;
 use bytes::{Buf, BufMut, BytesMut};
@@ -16,8 +19,11 @@ const HEADER: usize = 7;
 /// Shorter ones are not worth the work, as servers find too.
 const WORTH_IT: usize = 50;
 
-/// Most bytes that go into one packet here.
+/// Bytes that go into one packet here, unless what it carries is a longer one.
 const CHUNK: usize = 32 * 1024;
+
+/// Most bytes that a packet can say it has.
+const LONGEST: usize = 0xff_ffff;
 
 /// Bytes asked for by one read.
 const READ: usize = 8 * 1024;
@@ -32,10 +38,16 @@ pub struct Compressed {
     raw: BytesMut,
     /// Inflated, and not read yet.
     plain: BytesMut,
+    /// The beginning of a packet whose rest was not written yet. Servers spread what they carry over two packets at
+    /// most, and there are clients that read no third one (Connector/Python).
+    held: BytesMut,
     /// Deflated, and not written yet.
     out: BytesMut,
     /// Sequence number of the next packet that is written: it goes on from the other end's last.
     sequence: u8,
+    /// The same of the next packet that is carried, unless it is to be made equal to the other.
+    carried: u8,
+    makes_equal: bool,
     deflate: Compress,
     inflate: Decompress,
 }
@@ -53,8 +65,11 @@ impl Compressed {
             inner,
             raw,
             plain: BytesMut::new(),
+            held: BytesMut::new(),
             out: BytesMut::new(),
             sequence: 0,
+            carried: 0,
+            makes_equal: true,
             deflate: Compress::new(LEVEL, true),
             inflate: Decompress::new(true),
         }
@@ -62,6 +77,11 @@ impl Compressed {
 
     pub(super) const fn inner(&self) -> &Stream {
         &self.inner
+    }
+
+    /// What was written last ends a result.
+    pub(super) fn end_of_result(&mut self) {
+        self.makes_equal = true;
     }
 
     /// A read finds something without the socket.
@@ -81,6 +101,7 @@ impl Compressed {
         self.raw.advance(HEADER);
         let body = self.raw.split_to(length);
         self.sequence = sequence.wrapping_add(1);
+        self.makes_equal = true;
         if inflated == 0 {
             self.plain = body;
             return Ok(true);
@@ -99,6 +120,75 @@ impl Compressed {
         }
         self.plain = out.as_slice().into();
         Ok(true)
+    }
+
+    /// Takes what is written: packets that are whole become compressed ones.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.held.is_empty() {
+            let whole = self.put_whole(bytes)?;
+            self.held
+                .extend_from_slice(bytes.get(whole..).unwrap_or_default());
+            return Ok(());
+        }
+        self.held.extend_from_slice(bytes);
+        if first_whole(&self.held) == 0 {
+            return Ok(());
+        }
+        let mut held = std::mem::take(&mut self.held);
+        let whole = self.put_whole(&held)?;
+        if whole < held.len() {
+            held.advance(whole);
+            self.held = held;
+        }
+        Ok(())
+    }
+
+    /// Puts the whole packets at the beginning of `bytes`; how long they are.
+    fn put_whole(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut done = 0;
+        loop {
+            let rest = bytes.get(done..).unwrap_or_default();
+            let mut run = first_whole(rest);
+            if run == 0 {
+                return Ok(done);
+            }
+            loop {
+                let more = first_whole(rest.get(run..).unwrap_or_default());
+                if more == 0 || run + more > CHUNK {
+                    break;
+                }
+                run += more;
+            }
+            self.put_run(rest.get(..run).unwrap_or_default())?;
+            done += run;
+        }
+    }
+
+    /// Puts whole packets, numbered as they are to be.
+    fn put_run(&mut self, run: &[u8]) -> io::Result<()> {
+        if std::mem::take(&mut self.makes_equal) {
+            self.carried = self.sequence;
+        }
+        let mut copy: Option<Vec<u8>> = None;
+        let mut at = 0;
+        while let Some(number) = run.get(at + 3) {
+            if *number != self.carried {
+                let copy = copy.get_or_insert_with(|| run.to_vec());
+                if let Some(number) = copy.get_mut(at + 3) {
+                    *number = self.carried;
+                }
+            }
+            self.carried = self.carried.wrapping_add(1);
+            match first_whole(run.get(at..).unwrap_or_default()) {
+                0 => break,
+                length => at += length,
+            }
+        }
+        self.put_all(copy.as_deref().unwrap_or(run))
+    }
+
+    fn put_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        bytes.chunks(LONGEST).try_for_each(|bytes| self.put(bytes))
     }
 
     /// Makes one packet of `bytes`.
@@ -140,6 +230,17 @@ impl Compressed {
         }
         self.out = BytesMut::new();
         Poll::Ready(Ok(()))
+    }
+}
+
+/// The length of the carried packet that `bytes` begin with; 0: it is not whole.
+fn first_whole(bytes: &[u8]) -> usize {
+    match bytes.first_chunk() {
+        Some(&[a, b, c, _]) => {
+            let length = 4 + u32::from_le_bytes([a, b, c, 0]) as usize;
+            if bytes.len() >= length { length } else { 0 }
+        }
+        None => 0,
     }
 }
 
@@ -197,18 +298,12 @@ impl AsyncWrite for Compressed {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        // One packet at a time is kept, however slow the other end is.
+        // What was written once is all that is kept, however slow the other end is.
         ready!(this.poll_drain(cx))?;
-        let Some(chunk) = buf
-            .get(..buf.len().min(CHUNK))
-            .filter(|chunk| !chunk.is_empty())
-        else {
-            return Poll::Ready(Ok(0));
-        };
-        this.put(chunk)?;
+        this.take(buf)?;
         match this.poll_drain(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(chunk.len())),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(buf.len())),
         }
     }
 
@@ -220,6 +315,9 @@ impl AsyncWrite for Compressed {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // Nobody knows its rest any more.
+        let cut = std::mem::take(&mut this.held);
+        this.put_all(&cut)?;
         ready!(this.poll_drain(cx))?;
         Pin::new(&mut this.inner).poll_shutdown(cx)
     }
@@ -235,6 +333,17 @@ mod tests {
         let (near, far) = tokio::io::duplex(1000);
         let wrap = |end| Stream::duplex(end).compressed(BytesMut::new());
         (wrap(near), wrap(far))
+    }
+
+    /// Packets with these bodies, numbered as they will be.
+    fn numbered(bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let packets = bodies.iter().zip(0_u8..);
+        let packets = packets.map(|(body, number)| {
+            let length = u32::try_from(body.len()).expect("short");
+            let head = (length | u32::from(number) << 24).to_le_bytes();
+            [&head, body.as_slice()].concat()
+        });
+        packets.collect()
     }
 
     async fn across(writes: &[Vec<u8>]) -> Vec<u8> {
@@ -258,6 +367,7 @@ mod tests {
             .map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[2])
             .collect();
         let writes = [vec![7; 300_000], b"short".to_vec(), random, vec![0; 50]];
+        let writes = numbered(&writes);
         assert_eq!(across(&writes).await, writes.concat());
     }
 
@@ -272,16 +382,108 @@ mod tests {
         let mut got = [0; 5];
         near.read_exact(&mut got).await.expect("read");
         assert_eq!(got, [1, 0, 0, 0, 1]);
-        near.write_all(b"short").await.expect("written");
-        near.write_all(&[7; 1000]).await.expect("written");
+        near.write_all(b"\x05\0\0\x01short").await.expect("written");
+        near.write_all(&packet(1000)).await.expect("written");
         near.flush().await.expect("flushed");
-        let mut head = [0; 12];
+        let mut head = [0; 16];
         raw.read_exact(&mut head).await.expect("read");
-        assert_eq!(head, *b"\x05\0\0\x0a\0\0\0short", "the sequence goes on");
+        assert_eq!(
+            head, *b"\x09\0\0\x0a\0\0\0\x05\0\0\x01short",
+            "the sequence goes on"
+        );
         let mut head = [0; 7];
         raw.read_exact(&mut head).await.expect("read");
-        assert_eq!((head[3], &head[4..]), (11, &[0xe8, 3, 0][..]));
+        assert_eq!((head[3], &head[4..]), (11, &[0xec, 3, 0][..]));
         assert!(head[0] < 100, "compressed");
+    }
+
+    /// A packet to be carried, with so long a body.
+    fn packet(length: usize) -> Vec<u8> {
+        let mut packet = u32::try_from(length).expect("short").to_le_bytes().to_vec();
+        packet.resize(4 + length, 7);
+        packet
+    }
+
+    #[tokio::test]
+    async fn carried_packets_are_numbered_as_servers_do() {
+        let (near, mut raw) = tokio::io::duplex(100_000);
+        let mut near = Stream::duplex(near).compressed(BytesMut::new());
+        // A command that took three compressed packets, and one packet that they carried.
+        raw.write_all(&[5, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1])
+            .await
+            .expect("written");
+        near.read_exact(&mut [0; 5]).await.expect("read");
+        // Two results of two packets, as a server numbers them without compression.
+        near.write_all(b"\x01\0\0\x01a\x01\0\0\x02b")
+            .await
+            .expect("written");
+        near.end_of_result();
+        near.write_all(b"\x01\0\0\x03c").await.expect("written");
+        near.write_all(b"\x01\0\0\x04d").await.expect("written");
+        near.flush().await.expect("flushed");
+        let mut got = [0; 7 + 10 + 7 + 5 + 7 + 5];
+        raw.read_exact(&mut got).await.expect("read");
+        assert_eq!(
+            got,
+            *b"\x0a\0\0\x03\0\0\0\x01\0\0\x03a\x01\0\0\x04b\
+               \x05\0\0\x04\0\0\0\x01\0\0\x04c\
+               \x05\0\0\x05\0\0\0\x01\0\0\x05d"
+        );
+    }
+
+    /// Connector/Python reads one compressed packet more where what it carries is not whole, and never two.
+    #[tokio::test]
+    async fn what_is_carried_spans_two_packets_at_most() {
+        let (near, mut raw) = tokio::io::duplex(1 << 20);
+        let mut near = Stream::duplex(near).compressed(BytesMut::new());
+        let lengths = [1, 100_000, 0, 5, 40_000, LONGEST, 0, 20_000, 20_000, 3];
+        let all: Vec<u8> = lengths.iter().flat_map(|&n| packet(n)).collect();
+        let send = async {
+            for bytes in all.chunks(65_536) {
+                near.write_all(bytes).await.expect("written");
+                near.flush().await.expect("flushed");
+            }
+        };
+        let read = async {
+            let (mut got, mut ends) = (Vec::new(), Vec::new());
+            while got.len() < all.len() {
+                let mut head = [0; HEADER];
+                raw.read_exact(&mut head).await.expect("read");
+                let (length, _, inflated) = header(&head).expect("whole");
+                let mut body = vec![0; length];
+                raw.read_exact(&mut body).await.expect("read");
+                let mut out = Vec::with_capacity(inflated);
+                if inflated == 0 {
+                    out = body;
+                } else {
+                    Decompress::new(true)
+                        .decompress_vec(&body, &mut out, FlushDecompress::Finish)
+                        .expect("zlib");
+                }
+                got.extend_from_slice(&out);
+                ends.push(got.len());
+            }
+            (got, ends)
+        };
+        let ((), (got, ends)) = tokio::join!(send, read);
+        assert_eq!(got.len(), all.len());
+        let bodies = |bytes: &[u8]| bytes.iter().filter(|b| **b == 7).count();
+        assert!(bodies(&got) >= lengths.iter().sum());
+        let mut from = 0;
+        for length in lengths {
+            let to = from + 4 + length;
+            let cuts = ends.iter().filter(|end| (from + 1..to).contains(end));
+            let cuts: Vec<_> = cuts.collect();
+            assert!(
+                cuts.len() <= 1 && cuts.iter().all(|end| **end >= from + 4),
+                "{length}"
+            );
+            from = to;
+        }
+        assert!(
+            ends.len() > 3 && ends.len() < 10,
+            "small ones go together: {ends:?}"
+        );
     }
 
     #[tokio::test]
@@ -306,6 +508,7 @@ mod tests {
         #[test]
         fn any_cuts_come_together(writes in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..5000), 1..8)) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let writes = numbered(&writes);
             let got = runtime.block_on(across(&writes));
             prop_assert_eq!(got, writes.concat());
         }

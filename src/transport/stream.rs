@@ -57,6 +57,18 @@ impl Stream {
         Self::Plain(Socket::Duplex(stream))
     }
 
+    /// MySQL's compressed protocol is spoken.
+    pub fn is_compressed(&self) -> bool {
+        matches!(self, Self::Compressed(_))
+    }
+
+    /// What was written last ends a result: the compressed protocol numbers packets by that.
+    pub fn end_of_result(&mut self) {
+        if let Self::Compressed(layer) = self {
+            layer.end_of_result();
+        }
+    }
+
     /// The same connection, compressed from now on (MySQL's protocol, zlib); `raw` was read already.
     #[must_use]
     pub fn compressed(self, raw: BytesMut) -> Self {

@@ -251,6 +251,11 @@ impl Mysql {
         self.dir.path().join("s")
     }
 
+    /// Its port.
+    pub(crate) fn port(&self) -> u16 {
+        self.port.number
+    }
+
     /// `127.0.0.1:port`.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port.number)

@@ -119,6 +119,23 @@ fn ms2_a_furnished_session_survives_moves() {
 }
 
 #[test]
+fn ms2_a_variable_that_a_prepared_statement_sets_keeps_its_type() {
+    let server = Server::start(&[]);
+    let proxy = Proxy::on(&server);
+    let mut client = proxy.client("typed");
+    let set = client.prepare("SET @typed = ?");
+    let _: Option<String> = client.execute(&set, ("Grüße",)).unwrap();
+    let sql = "SELECT HEX(@typed), CHARSET(@typed), COLLATION(@typed)";
+    let before = client.rows(sql);
+    for round in 0..2 {
+        proxy.admin().swap();
+        assert_eq!(client.rows(sql), before, "{round}");
+        let _: Option<String> = client.execute(&set, ("Grüße",)).unwrap();
+        assert_eq!(client.rows(sql), before, "{round}");
+    }
+}
+
+#[test]
 fn ms2_a_furnished_session_survives_restarts() {
     survives(&Proxy::local(&Options::default()), sized(2, 20));
 }

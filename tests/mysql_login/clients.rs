@@ -1,16 +1,17 @@
 //! Real clients at the front: the programs that come with the servers.
 
 use crate::front::Front;
-use crate::server::{Kind, Server, programs, run};
+use crate::mysql::Version;
+use crate::server::{Server, run};
 use slackwater::transport::ListenTls;
 use std::process::{Command, Output};
 
 /// Runs a client program to its end, off the runtime that serves it.
-async fn client(kind: Kind, arguments: Vec<String>) -> Output {
+async fn client(kind: Version, arguments: Vec<String>) -> Output {
     let program = match kind {
-        Kind::MariaDb => "/usr/bin/mariadb".into(),
-        Kind::MariaDb118 => programs(kind).expect("it runs already").join("mariadb"),
-        Kind::MySql97 => programs(kind).expect("it runs already").join("mysql"),
+        Version::Mariadb1011 => "/usr/bin/mariadb".into(),
+        Version::Mariadb118 => kind.binaries().unwrap().expect("fetched").join("mariadb"),
+        Version::Mysql97 => kind.binaries().unwrap().expect("fetched").join("mysql"),
     };
     let run = move || {
         Command::new(program)
@@ -25,7 +26,7 @@ async fn client(kind: Kind, arguments: Vec<String>) -> Output {
 }
 
 /// What it says, or its error.
-async fn ask(kind: Kind, front: &Front, password: &str, sql: &str, more: &[&str]) -> String {
+async fn ask(kind: Version, front: &Front, password: &str, sql: &str, more: &[&str]) -> String {
     let mut arguments = vec![
         "--host=127.0.0.1".to_owned(),
         format!("--port={}", front.port),
@@ -54,21 +55,21 @@ async fn ask(kind: Kind, front: &Front, password: &str, sql: &str, more: &[&str]
 }
 
 /// How each program says that it wants no TLS, and that it wants it and the certificate checked.
-fn tls_options(kind: Kind, front: &Front) -> [Vec<String>; 3] {
+fn tls_options(kind: Version, front: &Front) -> [Vec<String>; 3] {
     let ca = format!("--ssl-ca={}", front.ca());
     let own = |options: &[&str]| options.iter().map(|&o| o.to_owned()).collect::<Vec<_>>();
     match kind {
-        Kind::MySql97 => [
+        Version::Mysql97 => [
             own(&["--ssl-mode=DISABLED", "--get-server-public-key"]),
             own(&["--ssl-mode=REQUIRED"]),
             own(&["--ssl-mode=VERIFY_IDENTITY", &ca]),
         ],
-        Kind::MariaDb => [
+        Version::Mariadb1011 => [
             own(&["--skip-ssl"]),
             own(&["--ssl"]),
             own(&["--ssl-verify-server-cert", &ca]),
         ],
-        Kind::MariaDb118 => [
+        Version::Mariadb118 => [
             own(&["--skip-ssl"]),
             own(&["--ssl", "--skip-ssl-verify-server-cert"]),
             own(&["--ssl-verify-server-cert", &ca]),
@@ -76,7 +77,7 @@ fn tls_options(kind: Kind, front: &Front) -> [Vec<String>; 3] {
     }
 }
 
-const ALL: [Kind; 3] = [Kind::MariaDb, Kind::MariaDb118, Kind::MySql97];
+const ALL: [Version; 3] = [Version::Mariadb1011, Version::Mariadb118, Version::Mysql97];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_log_in_with_and_without_tls_and_compression() {
@@ -135,7 +136,11 @@ async fn programs_log_in_with_and_without_tls_and_compression() {
         let said = ask(kind, &front, "pencil", "SELECT 1", &nowhere).await;
         assert!(said.contains("ERROR 10"), "the server's own words: {said}");
         let (hashes, passwords) = front.kinds();
-        assert_eq!(hashes == 0, kind == Kind::MySql97, "{hashes} {passwords}");
+        assert_eq!(
+            hashes == 0,
+            kind == Version::Mysql97,
+            "{hashes} {passwords}"
+        );
     }
 }
 
@@ -175,7 +180,7 @@ async fn case_39_tls_is_demanded_where_it_is_configured() {
 /// MariaDB's clients since 11.4 believe a certificate that nobody signed when the server knows the password.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_is_proven_by_the_password() {
-    let kind = Kind::MariaDb118;
+    let kind = Version::Mariadb118;
     let Some(server) = Server::start(kind, &[]) else {
         return;
     };

@@ -6,9 +6,15 @@ mod clients;
 mod front;
 #[path = "../common/guard.rs"]
 mod guard;
+#[path = "../common/mysql.rs"]
+#[allow(dead_code, reason = "other test binaries use the rest")]
+mod mysql;
+#[path = "../common/ports.rs"]
+mod ports;
 mod server;
 
-use server::{Kind, SOCKET, Server, log_in, run, soon};
+use mysql::Version;
+use server::{SOCKET, Server, log_in, run, soon};
 use slackwater::auth::mysql::{Credential, Password, native};
 use slackwater::backend::mysql::connect::{ConnectError, Kill, Login, Request, kill};
 use slackwater::backend::mysql::exec::{self, ExecError};
@@ -18,7 +24,7 @@ use slackwater::transport::ServerTls;
 use slackwater::wire::mysql::capabilities::Capabilities;
 use slackwater::wire::mysql::handshake::{Family, put_attribute};
 
-const ALL: [Kind; 3] = [Kind::MariaDb, Kind::MariaDb118, Kind::MySql97];
+const ALL: [Version; 3] = [Version::Mariadb1011, Version::Mariadb118, Version::Mysql97];
 
 fn password(text: &str) -> Credential {
     Credential::Password(Password::new(text.as_bytes()))
@@ -33,7 +39,7 @@ async fn every_plugin_on_every_transport() {
         let mut root = server.root().await;
         let own = Request::own(b"app", None);
         let mut methods = vec![("mysql_native_password", "native")];
-        if kind == Kind::MySql97 {
+        if kind == Version::Mysql97 {
             methods = vec![("caching_sha2_password", "sha2")];
         } else if exec::query(&mut root, "INSTALL SONAME 'auth_ed25519'", soon())
             .await
@@ -41,12 +47,12 @@ async fn every_plugin_on_every_transport() {
         {
             methods.push(("ed25519", "ed25519"));
         }
-        assert!(kind != Kind::MariaDb || methods.len() == 2);
+        assert!(kind != Version::Mariadb1011 || methods.len() == 2);
         for (method, name) in methods {
             run(&mut root, "DROP USER IF EXISTS app@'%', app@localhost").await;
             for host in ["%", "localhost"] {
                 let sql = match kind {
-                    Kind::MySql97 => {
+                    Version::Mysql97 => {
                         format!("CREATE USER app@'{host}' IDENTIFIED WITH {method} BY 'pencil'")
                     }
                     _ => format!(
@@ -61,7 +67,7 @@ async fn every_plugin_on_every_transport() {
                 server.socket(),
             ] {
                 for cold in [true, false] {
-                    if cold && kind == Kind::MySql97 {
+                    if cold && kind == Version::Mysql97 {
                         run(&mut root, "FLUSH PRIVILEGES").await;
                     }
                     let what = format!("{kind:?} {name} {endpoint:?} cold {cold}");
@@ -99,7 +105,7 @@ async fn what_a_connection_is_asked_for_and_tells() {
         };
         let mut root = server.root().await;
         run(&mut root, "CREATE DATABASE shop").await;
-        let is_mysql = kind == Kind::MySql97;
+        let is_mysql = kind == Version::Mysql97;
         assert_eq!(root.version.family == Family::MySql, is_mysql);
         let mut attributes = bytes::BytesMut::new();
         put_attribute(&mut attributes, b"first", b"1");
@@ -287,6 +293,7 @@ async fn verifiers_come_from_the_account_that_the_server_chooses() {
             continue;
         };
         let mut root = server.root().await;
+        run(&mut root, "DROP USER app@'%'").await;
         for (host, secret) in [("%", "far"), ("localhost", "near"), ("10.%", "other")] {
             run(
                 &mut root,
@@ -311,8 +318,8 @@ async fn verifiers_come_from_the_account_that_the_server_chooses() {
         assert_eq!(account.host, "localhost");
         let verifier = account.verifier.expect("usable");
         assert!(verifier.matches(b"near") && !verifier.matches(b"far"));
-        assert!(find("nobody").await.is_none() || kind != Kind::MySql97);
-        if kind != Kind::MySql97 {
+        assert!(find("nobody").await.is_none() || kind != Version::Mysql97);
+        if kind != Version::Mysql97 {
             assert!(find("role1").await.is_none());
         }
         let odd = find("o'hara\\").await;
@@ -322,7 +329,7 @@ async fn verifiers_come_from_the_account_that_the_server_chooses() {
 
 #[tokio::test]
 async fn case_38_a_full_server_says_so_before_anything_else() {
-    let Some(server) = Server::start(Kind::MariaDb, &["--max-connections=10"]) else {
+    let Some(server) = Server::start(Version::Mariadb1011, &["max-connections=10"]) else {
         return;
     };
     let mut root = server.root().await;

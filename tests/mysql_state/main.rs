@@ -439,3 +439,33 @@ fn hostile_settings_do_not_fool_a_probe() {
         assert_eq!(client.dump(&["a"]), before, "{setting}");
     }
 }
+
+#[test]
+fn case_23_mysql_what_was_set_for_the_next_transaction_is_gone_when_that_is_over() {
+    let server = &Server::start();
+    for deprecate_eof in [true, false] {
+        let mut client = server.login("app", "app", deprecate_eof);
+        client.all(&["SET TRANSACTION READ ONLY", "SELECT 1"]);
+        let probe = server.probe(&mut client).unwrap();
+        let next = String::from_utf8_lossy(&probe.snapshot.state().characteristics).into_owned();
+        assert_eq!(next, "SET TRANSACTION READ ONLY;", "no table was read");
+        // Rows that end with EOF say nothing of it.
+        client.all(&["SELECT COUNT(*) FROM t"]);
+        let probe = server.probe(&mut client).unwrap();
+        let next = String::from_utf8_lossy(&probe.snapshot.state().characteristics).into_owned();
+        assert_eq!(next, "", "deprecate_eof {deprecate_eof}");
+    }
+}
+
+#[test]
+fn case_23_mysql_a_reply_that_tells_changes_does_not_make_up_for_one_that_could_not() {
+    let server = &Server::start();
+    let mut client = server.login("app", "app", false);
+    client.all(&[
+        "SET TRANSACTION READ ONLY",
+        "SELECT COUNT(*) FROM t",
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+    ]);
+    let probe = server.probe(&mut client).unwrap();
+    assert_eq!(&*probe.snapshot.state().characteristics, b"");
+}

@@ -40,7 +40,7 @@ fn defaults_are_the_documented_ones() {
         assert_eq!(till.engine, engine);
         assert_eq!(till.engine.to_string(), name);
         assert_eq!(till.capacity.ladder, [1, 2, 4, 8, 16].map(Capacity));
-        assert_eq!(till.sessions.diagnostics_wait, Duration::from_secs(1));
+        assert_eq!(till.sessions.diagnostics_wait, Duration::from_millis(100));
         assert_eq!(
             till.auth.service,
             Some(ServiceAccount {

@@ -57,6 +57,8 @@ pub(in crate::net) struct Greeting {
     pub(super) ids: BTreeMap<u32, u32>,
     /// PREPAREs in text form that were sent to it.
     pub(super) text_prepares: u64,
+    /// What the login found there, if it had to look.
+    pub(super) checked: Option<Box<Probe>>,
 }
 
 impl Greeting {

@@ -159,6 +159,7 @@ impl Protocol for Mysql {
         if self.machine.requests != requests {
             came.ready = Some(self.machine.transactions != transactions);
         }
+        came.more_results = std::mem::take(&mut self.machine.more_results);
         came
     }
 
@@ -180,6 +181,14 @@ impl Protocol for Mysql {
             self.machine.put_ask(out);
         }
         asks
+    }
+
+    fn has_left_something(&self) -> bool {
+        self.machine.diagnostics_pending()
+    }
+
+    fn looks_back(&self, head: &[u8]) -> bool {
+        self.machine.looks_back(head)
     }
 
     fn is_quiet(&self) -> bool {

@@ -9,8 +9,9 @@ use crate::backend::link::{Link, Peer};
 use crate::backend::mysql::connect::{ConnectError, Connected, Login, connect};
 use crate::backend::mysql::exec::{self, ExecError};
 use crate::backend::mysql::frames::Packets;
-use crate::backend::mysql::started::{started_at, started_at_sql};
+use crate::backend::mysql::started::started_at_sql;
 use crate::session::Portable;
+use crate::session::mysql::arrival::{ArrivalError, put_arrival};
 use crate::session::mysql::grammar::{Family, Grammar};
 use crate::session::mysql::machine::Held;
 use crate::session::mysql::probe::{
@@ -19,12 +20,10 @@ use crate::session::mysql::probe::{
 use crate::session::mysql::restore::{RestoreStep, Restored, put_restore, verify};
 use crate::session::mysql::side::{Side, read_side, side_query};
 use crate::session::mysql::snapshot::{Baseline, Snapshot};
-use crate::session::mysql::tracker::TRACKING_SQL;
 use crate::transport::stream::Stream;
 use crate::wire::mysql::capabilities::Capabilities;
-use crate::wire::mysql::command::put_query;
 use crate::wire::mysql::handshake;
-use crate::wire::mysql::reply::{ErrPacket, OkPacket, Status};
+use crate::wire::mysql::reply::Status;
 use bytes::BytesMut;
 use std::io;
 use std::sync::Arc;
@@ -71,14 +70,14 @@ pub(super) async fn log_in(
     let mut connected = connect(&login).await?;
     profile.cluster.learn_offer(&connected.offer);
     let proven = &lease.serving().started_at;
-    let started = started_at(&mut connected, deadline).await.map_err(open)?;
-    if !proven.is_empty() && **proven != *started {
-        return Err(OpenError::OtherServer);
-    }
     let grammar = grammar(&connected, who.0.capabilities);
     let version = version(&connected.version);
-    let work = begin(&mut connected.stream, profile, grammar, version, &started);
-    let (status, baseline) = tokio::time::timeout_at(deadline, work)
+    let work = begin(&mut connected.stream, profile, grammar, version, proven);
+    let Begun {
+        status,
+        baseline,
+        checked,
+    } = tokio::time::timeout_at(deadline, work)
         .await
         .map_err(|_| OpenError::Timeout)??;
     let peer = Peer::Mysql {
@@ -94,36 +93,56 @@ pub(super) async fn log_in(
             baseline,
             ids: std::collections::BTreeMap::new(),
             text_prepares: 0,
+            checked,
         },
         notices: BytesMut::new(),
     })
 }
 
-/// Switches tracking on, and finds out what a login of this kind holds, unless that is known.
+/// What was found of a fresh login.
+struct Begun {
+    status: Status,
+    baseline: Arc<Baseline>,
+    checked: Option<Box<Probe>>,
+}
+
+/// Proves that it is the server that serves, switches tracking on, and finds out what a login of this kind holds, unless
+/// that is known.
 async fn begin(
     stream: &mut Stream,
     profile: &Profile<Mysql>,
     grammar: Grammar,
     version: u32,
-    started_at: &str,
-) -> Result<(Status, Arc<Baseline>), OpenError> {
+    proven: &str,
+) -> Result<Begun, OpenError> {
     let mut replies = Packets::replies(&mut *stream, MAX_REPLY);
     let mut out = BytesMut::new();
-    put_query(&mut out, TRACKING_SQL);
+    let sql = started_at_sql(profile.cluster.engine.into());
+    let mut reader = put_arrival(&mut out, grammar, sql);
     replies.write(&out).await?;
-    let answer = replies.next().await?;
-    let Ok(ok) = OkPacket::parse(&answer, true) else {
-        let refused = ErrPacket::parse(&answer);
-        let text = refused.map(|e| String::from_utf8_lossy(e.message).into_owned());
-        let text = text.unwrap_or_else(|_| "no answer that can be read".to_owned());
-        return Err(OpenError::State(format!(
-            "tracking of transactions can't be switched on: {text}"
-        )));
+    let arrived = loop {
+        if let Some(told) = reader.on_packet(&replies.next().await?) {
+            break told.map_err(not_arrived)?;
+        }
     };
-    let status = ok.status;
-    let key = profile.kind(started_at);
-    if let Some(known) = profile.cluster.baseline(&key) {
-        return Ok((status, known));
+    if !proven.is_empty() && *proven != *arrived.started_at {
+        return Err(OpenError::OtherServer);
+    }
+    let status = arrived.status;
+    let key = profile.kind(&arrived.started_at);
+    let known = |baseline| Begun {
+        status,
+        baseline,
+        checked: None,
+    };
+    if let Some(baseline) = profile.cluster.baseline(&key) {
+        return Ok(known(baseline));
+    }
+    // After a restart all sessions come at once: one of each kind asks.
+    let turn = profile.cluster.baseline_turn(&key);
+    let _turn = turn.lock().await;
+    if let Some(baseline) = profile.cluster.baseline(&key) {
+        return Ok(known(baseline));
     }
     let held = Held::fresh(grammar);
     let spec = ProbeSpec {
@@ -137,7 +156,11 @@ async fn begin(
     profile
         .cluster
         .note_baseline(key, Arc::clone(&probe.baseline));
-    Ok((status, probe.baseline))
+    Ok(Begun {
+        status,
+        baseline: Arc::clone(&probe.baseline),
+        checked: Some(Box::new(probe)),
+    })
 }
 
 /// Asks the server what the session holds. Dropping it half-way breaks the connection.
@@ -241,7 +264,8 @@ pub(super) async fn carry(
         ..
     } = ready;
     let stream = link.stream().ok_or(OpenError::Timeout)?;
-    let work = put_on(stream, &greeting, snapshot);
+    let checked = greeting.checked.take();
+    let work = put_on(stream, &greeting, snapshot, checked);
     let restored = tokio::time::timeout_at(deadline, work)
         .await
         .map_err(|_| OpenError::Timeout)??;
@@ -262,6 +286,7 @@ async fn put_on(
     stream: &mut Stream,
     greeting: &Greeting,
     snapshot: &Snapshot,
+    checked: Option<Box<Probe>>,
 ) -> Result<Option<Restored>, OpenError> {
     let mut replies = Packets::replies(stream, MAX_REPLY);
     let (held, side) = expected(snapshot, greeting.grammar);
@@ -274,7 +299,11 @@ async fn put_on(
     };
     let fresh = &greeting.baseline;
     if snapshot.is_plain() {
-        let probe = check(&mut replies, &spec).await.map_err(state)?;
+        // Nobody has used the connection since the login looked at it.
+        let probe = match checked {
+            Some(probe) => *probe,
+            None => check(&mut replies, &spec).await.map_err(state)?,
+        };
         let nothing = Restored::default();
         verify(snapshot, fresh, &probe, &nothing).map_err(mismatch)?;
         return Ok(None);
@@ -340,12 +369,11 @@ fn mismatch(error: impl std::fmt::Display) -> OpenError {
     OpenError::State(error.to_string())
 }
 
-fn open(error: ExecError) -> OpenError {
-    match error {
-        ExecError::Connect(error) => OpenError::Mysql(error),
-        ExecError::Io(error) => OpenError::Io(error),
-        ExecError::Timeout => OpenError::Timeout,
-        ExecError::Server(error) => OpenError::State(error.to_string()),
+fn not_arrived(error: ArrivalError) -> OpenError {
+    match error.code {
+        // Shutting down; killed.
+        1053 | 1927 | 3169 => OpenError::Io(io::Error::other(error)),
+        _ => OpenError::State(error.to_string()),
     }
 }
 

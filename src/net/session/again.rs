@@ -55,6 +55,8 @@ impl<E: Engine> Session<E> {
         self.refused = None;
         self.probed_at = None;
         self.trial = None;
+        // What was made for another user is no good for this one.
+        self.ahead = None;
     }
 
     /// The session is this user's from now on.

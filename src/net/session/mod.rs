@@ -84,7 +84,8 @@ impl<E: Engine> Session<E> {
         registered: Registered,
         opened: Opened<E>,
     ) -> Self {
-        let relay = Relay::new(client, front);
+        let mut relay = Relay::new(client, front);
+        relay.linger = profile.cluster.diagnostics_wait;
         let registered_at = Instant::from_std(registered.handle.identity.connected_at);
         let mut session = Self {
             relay,
@@ -214,7 +215,7 @@ impl<E: Engine> Session<E> {
         if self.handle().take(Ask::StayHere) {
             self.stay_unless_soon();
         }
-        if self.handle().take(Ask::Park) && self.relay.at_safe_point() {
+        if self.handle().take(Ask::Park) && self.may_be_asked() {
             self.park().await?;
         }
         if self.handle().take(Ask::Report) {
@@ -228,6 +229,11 @@ impl<E: Engine> Session<E> {
         self.relay.at_safe_point()
             || (!self.relay.is_attached() && !self.relay.holds_request())
             || (self.relay.front.is_streaming() && !self.relay.is_mid_frame())
+    }
+
+    /// At a safe point, and a probe destroys nothing that the client may still ask for.
+    fn may_be_asked(&self) -> bool {
+        self.relay.at_safe_point() && !self.relay.lingers(Instant::now().into_std())
     }
 
     fn look_at_gate(&mut self) {
@@ -278,7 +284,7 @@ impl<E: Engine> Session<E> {
     }
 
     async fn asked_to_probe(&mut self) -> Result<(), End> {
-        if self.relay.at_safe_point() {
+        if self.may_be_asked() {
             self.probe().await?;
             self.rehearse_ahead();
         } else if self.relay.is_attached() {

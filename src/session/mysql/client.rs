@@ -11,6 +11,23 @@ use crate::wire::mysql::packet::{HEADER_LEN, Header, MAX_PAYLOAD};
 use bytes::BufMut;
 use std::time::Instant;
 
+/// What a text says that asks for what the statement before it left.
+const DIAGNOSTICS: [&[u8]; 7] = [
+    b"warnings",
+    b"errors",
+    b"row_count",
+    b"found_rows",
+    b"diagnostics",
+    b"warning_count",
+    b"error_count",
+];
+
+/// One of these words is in the text, wherever: it is sent where it means the most.
+fn names_diagnostics(text: &[u8]) -> bool {
+    text.split(|b| !(b.is_ascii_alphanumeric() || *b == b'_'))
+        .any(|word| DIAGNOSTICS.iter().any(|d| d.eq_ignore_ascii_case(word)))
+}
+
 /// Bytes of a text that are read.
 const TEXT_MAX: usize = 1 + SCAN_LIMIT + 1;
 
@@ -38,6 +55,26 @@ impl Machine {
             _ => 1,
         };
         wanted.min(header.len)
+    }
+
+    /// The request names what the last reply left: warnings, errors, counts of rows. Not seen: a stored program or a
+    /// statement prepared in text form that asks.
+    pub fn looks_back(&self, head: &[u8]) -> bool {
+        if !self.diagnostics_pending() {
+            return false;
+        }
+        match head.first() {
+            Some(&(command::QUERY | command::STMT_PREPARE)) => {
+                names_diagnostics(head.get(1..).unwrap_or_default())
+            }
+            Some(&command::STMT_EXECUTE) => {
+                let id = command::statement_id(head).ok();
+                id.and_then(|id| self.statements.get(self.told(id)?))
+                    .and_then(|statement| statement.text.as_deref())
+                    .is_some_and(names_diagnostics)
+            }
+            _ => false,
+        }
     }
 
     fn types_head(&self, seen: &[u8], length: impl Fn(u16) -> usize) -> usize {
@@ -208,8 +245,14 @@ impl Machine {
             .then(|| wanted(text))
             .flatten();
         let ops = keep_ops(hints.ops, text);
+        let shows = text
+            .get(..4)
+            .is_some_and(|w| w.eq_ignore_ascii_case(b"show"))
+            && self.diagnostics_pending()
+            && names_diagnostics(text);
         self.owe(Kind::Query, 0);
         if let Some(owed) = self.owed.back_mut() {
+            owed.shows = shows;
             owed.hint = hints.hint;
             owed.creates = hints.creates;
             owed.has_ops = !ops.is_empty() || wanted.is_some();
@@ -373,7 +416,7 @@ impl Machine {
         out.put_slice(&header.bytes());
         out.put_u8(command::RESET_CONNECTION);
         command::put_query(out, TRACKING_SQL);
-        self.owe(Kind::OwnTracking, 0);
+        self.owe(Kind::Own, 0);
         ClientFrame::Replace {
             instead_of: header.frame_len(),
         }

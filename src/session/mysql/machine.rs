@@ -29,10 +29,8 @@ use std::time::Instant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// `DO 0` or the like of Slackwater's own.
+    /// A question of Slackwater's own: it switches tracking on, once more, so that all is told anew.
     Own,
-    /// The same, and it switches tracking on.
-    OwnTracking,
     /// OK, EOF or ERR.
     Simple,
     /// The same, and it closes a statement's cursor.
@@ -65,6 +63,8 @@ pub(super) struct Owed {
     pub(super) hint: Hint,
     /// Tables that it creates, temporary ones too.
     pub(super) creates: u32,
+    /// It shows what the command before it left, and leaves that as it was.
+    pub(super) shows: bool,
 }
 
 /// Where in the front command's reply the server is.
@@ -203,6 +203,8 @@ pub struct Machine {
     pub tracked: Tracked,
     /// What blockers are blamed on.
     pub recent: Recent,
+    /// A result was complete, and another one of the same command follows.
+    pub more_results: bool,
     /// Commands of the client that were answered.
     pub requests: u64,
     /// Those of them that left no transaction open.
@@ -256,6 +258,7 @@ impl Machine {
                 ..Tracked::default()
             },
             recent: Recent::default(),
+            more_results: false,
             requests: 0,
             transactions: 0,
         }
@@ -316,13 +319,9 @@ impl Machine {
     /// Appends a command of Slackwater's own, whose answer is [`ServerFrame::Drop`]ped. Only when
     /// [`Self::needs_status`] or [`Self::needs_tracking`].
     pub fn put_ask(&mut self, out: &mut BytesMut) {
-        if std::mem::take(&mut self.untracked) {
-            command::put_query(out, TRACKING_SQL);
-            self.owe(Kind::OwnTracking, 0);
-        } else {
-            command::put_query(out, "DO 0");
-            self.owe(Kind::Own, 0);
-        }
+        self.untracked = false;
+        command::put_query(out, TRACKING_SQL);
+        self.owe(Kind::Own, 0);
     }
 
     /// The answer to a `DO 0` that somebody else sent at a moment when nothing was owed: an OK packet's payload.
@@ -460,6 +459,7 @@ impl Machine {
             has_ops: false,
             hint: Hint::default(),
             creates: 0,
+            shows: false,
         });
     }
 

@@ -1,7 +1,7 @@
 //! The probe: asks a server, on a session's own connection, what that session holds.
 //!
 //! Statements in text form, written in one go and answered one by one; an error of one of them leaves the rest as
-//! they are. The first is `DO 0`, whose OK packet tells the flags and what of tracking is pending
+//! they are. The first switches tracking on once more: its OK packet tells the flags, and anew what is tracked
 //! ([`Probe::answer`] is for [`super::machine::Machine::answered`]). What needs names that the first answers tell,
 //! user variables' values above all, is asked in a second round. Send it only when nothing is owed.
 
@@ -14,6 +14,7 @@ use super::order::is_carried;
 use super::probe_sql as sql;
 use super::side::{Side, unhex, unhex_text};
 use super::snapshot::{Baseline, Snapshot, State, UserValue, Value, prepared};
+use super::tracker::{TRACKING_SQL, Tracked};
 use super::values::{user_value, variable};
 use crate::wire::mysql::command::put_query;
 use crate::wire::mysql::reply::{OkPacket, Status};
@@ -175,7 +176,8 @@ fn put(out: &mut BytesMut, spec: &ProbeSpec<'_>, asks: Vec<Ask>, checks: bool) -
     let family = spec.grammar.family;
     for ask in &asks {
         match ask {
-            Ask::Status => put_query(out, "DO 0"),
+            // Said again, it has the server tell all anew that it tracks.
+            Ask::Status => put_query(out, TRACKING_SQL),
             Ask::Facts => put_query(out, &sql::facts(family)),
             Ask::Variables => put_query(out, &sql::variables(family)),
             Ask::UserVariables => put_query(out, &sql::user_variables()),
@@ -276,6 +278,15 @@ impl ProbeReader {
     fn on_status(&mut self, ok: &OkPacket<'_>, payload: &[u8]) {
         self.answers.status = ok.status;
         self.answers.ok = payload.into();
+        let mut tracked = Tracked {
+            characteristics: self.held.characteristics.clone(),
+            ..Tracked::default()
+        };
+        tracked.take(ok.session, true);
+        if !ok.status.in_transaction() {
+            tracked.forget_transaction();
+        }
+        self.held.characteristics = tracked.characteristics;
     }
 
     fn on_error(&mut self, ask: Ask, code: u16, message: &[u8]) {

@@ -61,7 +61,7 @@ impl Machine {
         if self.phase == Phase::Rows && !matches!(first, Some(EOF | ERR)) {
             return ServerFrame::Forward;
         }
-        self.dropping = matches!(front.kind, Kind::Own | Kind::OwnTracking);
+        self.dropping = matches!(front.kind, Kind::Own);
         if let Phase::Definitions(left, then) = self.phase {
             self.definition(left, then);
             return ServerFrame::Forward;
@@ -92,10 +92,10 @@ impl Machine {
         first: Option<u8>,
     ) -> ServerFrame {
         match (front.kind, first) {
-            (Kind::Own | Kind::OwnTracking, Some(OK)) => {
+            (Kind::Own, Some(OK)) => {
                 if let Ok(ok) = OkPacket::parse(head, true) {
                     self.note_ok(&ok, true);
-                    self.untracked &= front.kind != Kind::OwnTracking;
+                    self.untracked &= front.kind != Kind::Own;
                 } else {
                     self.ambiguous("the server's reply can't be read");
                 }
@@ -226,11 +226,13 @@ impl Machine {
                 self.status = eof.status;
                 self.known = true;
                 self.untold = true;
-                self.last = LastReply {
-                    warnings: eof.warnings > 0,
-                    found_rows: front.hint.has(Hint::FOUND_ROWS),
-                    ..LastReply::default()
-                };
+                if !front.shows {
+                    self.last = LastReply {
+                        warnings: eof.warnings > 0,
+                        found_rows: front.hint.has(Hint::FOUND_ROWS),
+                        ..LastReply::default()
+                    };
+                }
                 self.result_over(front, eof.status);
             }
             Err(_) => self.ambiguous("the server's reply can't be read"),
@@ -255,12 +257,14 @@ impl Machine {
             }
         };
         self.note_ok(&ok, false);
-        self.last = LastReply {
-            warnings: ok.warnings > 0,
-            changed_rows: ok.affected_rows > 0,
-            failed: false,
-            found_rows: front.hint.has(Hint::FOUND_ROWS),
-        };
+        if !front.shows {
+            self.last = LastReply {
+                warnings: ok.warnings > 0,
+                changed_rows: ok.affected_rows > 0,
+                failed: false,
+                found_rows: front.hint.has(Hint::FOUND_ROWS),
+            };
+        }
         let verdict = if whole {
             self.rewritten(header, &ok)
         } else {
@@ -279,7 +283,9 @@ impl Machine {
             let open = front.kind == Kind::Execute && status.has(Status::CURSOR_EXISTS);
             self.statements.set_cursor(self.meant(front.argument), open);
         }
-        if !(several && status.has(Status::MORE_RESULTS)) {
+        if several && status.has(Status::MORE_RESULTS) {
+            self.more_results = true;
+        } else {
             self.succeeded(front);
             self.complete();
         }
@@ -289,7 +295,8 @@ impl Machine {
     pub(super) fn note_ok(&mut self, ok: &OkPacket<'_>, own: bool) {
         self.status = ok.status;
         self.known = true;
-        self.untold = false;
+        // What rows that ended with EOF did not tell no other reply makes up for.
+        self.untold &= !own;
         if !ok.session.is_empty() {
             self.tracked.take(ok.session, own);
             self.untracked |= std::mem::take(&mut self.tracked.overruled);
@@ -388,7 +395,7 @@ impl Machine {
     }
 
     fn failed(&mut self, front: Owed, head: &[u8]) -> ServerFrame {
-        if matches!(front.kind, Kind::Own | Kind::OwnTracking) {
+        if matches!(front.kind, Kind::Own) {
             self.owed.pop_front();
             self.phase = Phase::Start;
             self.ambiguous("the server refused a command of Slackwater's own");
@@ -442,7 +449,7 @@ impl Machine {
             cursor: false,
             long_data: false,
         });
-        self.last = LastReply::default();
+        // What was left before it is still there: the statement may be one that asks for it.
         if answer.params > 0 {
             self.describe(u64::from(answer.params), Then::Columns(answer.columns));
         } else {

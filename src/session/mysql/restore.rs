@@ -134,10 +134,7 @@ impl Writer<'_> {
     /// User variables, the current database, last_insert_id.
     fn values(&mut self, snapshot: &Snapshot, fresh: &Baseline) {
         let state = snapshot.state();
-        for (index, (name, value)) in state.user_variables.iter().enumerate() {
-            let sql = format!("SET @{}={}", quoted(name), literal(value));
-            self.query(What::UserVariable(index), &sql);
-        }
+        self.user_variables(snapshot, |_| true);
         if state.database != fresh.database {
             self.database(state.database.as_deref().unwrap_or_default().as_bytes());
         }
@@ -145,6 +142,14 @@ impl Writer<'_> {
         if id != 0 {
             let sql = format!("SET SESSION last_insert_id={id}");
             self.query(What::LastInsertId, &sql);
+        }
+    }
+
+    fn user_variables(&mut self, snapshot: &Snapshot, wanted: impl Fn(&str) -> bool) {
+        let all = snapshot.state().user_variables.iter().enumerate();
+        for (index, (name, value)) in all.filter(|(_, (name, _))| wanted(name)) {
+            let sql = format!("SET @{}={}", quoted(name), literal(value));
+            self.query(What::UserVariable(index), &sql);
         }
     }
 
@@ -183,6 +188,15 @@ impl Writer<'_> {
             self.steps.push((What::Statement(index), Expect::Prepare));
         }
         self.needs(&mut database, current);
+        // MariaDB gives a variable the type of a placeholder as soon as `SET @x=?` is prepared.
+        let texts = state.texts.iter().filter_map(|t| t.statement.as_deref());
+        let texts = texts.chain(state.prepared.iter().map(|p| &*p.text));
+        let texts: Vec<_> = texts.map(<[u8]>::to_ascii_lowercase).collect();
+        self.user_variables(snapshot, |name| {
+            let name = name.to_ascii_lowercase();
+            let named = |text: &Vec<u8>| memchr::memmem::find(text, name.as_bytes()).is_some();
+            texts.iter().any(named)
+        });
     }
 
     fn needs<'a>(&mut self, database: &mut &'a [u8], needed: &'a [u8]) {

@@ -6,6 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::time::Instant;
+
+/// Answers that took longer are remembered.
+const SLOW: Duration = Duration::from_millis(2);
 
 /// What a client was told of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,14 +25,19 @@ enum Told {
 pub(crate) struct Ledger {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<(Vec<Told>, Vec<String>)>>,
+    threads: Vec<JoinHandle<Book>>,
 }
+
+/// What one writer was told, the errors that it read, and how long it waited for slow answers.
+type Book = (Vec<Told>, Vec<String>, Vec<(Instant, Duration)>);
 
 /// What they were told.
 pub(crate) struct Entries {
     clients: Vec<Vec<Told>>,
     /// Errors that they read.
     pub(crate) errors: Vec<String>,
+    /// When slow answers were asked for, and how long they took.
+    slow: Vec<(Instant, Duration)>,
 }
 
 impl Ledger {
@@ -61,23 +70,20 @@ impl Ledger {
         let mut entries = Entries {
             clients: Vec::new(),
             errors: Vec::new(),
+            slow: Vec::new(),
         };
         for thread in self.threads {
-            let (told, errors) = thread.join().expect("a writer goes on");
+            let (told, errors, slow) = thread.join().expect("a writer goes on");
             entries.clients.push(told);
             entries.errors.extend(errors);
+            entries.slow.extend(slow);
         }
         entries
     }
 }
 
-fn write(
-    app: &Target,
-    client: usize,
-    stop: &AtomicBool,
-    written: &AtomicU64,
-) -> (Vec<Told>, Vec<String>) {
-    let (mut told, mut errors) = (Vec::new(), Vec::new());
+fn write(app: &Target, client: usize, stop: &AtomicBool, written: &AtomicU64) -> Book {
+    let (mut told, mut errors, mut slow) = (Vec::new(), Vec::new(), Vec::new());
     let mut connection = None;
     while !stop.load(Ordering::Relaxed) {
         let Some(connected) = &mut connection else {
@@ -93,17 +99,22 @@ fn write(
         let n = told.len();
         // Every third row in a transaction of its own.
         let insert = format!("INSERT INTO ledger VALUES ({client}, {n})");
+        let mut run = |sql: &str| {
+            let at = Instant::now();
+            let outcome = connected.try_run(sql);
+            if at.elapsed() > SLOW {
+                slow.push((at, at.elapsed()));
+            }
+            outcome
+        };
         let outcome = if n % 3 == 0 {
-            let begun = connected
-                .try_run("BEGIN")
-                .and_then(|()| connected.try_run(&insert));
-            match begun {
+            match run("BEGIN").and_then(|()| run(&insert)) {
                 // Without its COMMIT it can't be there.
                 Err(error) => Err((Told::Failed, error)),
-                Ok(()) => connected.try_run("COMMIT").map_err(|e| (Told::Unknown, e)),
+                Ok(()) => run("COMMIT").map_err(|e| (Told::Unknown, e)),
             }
         } else {
-            connected.try_run(&insert).map_err(|e| (Told::Unknown, e))
+            run(&insert).map_err(|e| (Told::Unknown, e))
         };
         match outcome {
             Ok(()) => {
@@ -117,7 +128,7 @@ fn write(
             }
         }
     }
-    (told, errors)
+    (told, errors, slow)
 }
 
 impl Entries {
@@ -125,6 +136,13 @@ impl Entries {
     pub(crate) fn must_be_right(&self, admin: &Target) {
         let faults = self.faults(admin);
         assert!(faults.is_empty(), "{faults:?}");
+    }
+
+    /// The longest answer to a statement that was under way between `from` and `to`.
+    pub(crate) fn longest(&self, from: Instant, to: Instant) -> Duration {
+        let during = self.slow.iter();
+        let during = during.filter(|(at, took)| *at <= to && *at + *took >= from);
+        during.map(|(_, took)| *took).max().unwrap_or_default()
     }
 
     pub(crate) fn faults(&self, admin: &Target) -> Vec<String> {

@@ -1,0 +1,119 @@
+//! Must show 1: a measurement, run by `make bench`. The longest stall that a client sees per event (`local`, switch by
+//! restart), beside what the server itself needs: the same stop signal to the first successful query, polled every 2 ms, under
+//! the same load, changed pages written just before both, taken in turns.
+
+use crate::support::client::{Client, Target};
+use crate::support::ledger::Ledger;
+use crate::support::proxy::{Options, Proxy};
+use crate::support::server::{Kind, Server};
+use crate::support::{SOON, wait_until};
+use std::fs;
+use std::io::Write as _;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const CLIENTS: usize = 20;
+
+/// Settings of the proxy's own server that its twin is to have: what a stop and a start cost depends on them.
+const ALIKE: [&str; 3] = ["--innodb", "--max-connections", "--performance-schema"];
+
+#[test]
+#[ignore = "a measurement: make bench"]
+fn ms1_stall_beside_the_servers_own_restart() {
+    let events = std::env::var("BENCH_EVENTS")
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(50);
+    // Two servers alike: one that the proxy restarts, one that is restarted by hand.
+    let proxy = Proxy::local(&Options::default());
+    let process = proxy.server_process().expect("it runs");
+    let line = fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap();
+    let settings: Vec<&str> = line
+        .split('\0')
+        .filter(|a| ALIKE.iter().any(|start| a.starts_with(start)))
+        .collect();
+    let mut twin = Server::start(&settings);
+    let (mut through, mut own) = (Vec::new(), Vec::new());
+    for _ in 0..events {
+        through.push(stall_of_one_event(&proxy));
+        own.push(restart_by_hand(&mut twin));
+    }
+    report(through, own);
+}
+
+/// The longest answer that any of the clients waited for during one event.
+fn stall_of_one_event(proxy: &Proxy) -> Duration {
+    let admin = proxy.local_admin();
+    let ledger = Ledger::start(&admin, &proxy.app(), CLIENTS);
+    warm(&ledger);
+    write_changed_pages(&admin);
+    let from = Instant::now();
+    proxy.admin().swap();
+    let to = Instant::now();
+    let written = ledger.written();
+    wait_until("clients go on", SOON, || ledger.written() > written + 200);
+    let told = ledger.stop();
+    assert!(told.errors.is_empty(), "{:?}", told.errors);
+    told.must_be_right(&admin);
+    told.longest(from, to)
+}
+
+/// Stop signal to first successful query of the server alone, with the same clients at work.
+fn restart_by_hand(server: &mut Server) -> Duration {
+    let admin = server.admin();
+    let ledger = Ledger::start(&admin, &server.app(), CLIENTS);
+    warm(&ledger);
+    write_changed_pages(&admin);
+    let at = Instant::now();
+    server.stop();
+    server.run_again();
+    let took = at.elapsed();
+    ledger.stop();
+    took
+}
+
+fn warm(ledger: &Ledger) {
+    wait_until("clients work", SOON, || ledger.written() > 1_000);
+}
+
+/// As the proxy has its own server do before it holds anybody.
+fn write_changed_pages(admin: &Target) {
+    let mut admin = Client::to(admin);
+    let before = admin.value("SELECT @@GLOBAL.innodb_max_dirty_pages_pct");
+    admin.run("SET GLOBAL innodb_max_dirty_pages_pct = 0");
+    let dirty = "SHOW GLOBAL STATUS LIKE 'Innodb_buffer_pool_pages_dirty'";
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        let left = admin.rows(dirty);
+        let left = left.rsplit('|').next().and_then(|n| n.parse().ok());
+        if left.unwrap_or(0) < 100 {
+            break;
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    admin.run(&format!("SET GLOBAL innodb_max_dirty_pages_pct = {before}"));
+}
+
+fn report(mut through: Vec<Duration>, mut own: Vec<Duration>) {
+    let line = |name: &str, list: &mut Vec<Duration>| {
+        list.sort();
+        let ms = |d: Duration| d.as_secs_f64() * 1000.0;
+        let at = |part: f64| ms(list[((list.len() - 1) as f64 * part) as usize]);
+        let (median, p90, most) = (at(0.5), at(0.9), at(1.0));
+        let count = list.len();
+        let text = format!("| {name} | {count} | {median:.0} | {p90:.0} | {most:.0} |");
+        (median, text)
+    };
+    let (median_through, first) = line("longest stall of a client, per event", &mut through);
+    let (median_own, second) = line("the server's own stop to first query", &mut own);
+    let ratio = median_through / median_own;
+    let text = format!(
+        "\n{:?}\n\n| {CLIENTS} clients, ms | events | median | p90 | max |\n|---|---|---|---|---|\n\
+         {first}\n{second}\n\nratio of the medians: {ratio:.2} (wanted: at most 1.5)\n",
+        Kind::wanted()
+    );
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .expect("standard output takes the report");
+    assert!(ratio.is_finite(), "both were measured");
+}
