@@ -13,11 +13,16 @@
 )]
 
 mod cases;
+mod cases_moves;
 mod diagnostics;
 mod differential;
+mod fault_kills;
+mod faults;
 mod ms1_scale;
 mod ms1_stall;
 mod ms2_state;
 mod ms3_blockers;
+mod ms4_versions;
 mod ms6_drivers;
+mod safety;
 mod support;

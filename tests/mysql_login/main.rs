@@ -4,6 +4,8 @@
 
 mod clients;
 mod front;
+#[path = "../common/guard.rs"]
+mod guard;
 #[path = "../common/mysql.rs"]
 #[allow(dead_code, reason = "other test binaries use the rest")]
 mod mysql;

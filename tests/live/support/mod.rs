@@ -2,6 +2,8 @@
 
 pub(crate) mod admin;
 pub(crate) mod direct;
+#[path = "../../common/guard.rs"]
+mod guard;
 pub(crate) mod ledger;
 pub(crate) mod middle;
 #[path = "../../common/mysql.rs"]

@@ -2,6 +2,7 @@
 
 use super::admin::{Admin, CLUSTER};
 use super::client::{Client, Target, app};
+use super::guard::Guard;
 use super::ports::Port;
 use super::server::{Kind, SERVICE, SETUP, Server, give_away};
 use super::{SOON, wait_for};
@@ -27,13 +28,14 @@ pub(crate) struct Options {
     pub(crate) auth: String,
 }
 
-/// A running proxy. Ended, with servers that it started, on drop.
+/// A running proxy. Ended, with servers that it started, when the test ends, however it does.
 pub(crate) struct Proxy {
     dir: tempfile::TempDir,
     port: Port,
     admin_port: Port,
     child: Child,
     local: Option<PathBuf>,
+    _guard: Guard,
 }
 
 impl Proxy {
@@ -51,6 +53,18 @@ impl Proxy {
             options.provider
         );
         Self::spawn(server.kind, &provider, options, None)
+    }
+
+    /// In front of two servers, each of a capacity of its own.
+    pub(crate) fn on_two(small: &Server, large: &Server, options: &Options) -> Self {
+        let provider = format!(
+            "kind = \"static\"\nendpoints = [{{ capacity = 2, address = \"{}\" }}, \
+             {{ capacity = 4, address = \"{}\" }}]\n{}",
+            small.address(),
+            large.address(),
+            options.provider
+        );
+        Self::spawn(small.kind, &provider, options, None)
     }
 
     /// With a server of its own that it restarts at each event.
@@ -122,6 +136,9 @@ impl Proxy {
             sessions = options.sessions,
         );
         fs::write(dir.path().join("proxy.toml"), text).unwrap();
+        let mut guarded = vec![dir.path()];
+        guarded.extend(local.as_deref().and_then(Path::parent));
+        let guard = Guard::over(&guarded);
         let child = serve(dir.path());
         let proxy = Self {
             dir,
@@ -129,6 +146,7 @@ impl Proxy {
             admin_port,
             child,
             local,
+            _guard: guard,
         };
         proxy.wait_ready();
         proxy
@@ -197,10 +215,12 @@ impl Proxy {
         ))
     }
 
-    /// Kills (SIGKILL) the server that it runs itself.
+    /// Kills (SIGKILL) the server that it runs itself; returns when its sockets are closed.
     pub(crate) fn kill_server(&self) {
         if let Some(pid) = self.server_process() {
             let _ = kill(pid, Signal::SIGKILL);
+            // Its first thread may be gone long before the last one, which closes the sockets.
+            wait_for("the server is gone", SOON, || kill(pid, None).err());
         }
     }
 
@@ -237,15 +257,6 @@ impl Drop for Proxy {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(local) = &self.local {
-            if let Some(pid) = self.server_process() {
-                let _ = kill(pid, Signal::SIGKILL);
-                wait_for("the server is gone", SOON, || kill(pid, None).err());
-            }
-            if let Some(dir) = local.parent() {
-                let _ = fs::remove_dir_all(dir);
-            }
-        }
     }
 }
 
