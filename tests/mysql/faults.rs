@@ -368,7 +368,7 @@ fn safety_28_mysql_wait_timeout_runs_from_the_clients_last_request() {
     let proxy = Proxy::with(&server, &options);
     let mut client = proxy.client("short");
     client.run("SET SESSION wait_timeout=5");
-    let since = std::time::Instant::now();
+    let since = tokio::time::Instant::now();
     // Parked, and moved: neither makes it live longer, nor shorter.
     wait_until("it is parked", SOON, || {
         proxy.admin().session("short").unwrap()["state"] == "parked"
@@ -390,7 +390,7 @@ fn case_35_a_hold_that_is_longer_than_wait_timeout_is_not_noticed() {
     proven(&proxy, "short");
     let mut watcher = Client::to(&server.admin());
     proxy.admin().act("hold");
-    let since = std::time::Instant::now();
+    let since = tokio::time::Instant::now();
     let waits = thread::spawn(move || client.value("SELECT @tenant"));
     wait_until("longer than the server waits", SOON, || {
         since.elapsed().as_secs() >= 4

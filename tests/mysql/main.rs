@@ -7,6 +7,9 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
     clippy::duration_suboptimal_units,
     clippy::result_large_err,
     reason = "a test stops at the first thing that is not as it should be"

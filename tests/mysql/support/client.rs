@@ -59,14 +59,6 @@ impl Target {
         }
     }
 
-    /// The same in another database, or none.
-    pub(crate) fn in_database(&self, database: Option<&str>) -> Self {
-        Self {
-            database: database.map(str::to_owned),
-            ..self.clone()
-        }
-    }
-
     fn options(&self) -> Opts {
         let attributes = [("program_name", self.program.as_str())]
             .into_iter()

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// What a test wants other than the usual. The strings are lines of `proxy.toml` for that section.
@@ -69,15 +69,10 @@ impl Proxy {
 
     /// With a server of its own that it restarts at each event.
     pub(crate) fn local(options: &Options) -> Self {
-        Self::local_with("restart", options)
+        Self::local_at(options)
     }
 
-    /// With a server of its own, from which a replica takes over at each event.
-    pub(crate) fn standby(options: &Options) -> Self {
-        Self::local_with("standby", options)
-    }
-
-    fn local_with(switch: &str, options: &Options) -> Self {
+    fn local_at(options: &Options) -> Self {
         let kind = Kind::wanted();
         let dir = tempfile::Builder::new()
             .prefix("slackwater-my-local-")
@@ -94,7 +89,7 @@ impl Proxy {
             kind => format!("binaries = \"{}\"\n", kind.programs().display()),
         };
         let provider = format!(
-            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"{switch}\"\n{programs}\
+            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"restart\"\n{programs}\
              memory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
             data.display(),
             options.provider
@@ -237,15 +232,6 @@ impl Proxy {
         let text = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
-    }
-
-    /// Runs a client command (`scale`, `status`, ...) against it.
-    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(program());
-        command
-            .args(arguments)
-            .args(["--admin", self.admin().url()]);
-        command.stdin(Stdio::null()).output().expect("runs")
     }
 }
 
