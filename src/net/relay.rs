@@ -109,7 +109,7 @@ pub struct Relay<P> {
     /// As last told to others.
     told_at_rest: bool,
     /// Since when it rests behind what left something.
-    rests_since: Instant,
+    rests_since: Option<Instant>,
     /// What is under way in lock-step asks for what was left before it.
     pub(super) looked_back: bool,
     lingering: Option<Pin<Box<Sleep>>>,
@@ -150,7 +150,7 @@ impl<P: Protocol> Relay<P> {
             server_unread: false,
             instead: BytesMut::new(),
             told_at_rest: false,
-            rests_since: tokio::time::Instant::now().into_std(),
+            rests_since: None,
             looked_back: false,
             lingering: None,
             counts: Counts::default(),
@@ -267,7 +267,9 @@ impl<P: Protocol> Relay<P> {
             && self.front.has_left_something()
             && self.front.seems_at_rest()
             && self.is_between_frames();
-        waits.then(|| self.rests_since + self.linger)
+        self.rests_since
+            .filter(|_| waits)
+            .map(|at| at + self.linger)
     }
 
     /// The session is left where it is for a moment, though it rests.
@@ -296,7 +298,7 @@ impl<P: Protocol> Relay<P> {
         self.mode == Mode::LockStep
             && self.server.is_some()
             && self.front.seems_at_rest()
-            && now < self.rests_since + self.linger
+            && self.rests_since.is_some_and(|at| now < at + self.linger)
             && self.front.looks_back(head)
     }
 
@@ -392,7 +394,7 @@ impl<P: Protocol> Relay<P> {
         if at_rest != self.told_at_rest {
             self.told_at_rest = at_rest;
             if at_rest && !std::mem::take(&mut self.looked_back) {
-                self.rests_since = now;
+                self.rests_since = Some(now);
             }
             handle.set_state(
                 if at_rest {

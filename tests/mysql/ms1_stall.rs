@@ -98,8 +98,8 @@ fn report(mut through: Vec<Duration>, mut own: Vec<Duration>) {
     let line = |name: &str, list: &mut Vec<Duration>| {
         list.sort();
         let ms = |d: Duration| d.as_secs_f64() * 1000.0;
-        let at = |part: f64| ms(list[((list.len() - 1) as f64 * part) as usize]);
-        let (median, p90, most) = (at(0.5), at(0.9), at(1.0));
+        let at = |percent: usize| ms(list[(list.len() - 1) * percent / 100]);
+        let (median, p90, most) = (at(50), at(90), at(100));
         let count = list.len();
         let text = format!("| {name} | {count} | {median:.0} | {p90:.0} | {most:.0} |");
         (median, text)
