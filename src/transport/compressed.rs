@@ -388,8 +388,8 @@ mod tests {
         let mut head = [0; 16];
         raw.read_exact(&mut head).await.expect("read");
         assert_eq!(
-            head, *b"\x09\0\0\x0a\0\0\0\x05\0\0\x01short",
-            "the sequence goes on"
+            head, *b"\x09\0\0\x0a\0\0\0\x05\0\0\x0ashort",
+            "the sequence goes on, inside as well"
         );
         let mut head = [0; 7];
         raw.read_exact(&mut head).await.expect("read");
