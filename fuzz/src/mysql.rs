@@ -224,6 +224,10 @@ pub fn readers(data: &[u8]) {
     let mut restore = None;
     while let Ok(payload) = <&[u8]>::arbitrary(&mut input) {
         if payload.is_empty() {
+            let more = !input.is_empty();
+            if more && restore.is_none() && probe.on_long_packet().is_ok() {
+                continue;
+            }
             break;
         }
         match &mut restore {

@@ -151,7 +151,7 @@ pub fn secrets(data: &[u8]) {
     );
     assert!(!sha2::verify(PASSWORD, &[7; 20], data));
     assert!(!ed25519::PublicKey::of(PASSWORD).verify(&[7; 32], data));
-    drop(Plugin::of(data));
+    let _ = Plugin::of(data);
     drop(Users::parse_mysql(&text));
     let accounts: Vec<_> = text
         .split('\n')

@@ -1,6 +1,7 @@
 //! Starts MariaDB and MySQL servers for tests: made once per machine and version into a template, a copy per
 //! server. They are asked with the engines' own command-line clients, which prove nothing about ours.
 
+use super::guard::Guard;
 use super::ports::Port;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
@@ -21,7 +22,7 @@ pub(crate) const SERVICE: (&str, &str) = ("slackwater", "service-secret");
 pub(crate) const APP: (&str, &str) = ("app", "app-secret");
 
 /// How long a server may take to start or stop.
-const SERVER: Duration = Duration::from_secs(60);
+const SERVER: Duration = Duration::from_mins(1);
 
 const STATEMENTS: &[&str] = &[
     "CREATE USER 'admin'@'%' IDENTIFIED BY 'admin-secret'",
@@ -104,6 +105,7 @@ pub(crate) struct Mysql {
     port: Port,
     settings: Vec<String>,
     child: Option<Child>,
+    _guard: Guard,
 }
 
 impl Mysql {
@@ -115,6 +117,7 @@ impl Mysql {
             .tempdir()
             .unwrap();
         give_away(dir.path());
+        let guard = Guard::over(&[dir.path()]);
         let template = template(version, binaries.as_deref());
         copy(&template, &dir.path().join("data"));
         let mut server = Self {
@@ -124,6 +127,7 @@ impl Mysql {
             port: Port::take(),
             settings: settings.iter().map(|&s| s.to_owned()).collect(),
             child: None,
+            _guard: guard,
         };
         server.boot();
         Some(server)

@@ -21,7 +21,8 @@ impl Port {
         fs::create_dir_all(&dir).unwrap();
         for _ in 0..10_000 {
             let step = NEXT.fetch_add(1, Ordering::Relaxed);
-            let seed = (std::process::id() as u16)
+            let [.., high, low] = std::process::id().to_be_bytes();
+            let seed = u16::from_be_bytes([high, low])
                 .wrapping_mul(61)
                 .wrapping_add(step);
             let number = 16_000 + seed % 15_000;

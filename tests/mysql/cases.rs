@@ -1,4 +1,40 @@
-//! What goes wrong first behind other proxies: KILL, COM_CHANGE_USER, resets, packets of 16 MiB, several results.
+//! Cases at which proxies of MySQL fail first, by the numbers of a list of forty. `case_NN` in the name of a test says
+//! that it shows that case, here or where the table says.
+//!
+//! | case | where |
+//! |---|---|
+//! | 1 packets of exactly 16 MiB, and more | here, `session::mysql` |
+//! | 2 sequence numbers wrap, also inside compression | here |
+//! | 3 rows that begin like something else | `session::mysql` |
+//! | 4 an error among rows | `session::mysql`, here (31: KILL QUERY) |
+//! | 5 DEPRECATE_EOF on and off | `session::mysql`, `mysql_state`: it is agreed on with the server as the client asked, so both legs have the same |
+//! | 6 pipelines | here, `session::mysql` |
+//! | 7 several statements, one fails | here, `session::mysql` |
+//! | 8 CALL with several results | here, `session::mysql` |
+//! | 9 commands without a reply | `session::mysql`, here (10) |
+//! | 10 to 14 prepared statements across moves | `cases_moves`, `session::mysql` |
+//! | 15 open cursors | `mysql_state`, `session::mysql`: never moved, so none is fetched from elsewhere |
+//! | 16 local files | `cases_moves`, `session::mysql` |
+//! | 17 COM_CHANGE_USER | here, `net::mysql`: a failure closes, as MySQL does |
+//! | 18 COM_RESET_CONNECTION | here, `mysql_state`, `session::mysql` |
+//! | 19 a client that changes tracking | `session::mysql` |
+//! | 20, 21 settings that trackers do not tell | `cases_moves` |
+//! | 22 an error that may have ended the transaction | `mysql_state`, `session::mysql` |
+//! | 23 SET TRANSACTION for the next one | `mysql_state`, `session::mysql`, here (18) |
+//! | 24 transactions that nobody began | `ms3_blockers`, `session::mysql` |
+//! | 25 XA | `ms3_blockers`, `session::mysql`: what is prepared is the server's, which stays the same across events |
+//! | 26 implicit commits, chains, RELEASE | `cases_moves` |
+//! | 27 a temporary table in front of another | `cases_moves` |
+//! | 28, 29, 30 locks, hidden ones too, HANDLER | `ms3_blockers`, `mysql_state` |
+//! | 31 KILL | here, `session::mysql` |
+//! | 32 CONNECTION_ID() | `cases_moves`: it is the server's, as documented |
+//! | 33 a server that dies after COMMIT was sent | `faults` (safety rule 6) |
+//! | 34, 35 servers that close connections at rest, `wait_timeout` | `faults` |
+//! | 36 log-ins that are no longer possible | `cases_moves` |
+//! | 37 a cold cache of caching_sha2_password | `cases_moves`, `mysql_login` |
+//! | 38 a full server | `faults`; a server blocks no proxy (1129), since every check of Slackwater's logs in |
+//! | 39 clear text around a request for TLS | `net::mysql` |
+//! | 40 another version, other defaults | `cases_moves`; what a server does not know is named by `mysql_state` |
 
 use crate::support::client::{Client, code};
 use crate::support::proxy::{Options, Proxy};
@@ -147,17 +183,70 @@ fn case_01_packets_of_16_mib_and_more_pass_both_ways() {
     let server = Server::start(&["--max-allowed-packet=64M", "--net-buffer-length=16K"]);
     let proxy = Proxy::on(&server);
     let mut client = proxy.client("large");
+    // The command and `SELECT ''` are 10 bytes; before the value of a row come 4, from 16 MiB on 9.
     for length in [
         0xff_fffe - 10,
         0xff_ffff - 10,
+        0xff_ffff - 4,
         0x100_0000,
-        0x1ff_fffe,
         20_000_000,
+        0x1ff_fffe - 10,
+        0x1ff_fffe - 9,
     ] {
         let text = "x".repeat(length);
         let got: Option<String> = client.0.query_first(format!("SELECT '{text}'")).unwrap();
-        assert_eq!(got.unwrap().len(), length);
+        assert!(got.unwrap() == text, "{length}");
+        let prepared: Option<String> = client.0.exec_first("SELECT ?", (&text,)).unwrap();
+        assert!(prepared.unwrap() == text, "{length}");
         proxy.admin().swap();
+    }
+}
+
+#[test]
+fn case_02_sequence_numbers_wrap_also_inside_compression() {
+    let server = Server::start(&[]);
+    let proxy = Proxy::on(&server);
+    for compressed in [false, true] {
+        let target = proxy.app().named("many").compressed(compressed);
+        let mut client = Client::to(&target);
+        client.run("CREATE TABLE IF NOT EXISTS t (a int, b varchar(200))");
+        client.run("INSERT INTO t SELECT 1, REPEAT('x', 200)");
+        for _ in 0..11 {
+            client.run("INSERT INTO t SELECT a, b FROM t");
+        }
+        let statement = client.prepare("SELECT a, b FROM t WHERE a = ?");
+        for _ in 0..3 {
+            let rows: Vec<(i64, String)> = client.0.query("SELECT a, b FROM t").unwrap();
+            assert!(rows.len() >= 2048 && rows.iter().all(|r| r.1.len() == 200));
+            let again: Vec<(i64, String)> = client.0.exec(&statement, (1,)).unwrap();
+            assert_eq!(again, rows);
+            proxy.admin().swap();
+        }
+        client.run("DROP TABLE t");
+    }
+}
+
+#[test]
+fn case_08_procedures_with_several_results_and_moves_between_calls() {
+    let server = Server::start(&[]);
+    server.run(&[
+        "CREATE PROCEDURE app.several(IN a int, OUT b int) BEGIN SELECT a; SELECT a + 1; SET b = a + 2; END",
+    ]);
+    let proxy = Proxy::on(&server);
+    let mut client = proxy.client("calls");
+    for n in 1..4_i64 {
+        let mut results = client
+            .0
+            .query_iter(format!("CALL several({n}, @b)"))
+            .unwrap();
+        let mut seen = Vec::new();
+        while let Some(rows) = results.iter() {
+            seen.extend(rows.map(|r| r.unwrap().get::<i64, _>(0).unwrap()));
+        }
+        drop(results);
+        assert_eq!(seen, [n, n + 1]);
+        proxy.admin().swap();
+        assert_eq!(client.value("SELECT @b"), (n + 2).to_string());
     }
 }
 

@@ -244,7 +244,7 @@ fn differential_random_scripts_read_the_same() {
             let mut client = proxy.client("random");
             let through = play(&mut client, &script, |at| {
                 // Some steps wait for a move, so that many of them are the first ones behind it.
-                if (seed + at as u64) % 5 == 0 {
+                if (seed + at as u64).is_multiple_of(5) {
                     let before = moves.load(Ordering::Relaxed);
                     let until = tokio::time::Instant::now() + std::time::Duration::from_millis(40);
                     while moves.load(Ordering::Relaxed) < before + 2

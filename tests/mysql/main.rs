@@ -7,17 +7,25 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
     clippy::duration_suboptimal_units,
     clippy::result_large_err,
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
 mod cases;
+mod cases_moves;
 mod diagnostics;
 mod differential;
+mod fault_kills;
+mod faults;
 mod ms1_scale;
 mod ms1_stall;
 mod ms2_state;
 mod ms3_blockers;
+mod ms4_versions;
 mod ms6_drivers;
+mod safety;
 mod support;

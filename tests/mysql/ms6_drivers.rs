@@ -4,12 +4,13 @@ use crate::support::proxy::{Options, Proxy};
 use crate::support::server::{APP, Server};
 use crate::support::{SOON, sized, wait_until};
 use mysql_async::prelude::Queryable as _;
+use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Ways in. The first proves the password where only TLS or RSA lets a driver do that; the others need not.
@@ -94,7 +95,7 @@ fn swap(proxy: &Proxy, all: &[Work], swaps: usize) {
         let id = proxy.admin().start_event(&serde_json::json!({}));
         let outcome = || proxy.admin().outcome(id);
         wait_until("the event ends", ROUND, || {
-            let over = all.iter().find(|work| work.told.lock().unwrap().over);
+            let over = all.iter().find(|work| work.told.lock().over);
             assert!(
                 over.is_none(),
                 "{:?}",
@@ -154,7 +155,10 @@ fn script(name: &'static str, driver: &'static str) -> impl Fn(&Proxy, &str) -> 
     move |proxy, way| {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let drivers = root.join("target/drivers");
-        let interpreter = if name.ends_with(".js") {
+        let interpreter = if std::path::Path::new(name)
+            .extension()
+            .is_some_and(|e| e == "js")
+        {
             PathBuf::from("node")
         } else {
             drivers.join("venv/bin/python")
@@ -183,9 +187,9 @@ fn script(name: &'static str, driver: &'static str) -> impl Fn(&Proxy, &str) -> 
         let teller = Arc::clone(&told);
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                teller.lock().unwrap().line(line);
+                teller.lock().line(line);
             }
-            teller.lock().unwrap().over = true;
+            teller.lock().over = true;
         });
         Work {
             name: format!("{name} {driver} {way}"),
@@ -203,15 +207,15 @@ fn table(name: &str, driver: &str, way: &str) -> String {
 impl Work {
     /// Waits until a whole round was done from now on.
     fn next_round(&self) {
-        let rounds = || self.told.lock().unwrap().rounds;
-        let over = || self.told.lock().unwrap().over;
+        let rounds = || self.told.lock().rounds;
+        let over = || self.told.lock().over;
         let before = rounds();
         wait_until(&self.name, ROUND, || rounds() > before + 1 || over());
         assert!(!over(), "{} ended: {}", self.name, self.complaint());
     }
 
     fn complaint(&self) -> String {
-        format!("{:?}", self.told.lock().unwrap())
+        format!("{:?}", self.told.lock())
     }
 
     /// Ends it; the number of server connections that its rounds ended on.
@@ -221,7 +225,7 @@ impl Work {
             Worker::Script(child) => drop(child.stdin.take()),
             Worker::Thread(stop) => stop.store(true, Ordering::Relaxed),
         }
-        let over = || self.told.lock().unwrap().over;
+        let over = || self.told.lock().over;
         wait_until(&self.name, ROUND, over);
         if let Worker::Script(child) = &mut self.worker {
             if let Some(mut said) = child.stderr.take() {
@@ -229,7 +233,7 @@ impl Work {
             }
             assert!(child.wait().unwrap().success(), "{}: {errors}", self.name);
         }
-        let told = self.told.lock().unwrap();
+        let told = self.told.lock();
         assert_eq!(told.last, "right", "{}: {errors}", self.name);
         told.numbers.len()
     }
@@ -285,12 +289,12 @@ fn start_mysql_async(proxy: &Proxy, way: &str) -> Work {
             .enable_all()
             .build()
             .unwrap();
-        let tell = |line: String| teller.lock().unwrap().line(line);
+        let tell = |line: String| teller.lock().line(line);
         let done = runtime.block_on(mysql_async_rounds(options, &table, &ends, &tell));
         if let Err(error) = done {
             tell(format!("failed: {error}"));
         }
-        teller.lock().unwrap().over = true;
+        teller.lock().over = true;
     });
     Work {
         name: format!("mysql_async {way}"),

@@ -1,9 +1,11 @@
 //! Log-ins to real servers, and of real clients, of MariaDB and MySQL.
 
-#![expect(clippy::panic, reason = "tests fail that way")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "tests fail that way")]
 
 mod clients;
 mod front;
+#[path = "../common/guard.rs"]
+mod guard;
 #[path = "../common/mysql.rs"]
 #[allow(dead_code, reason = "other test binaries use the rest")]
 mod mysql;

@@ -5,6 +5,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "../common/guard.rs"]
+mod guard;
 #[path = "../common/mysql.rs"]
 #[allow(dead_code, reason = "other test binaries use the rest")]
 mod mysql;

@@ -29,7 +29,7 @@ const SERVER: &str = "SLACKWATER_TEST_MYSQL";
 
 /// A running server, and what the tests need to be there.
 pub(crate) struct Server {
-    server: Mysql,
+    process: Mysql,
     baseline: OnceLock<Arc<Baseline>>,
     pub(crate) family: Family,
     pub(crate) version: u32,
@@ -46,7 +46,7 @@ impl Server {
         };
         let server = Mysql::start(version, &["local-infile=1"]).expect("its programs are there");
         let mut server = Self {
-            server,
+            process: server,
             baseline: OnceLock::new(),
             family: if version.is_mysql() {
                 Family::MySql
@@ -61,8 +61,8 @@ impl Server {
 
     /// What the tests need to be there.
     fn fill(&mut self) {
-        let text = self.server.value("SELECT VERSION()");
-        self.server.run(&[
+        let text = self.process.value("SELECT VERSION()");
+        self.process.run(&[
             "CREATE USER boss@localhost IDENTIFIED BY ''",
             "GRANT ALL ON *.* TO boss@localhost WITH GRANT OPTION",
         ]);
@@ -103,7 +103,7 @@ impl Server {
 
     /// Logs in without a password.
     pub(crate) fn login(&self, user: &str, database: &str, deprecate_eof: bool) -> Client {
-        let stream = UnixStream::connect(self.server.socket()).unwrap();
+        let stream = UnixStream::connect(self.process.socket()).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(30)))
             .unwrap();

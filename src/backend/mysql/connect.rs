@@ -332,10 +332,21 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
 
 fn refusal(payload: &Bytes) -> ConnectError {
     match ErrorPacket::parse(payload) {
-        Ok(error) => ConnectError::Server {
-            error: Box::new(error),
-            payload: payload.clone(),
-        },
+        Ok(mut error) => {
+            let mut payload = payload.clone();
+            if error.state.is_none() {
+                // Said before its greeting, where errors have none. The client is past that, and expects one.
+                let too_many = error.code == 1040;
+                error.state = Some(if too_many { *b"08004" } else { *b"HY000" });
+                let mut out = BytesMut::new();
+                error.put(&mut out);
+                payload = out.freeze();
+            }
+            ConnectError::Server {
+                error: Box::new(error),
+                payload,
+            }
+        }
         Err(_) => ConnectError::Auth("the server refused the login without a reason".into()),
     }
 }
@@ -449,5 +460,28 @@ fn check_proof(
         Proof::Bad => Err(ConnectError::Auth(
             "the server's proof is for another certificate: somebody may sit between".into(),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_38_an_error_from_before_the_greeting_gets_the_state_that_clients_expect_behind_it() {
+        for (code, state) in [(1040_u16, b"08004"), (1129, b"HY000")] {
+            let early = ErrorPacket {
+                code,
+                state: None,
+                message: "Too many connections".into(),
+            };
+            let mut said = BytesMut::new();
+            early.put(&mut said);
+            let refused = refusal(&said.freeze());
+            let words = refused.server_words().expect("the server's own");
+            let told = ErrorPacket::parse(words).expect("an error");
+            assert_eq!(told.state.as_ref(), Some(state));
+            assert_eq!((told.code, told.message), (code, early.message));
+        }
     }
 }

@@ -26,6 +26,8 @@ pub struct Packets<S> {
     any_order: bool,
     /// Chunks of a payload whose rest has not come yet.
     joined: BytesMut,
+    /// They were too many, and the rest is thrown away as well.
+    long: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
@@ -38,6 +40,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
             limit,
             any_order: false,
             joined: BytesMut::new(),
+            long: false,
         }
     }
 
@@ -90,12 +93,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
 
     /// The next payload. Safe to drop and to call again.
     pub async fn next(&mut self) -> io::Result<Bytes> {
+        match self.take(false).await? {
+            Some(payload) => Ok(payload),
+            None => Err(invalid("a packet that is too long")),
+        }
+    }
+
+    /// The same, but a payload that is longer than the limit is read to its end and thrown away: `None`.
+    pub async fn next_unless_long(&mut self) -> io::Result<Option<Bytes>> {
+        self.take(true).await
+    }
+
+    async fn take(&mut self, skips: bool) -> io::Result<Option<Bytes>> {
         loop {
             if let Some(header) = Header::parse(&self.ahead) {
                 let so_far = self.joined.len() + header.len;
-                if so_far > self.limit {
+                if so_far > self.limit && !skips {
                     let text = format!("a packet of {so_far} bytes, or longer");
                     return Err(invalid(&text));
+                }
+                if so_far > self.limit {
+                    self.long = true;
+                    self.joined = BytesMut::new();
                 }
                 if header.seq != self.sequence && !self.any_order {
                     return Err(invalid("packets out of order"));
@@ -105,6 +124,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
                     let mut packet = self.ahead.split_to(header.frame_len());
                     packet.advance(HEADER_LEN);
                     let more = header.is_continued();
+                    if self.long {
+                        self.long = more;
+                        if more {
+                            continue;
+                        }
+                        return Ok(None);
+                    }
                     if more || !self.joined.is_empty() {
                         self.joined.put_slice(&packet);
                     }
@@ -112,9 +138,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
                         continue;
                     }
                     if self.joined.is_empty() {
-                        return Ok(packet.freeze());
+                        return Ok(Some(packet.freeze()));
                     }
-                    return Ok(self.joined.split().freeze());
+                    return Ok(Some(self.joined.split().freeze()));
                 }
             }
             self.ahead.reserve(READ);
@@ -179,6 +205,29 @@ mod tests {
             let read = read.expect("read");
             assert_eq!(read.len(), length);
             assert_eq!(reader.sequence(), sender.sequence());
+            assert!(!reader.is_ahead());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_can_be_thrown_away_and_what_follows_is_read() {
+        for length in [256, 5000, MAX_PAYLOAD, MAX_PAYLOAD + 5, 3 * MAX_PAYLOAD] {
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let mut sender = Packets::new(near, PAYLOAD_MAX);
+            let mut reader = Packets::replies(far, 255);
+            let send = async {
+                sender.send(|out| out.put_bytes(7, length)).await?;
+                sender.send(|out| out.put_bytes(8, 255)).await
+            };
+            let read = async {
+                let long = reader.next_unless_long().await?;
+                Ok::<_, io::Error>((long, reader.next_unless_long().await?))
+            };
+            let (sent, read) = tokio::join!(send, read);
+            sent.expect("sent");
+            let (long, next) = read.expect("read");
+            assert!(long.is_none());
+            assert_eq!(next.map(|n| n.len()), Some(255));
             assert!(!reader.is_ahead());
         }
     }

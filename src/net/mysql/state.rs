@@ -232,8 +232,12 @@ async fn read_probe(
     reader: &mut ProbeReader,
 ) -> Result<Probe, ProbeFailure> {
     loop {
-        let payload = replies.next().await.map_err(ProbeFailure::Broken)?;
-        match reader.on_packet(&payload) {
+        let payload = replies.next_unless_long().await;
+        let step = match payload.map_err(ProbeFailure::Broken)? {
+            Some(payload) => reader.on_packet(&payload),
+            None => reader.on_long_packet(),
+        };
+        match step {
             Ok(ProbeStep::More) => {}
             Ok(ProbeStep::Send(bytes)) => {
                 replies.write(&bytes).await.map_err(ProbeFailure::Broken)?;

@@ -66,6 +66,11 @@ impl Batch {
         self.at >= self.expects.len()
     }
 
+    /// The next packet is a row, or the end of rows.
+    pub(super) fn is_in_rows(&self) -> bool {
+        self.phase == Phase::Rows
+    }
+
     /// Takes the payload of one packet; which command it belongs to, and what it is. `None`: it can't be.
     pub(super) fn on_packet<'a>(&mut self, payload: &'a [u8]) -> Option<(usize, Event<'a>)> {
         let at = self.at;

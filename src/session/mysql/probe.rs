@@ -208,6 +208,17 @@ fn put(out: &mut BytesMut, spec: &ProbeSpec<'_>, asks: Vec<Ask>, checks: bool) -
 }
 
 impl ProbeReader {
+    /// A packet that is longer than [`MAX_REPLY`], and was not kept: a value as large as that is not carried, and the
+    /// session stays where it is.
+    pub fn on_long_packet(&mut self) -> Result<ProbeStep, ProbeError> {
+        if self.over || !self.batch.is_in_rows() {
+            return Err(self.out_of_step("more than was asked for"));
+        }
+        self.rows += 1;
+        self.fail(0, "a value is larger than what can be carried");
+        Ok(ProbeStep::More)
+    }
+
     /// Takes the payload of one packet from the server. An error ends the probe: the session's state is unknown.
     pub fn on_packet(&mut self, payload: &[u8]) -> Result<ProbeStep, ProbeError> {
         if self.over || payload.len() > MAX_REPLY {

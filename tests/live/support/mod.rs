@@ -2,9 +2,12 @@
 
 pub(crate) mod admin;
 pub(crate) mod direct;
+#[path = "../../common/guard.rs"]
+mod guard;
 pub(crate) mod ledger;
 pub(crate) mod middle;
 #[path = "../../common/mysql.rs"]
+#[allow(dead_code, reason = "other test binaries use the rest")]
 pub(crate) mod mysql;
 pub(crate) mod pgbench;
 #[path = "../../common/ports.rs"]

@@ -14,6 +14,7 @@ pub(crate) struct Target {
     password: String,
     database: Option<String>,
     program: String,
+    compressed: bool,
     /// The client checks the certificate against this CA.
     pub(crate) ca: Option<PathBuf>,
 }
@@ -28,6 +29,7 @@ impl Target {
             password: password.to_owned(),
             database: Some("app".to_owned()),
             program: "test".to_owned(),
+            compressed: false,
             ca: None,
         }
     }
@@ -49,10 +51,10 @@ impl Target {
         }
     }
 
-    /// The same in another database, or none.
-    pub(crate) fn in_database(&self, database: Option<&str>) -> Self {
+    /// The same, compressed or not.
+    pub(crate) fn compressed(&self, compressed: bool) -> Self {
         Self {
-            database: database.map(str::to_owned),
+            compressed,
             ..self.clone()
         }
     }
@@ -70,6 +72,7 @@ impl Target {
             // It would ask the server for its socket, and go past the proxy.
             .prefer_socket(false)
             .stmt_cache_size(0)
+            .compress(self.compressed.then(mysql::Compression::fast))
             .max_allowed_packet(Some(64 << 20))
             .connect_attrs(Some::<std::collections::HashMap<&str, &str>>(attributes));
         if let Some(socket) = &self.socket {

@@ -4,10 +4,13 @@
 #[allow(dead_code, reason = "other test binaries use the rest")]
 pub(crate) mod admin;
 pub(crate) mod client;
+#[path = "../../common/guard.rs"]
+mod guard;
 pub(crate) mod ledger;
 #[path = "../../common/ports.rs"]
 pub(crate) mod ports;
 pub(crate) mod proxy;
+pub(crate) mod raw;
 pub(crate) mod server;
 pub(crate) mod sysbench;
 #[path = "../../common/waiting.rs"]

@@ -2,6 +2,7 @@
 
 use super::admin::{Admin, CLUSTER};
 use super::client::{Client, Target, app};
+use super::guard::Guard;
 use super::ports::Port;
 use super::server::{Kind, SERVICE, SETUP, Server, give_away};
 use super::{SOON, wait_for};
@@ -9,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// What a test wants other than the usual. The strings are lines of `proxy.toml` for that section.
@@ -27,13 +28,14 @@ pub(crate) struct Options {
     pub(crate) auth: String,
 }
 
-/// A running proxy. Ended, with servers that it started, on drop.
+/// A running proxy. Ended, with servers that it started, when the test ends, however it does.
 pub(crate) struct Proxy {
     dir: tempfile::TempDir,
     port: Port,
     admin_port: Port,
     child: Child,
     local: Option<PathBuf>,
+    _guard: Guard,
 }
 
 impl Proxy {
@@ -53,17 +55,24 @@ impl Proxy {
         Self::spawn(server.kind, &provider, options, None)
     }
 
+    /// In front of two servers, each of a capacity of its own.
+    pub(crate) fn on_two(small: &Server, large: &Server, options: &Options) -> Self {
+        let provider = format!(
+            "kind = \"static\"\nendpoints = [{{ capacity = 2, address = \"{}\" }}, \
+             {{ capacity = 4, address = \"{}\" }}]\n{}",
+            small.address(),
+            large.address(),
+            options.provider
+        );
+        Self::spawn(small.kind, &provider, options, None)
+    }
+
     /// With a server of its own that it restarts at each event.
     pub(crate) fn local(options: &Options) -> Self {
-        Self::local_with("restart", options)
+        Self::local_at(options)
     }
 
-    /// With a server of its own, from which a replica takes over at each event.
-    pub(crate) fn standby(options: &Options) -> Self {
-        Self::local_with("standby", options)
-    }
-
-    fn local_with(switch: &str, options: &Options) -> Self {
+    fn local_at(options: &Options) -> Self {
         let kind = Kind::wanted();
         let dir = tempfile::Builder::new()
             .prefix("slackwater-my-local-")
@@ -80,7 +89,7 @@ impl Proxy {
             kind => format!("binaries = \"{}\"\n", kind.programs().display()),
         };
         let provider = format!(
-            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"{switch}\"\n{programs}\
+            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"restart\"\n{programs}\
              memory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
             data.display(),
             options.provider
@@ -122,6 +131,9 @@ impl Proxy {
             sessions = options.sessions,
         );
         fs::write(dir.path().join("proxy.toml"), text).unwrap();
+        let mut guarded = vec![dir.path()];
+        guarded.extend(local.as_deref().and_then(Path::parent));
+        let guard = Guard::over(&guarded);
         let child = serve(dir.path());
         let proxy = Self {
             dir,
@@ -129,6 +141,7 @@ impl Proxy {
             admin_port,
             child,
             local,
+            _guard: guard,
         };
         proxy.wait_ready();
         proxy
@@ -197,10 +210,12 @@ impl Proxy {
         ))
     }
 
-    /// Kills (SIGKILL) the server that it runs itself.
+    /// Kills (SIGKILL) the server that it runs itself; returns when its sockets are closed.
     pub(crate) fn kill_server(&self) {
         if let Some(pid) = self.server_process() {
             let _ = kill(pid, Signal::SIGKILL);
+            // Its first thread may be gone long before the last one, which closes the sockets.
+            wait_for("the server is gone", SOON, || kill(pid, None).err());
         }
     }
 
@@ -218,15 +233,6 @@ impl Proxy {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
-
-    /// Runs a client command (`scale`, `status`, ...) against it.
-    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(program());
-        command
-            .args(arguments)
-            .args(["--admin", self.admin().url()]);
-        command.stdin(Stdio::null()).output().expect("runs")
-    }
 }
 
 impl Drop for Proxy {
@@ -237,15 +243,6 @@ impl Drop for Proxy {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(local) = &self.local {
-            if let Some(pid) = self.server_process() {
-                let _ = kill(pid, Signal::SIGKILL);
-                wait_for("the server is gone", SOON, || kill(pid, None).err());
-            }
-            if let Some(dir) = local.parent() {
-                let _ = fs::remove_dir_all(dir);
-            }
-        }
     }
 }
 

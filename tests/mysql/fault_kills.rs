@@ -1,0 +1,147 @@
+//! Servers and proxies that are killed at every moment, with the ledger beside: what was acknowledged is there once,
+//! what was not at most once, and the cluster comes back by itself.
+
+use crate::faults::quick;
+use crate::support::client::{Client, Target, code};
+use crate::support::ledger::Ledger;
+use crate::support::proxy::{Options, Proxy};
+use crate::support::server::Server;
+use crate::support::{EVENT, SOON, sized, wait_until};
+use serde_json::json;
+use std::fs;
+
+const WRITERS: usize = 4;
+
+/// Lets the ledger go on for a number of rows that differs from round to round.
+fn some_more(ledger: &Ledger, round: u64) {
+    let written = ledger.written();
+    let wanted = round * 37 % 101 + 20;
+    wait_until("rows are written", SOON * 3, || {
+        ledger.written() > written + wanted
+    });
+}
+
+fn check(ledger: Ledger, admin: &Target, kills: usize) {
+    let told = ledger.stop();
+    told.must_be_right(admin);
+    let of_sessions = told.errors.iter().filter(|e| !e.starts_with("log-in"));
+    let count = of_sessions.count();
+    assert!(
+        count <= kills * WRITERS,
+        "{count} errors of {kills} kills: {:#?}",
+        told.errors
+    );
+}
+
+#[test]
+fn fault_kills_of_the_server_at_random() {
+    let mut server = Server::start(&[]);
+    let options = Options {
+        sessions: "snapshot_after = \"100ms\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    let ledger = Ledger::start(&server.admin(), &proxy.app(), WRITERS);
+    let rounds = sized(3, 20);
+    for round in 0..rounds {
+        some_more(&ledger, round as u64);
+        server.kill();
+        server.run_again();
+    }
+    some_more(&ledger, 0);
+    check(ledger, &server.admin(), rounds);
+}
+
+/// Starts an event and waits for one of its steps, or for its end when that was too quick to be seen.
+fn reach(proxy: &Proxy, step: &str) {
+    let admin = proxy.admin();
+    let id = admin.start_event(&json!({ "restart": true }));
+    while admin.outcome(id).is_none() && admin.event(id)["state"] != step {}
+}
+
+fn settled(proxy: &Proxy) {
+    wait_until("no event is left", EVENT, || {
+        proxy.admin().cluster()["event"].is_null()
+    });
+}
+
+#[test]
+fn fault_kills_of_the_local_server_in_each_step_of_an_event() {
+    let proxy = Proxy::local(&quick());
+    let ledger = Ledger::start(&proxy.local_admin(), &proxy.app(), WRITERS);
+    let mut kills = 0;
+    for step in ["prepare", "probe", "settle", "cut_over"] {
+        for round in 0..sized(1, 20) {
+            some_more(&ledger, round as u64);
+            reach(&proxy, step);
+            proxy.kill_server();
+            kills += 1;
+            settled(&proxy);
+        }
+    }
+    // And while it is held by hand.
+    for _ in 0..sized(1, 20) {
+        proxy.admin().act("hold");
+        proxy.kill_server();
+        kills += 1;
+        proxy.admin().act("release");
+        some_more(&ledger, 1);
+        settled(&proxy);
+    }
+    proxy.admin().swap();
+    some_more(&ledger, 1);
+    check(ledger, &proxy.local_admin(), kills);
+}
+
+/// Server processes that work in this directory.
+fn servers(dir: &std::path::Path) -> usize {
+    let dir = dir.display().to_string();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let here = processes.filter(|e| {
+        let line = fs::read(e.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("--datadir=") && line.contains(&dir)
+    });
+    here.count()
+}
+
+#[test]
+fn fault_kills_of_the_proxy_in_each_step_of_an_event() {
+    let mut proxy = Proxy::local(&quick());
+    let ledger = Ledger::start(&proxy.local_admin(), &proxy.app(), WRITERS);
+    let mut kills = 0;
+    for step in ["prepare", "probe", "settle", "cut_over", "none"] {
+        for round in 0..sized(1, 20) {
+            some_more(&ledger, round as u64);
+            if step != "none" {
+                reach(&proxy, step);
+            }
+            proxy.kill_and_restart();
+            kills += 1;
+            assert_eq!(servers(proxy.local_dir()), 1, "{step}");
+        }
+    }
+    some_more(&ledger, 1);
+    settled(&proxy);
+    proxy.admin().swap();
+    assert_eq!(servers(proxy.local_dir()), 1);
+    some_more(&ledger, 1);
+    check(ledger, &proxy.local_admin(), kills);
+}
+
+#[test]
+fn safety_25_mysql_the_next_proxy_adopts_the_server_as_it_is() {
+    let mut proxy = Proxy::local(&quick());
+    let mut client = proxy.client("before");
+    client.run("CREATE TABLE t (a int)");
+    client.run("INSERT INTO t VALUES (5)");
+    let process = proxy.server_process();
+    proxy.kill_and_restart();
+    // It was not at the proxy's connection that the client was.
+    let error = client.try_run("SELECT 1").unwrap_err();
+    assert_eq!(code(&error), 0, "{error}");
+    assert_eq!(proxy.server_process(), process);
+    let mut client: Client = proxy.client("after");
+    assert_eq!(client.value("SELECT a FROM t"), "5");
+    assert_eq!(servers(proxy.local_dir()), 1);
+}
