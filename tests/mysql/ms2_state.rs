@@ -2,7 +2,7 @@
 
 use crate::support::client::Client;
 use crate::support::proxy::{Options, Proxy};
-use crate::support::server::Server;
+use crate::support::server::{Kind, Server};
 use crate::support::sized;
 use std::fmt::Write as _;
 
@@ -125,7 +125,12 @@ fn ms2_a_variable_that_a_prepared_statement_sets_keeps_its_type() {
     let mut client = proxy.client("typed");
     let set = client.prepare("SET @typed = ?");
     let _: Option<String> = client.execute(&set, ("Grüße",)).unwrap();
-    let sql = "SELECT HEX(@typed), CHARSET(@typed), COLLATION(@typed)";
+    // MariaDB 11.8 gives a parameter another collation in a statement that was prepared again (docs/mysql.md).
+    let sql = if server.kind == Kind::MariaDb118 {
+        "SELECT HEX(@typed), CHARSET(@typed)"
+    } else {
+        "SELECT HEX(@typed), CHARSET(@typed), COLLATION(@typed)"
+    };
     let before = client.rows(sql);
     for round in 0..2 {
         proxy.admin().swap();

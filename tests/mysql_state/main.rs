@@ -138,19 +138,19 @@ fn every_mysql_kind_of_finding_is_seen_whoever_made_it() {
         }
     };
     for lock in [
-        "SELECT GET_LOCK('a', 0)",
-        "DO GET_LOCK('a', 0)",
+        "SELECT GET_LOCK('a', 10)",
+        "DO GET_LOCK('a', 10)",
         "CALL p_lock()",
         "SELECT f_lock()",
-        "SELECT /*!40000 GET_LOCK('a', 0) */",
+        "SELECT /*!40000 GET_LOCK('a', 10) */",
     ] {
         check(&[lock], &[BlockerKind::UserLock]);
         check(&[lock, "DO RELEASE_ALL_LOCKS()"], &[]);
     }
     check(
         &[
-            "SELECT GET_LOCK('a', 0)",
-            "SELECT GET_LOCK('a', 0)",
+            "SELECT GET_LOCK('a', 10)",
+            "SELECT GET_LOCK('a', 10)",
             "DO RELEASE_LOCK('a')",
         ],
         &[BlockerKind::UserLock],

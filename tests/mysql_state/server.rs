@@ -84,11 +84,11 @@ impl Server {
             "CREATE TABLE app.t (id INT PRIMARY KEY AUTO_INCREMENT, v VARCHAR(20)) ENGINE=InnoDB",
             "CREATE TABLE other.t (other INT) ENGINE=InnoDB",
             "INSERT INTO app.t (v) VALUES ('a'), ('b')",
-            "CREATE PROCEDURE app.p_lock() DO GET_LOCK('in_procedure', 0)",
+            "CREATE PROCEDURE app.p_lock() DO GET_LOCK('in_procedure', 10)",
             "CREATE PROCEDURE app.p_temp() CREATE TEMPORARY TABLE in_procedure (a INT)",
             "CREATE PROCEDURE app.p_var() BEGIN SET @in_procedure = 5; SET SESSION sort_buffer_size = 300000; END",
             "CREATE PROCEDURE app.p_prepare() PREPARE in_procedure FROM 'SELECT 1'",
-            "CREATE FUNCTION app.f_lock() RETURNS INT DETERMINISTIC RETURN GET_LOCK('in_function', 0)",
+            "CREATE FUNCTION app.f_lock() RETURNS INT DETERMINISTIC RETURN GET_LOCK('in_function', 10)",
             "CREATE PROCEDURE app.p_begin() BEGIN START TRANSACTION; SELECT * FROM nowhere; END",
         ]);
         if self.family == Family::MySql {
