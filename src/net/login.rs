@@ -43,8 +43,13 @@ const CANCEL_SECRET: usize = 32;
 /// Bytes of it before.
 const CANCEL_SECRET_3_0: usize = 4;
 
+/// Why a client whose log-in's time the server used up is not let in.
+const TOO_LATE: &str = "no server could be reached within login_timeout";
+
+const WHERE_TO_LOOK: &str = "The proxy's log says why; `slackwater status` shows the cluster.";
+
 /// Wait between attempts to log in to a server that is away or full.
-const RETRY: Duration = Duration::from_millis(50);
+pub(super) const RETRY: Duration = Duration::from_millis(50);
 
 /// One cluster behind a listener.
 #[derive(Debug)]
@@ -264,6 +269,7 @@ async fn admit(
         return None;
     }
     pass.is_our_turn(true);
+    let asked = Instant::now();
     let secret = match find_secret(&arrival, entry, deadline).await {
         Ok(secret) => secret,
         Err(Refusal::ClientGone) => return None,
@@ -276,13 +282,19 @@ async fn admit(
             return None;
         }
     };
+    let slow = server_was_slow(asked, deadline);
     pass.is_our_turn(false);
     let challenge = Challenge {
         method: entry.method,
         secret,
     };
-    let credential = match prove(&mut arrival, challenge, &mut pass, deadline).await {
+    let credential = match prove(&mut arrival, challenge, &mut pass, deadline, slow).await {
         Proof::Given(credential) => credential,
+        Proof::NoTime => {
+            tracing::info!("the server's answer about a user came too late for its log-in");
+            shared.count_error(ErrorKind::Server);
+            return None;
+        }
         Proof::NotGiven => {
             shared.count_error(ErrorKind::Client);
             return None;
@@ -350,11 +362,18 @@ async fn find_secret(
     }
 }
 
+/// Whether the server's answer about a user, asked for at `asked`, took more than it left to the user.
+pub(super) fn server_was_slow(asked: Instant, deadline: Instant) -> bool {
+    asked.elapsed() > deadline.duration_since(Instant::now())
+}
+
 /// What came of asking a client for its proof.
 enum Proof {
     Given(Credential),
     /// It left instead.
     NotGiven,
+    /// Not in time, because the server's answer about the user took most of it.
+    NoTime,
     Failed,
 }
 
@@ -364,6 +383,7 @@ async fn prove(
     challenge: Challenge,
     pass: &mut Pass,
     deadline: Instant,
+    server_was_slow: bool,
 ) -> Proof {
     let work = tokio::time::timeout_at(deadline, authenticate(arrival, challenge));
     let done = tokio::select! {
@@ -380,6 +400,11 @@ async fn prove(
                 | AuthError::Certificate { .. }
                 | AuthError::Refused { .. } => Proof::Failed,
             }
+        }
+        None if server_was_slow => {
+            let error = ErrorMessage::fatal("57P03", TOO_LATE).hint(WHERE_TO_LOOK);
+            refuse(&mut arrival.stream, &error).await;
+            Proof::NoTime
         }
         None => {
             let error = ErrorMessage::fatal("57014", "canceling authentication due to timeout");
@@ -510,7 +535,7 @@ async fn log_in(
 }
 
 /// Ends when the client has left.
-async fn gone(client: &Stream) {
+pub(super) async fn gone(client: &Stream) {
     while !client.peer_gone() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -564,13 +589,12 @@ async fn refuse_login(stream: &mut Stream, error: &OpenError, cluster: &Cluster)
         return refuse(stream, &error).await;
     }
     let text = match error {
-        OpenError::Timeout => "no server could be reached within login_timeout",
+        OpenError::Timeout => TOO_LATE,
         error if error.may_pass() => "the server can't be reached",
         _ => "the proxy can't log in to the server for this user",
     };
     let code = if error.may_pass() { "57P03" } else { "08001" };
-    let message = ErrorMessage::fatal(code, text)
-        .hint("The proxy's log says why; `slackwater status` shows the cluster.");
+    let message = ErrorMessage::fatal(code, text).hint(WHERE_TO_LOOK);
     refuse(stream, &message).await;
 }
 

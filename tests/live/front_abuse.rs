@@ -124,6 +124,31 @@ fn case_17_a_stalled_start_up_ends_at_the_login_timeout() {
 }
 
 #[test]
+fn case_17_who_used_the_login_timeout_up_is_named() {
+    let server = Postgres::start(&[]);
+    let options = Options {
+        limits: "login_timeout = \"6s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    // Its verifier is known from here on.
+    proxy.client("served").run("select 1");
+    let start_up = [&[0, 0, 0, 18, 0, 3, 0, 0][..], b"user\0app\0\0"].concat();
+    // A client that never proves who it is, and a server that takes 5 s to be found away.
+    for (frozen, code) in [(false, "C57014"), (true, "C57P03")] {
+        server.freeze(frozen);
+        let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+        stream.write_all(&start_up).unwrap();
+        let heard = String::from_utf8_lossy(&until_closed(&mut stream)).into_owned();
+        assert!(
+            heard.contains("SCRAM-SHA-256") && heard.contains(code),
+            "{heard}"
+        );
+        server.freeze(false);
+    }
+}
+
+#[test]
 fn case_19_verifiers_of_any_cost_and_of_another_salt() {
     let server = Postgres::start(&[]);
     let verifier = |iterations: u32, salt: &[u8]| {

@@ -2,6 +2,7 @@
 //! of it.
 
 use super::super::admission::{Pass, Refused, Standing};
+use super::super::login::{RETRY, gone, server_was_slow};
 use super::authentication::{AuthError, Challenge, authenticate};
 use super::errors;
 use super::handshake::{Accepted, Arrival, HandshakeConfig, HandshakeError, accept, turn_away};
@@ -15,11 +16,7 @@ use crate::transport::stream::Stream;
 use crate::wire::mysql::handshake::Family;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 use tokio::time::Instant;
-
-/// Wait between attempts to ask a server that is away or full.
-const RETRY: Duration = Duration::from_millis(50);
 
 /// Thousands of rounds of a password's stored form before one was seen.
 const THOUSANDS: u32 = 5;
@@ -164,6 +161,7 @@ pub async fn log_in<C: Accounts>(
         return refused(arrival, error, NotLoggedIn::Client).await;
     }
     pass.is_our_turn(true);
+    let asked = Instant::now();
     let known = match find(&arrival, entry, deadline).await {
         Ok(known) => known,
         Err(None) => return Err(NotLoggedIn::Gone),
@@ -173,6 +171,7 @@ pub async fn log_in<C: Accounts>(
             return refused(arrival, errors::no_server(text), NotLoggedIn::Server).await;
         }
     };
+    let slow = server_was_slow(asked, deadline);
     pass.is_our_turn(false);
     let challenge = Challenge {
         plugin: offer.plugin,
@@ -200,6 +199,10 @@ pub async fn log_in<C: Accounts>(
             }
             pass.failed();
             Err(NotLoggedIn::Client)
+        }
+        None if slow => {
+            let text = "no database server could be reached within login_timeout";
+            refused(arrival, errors::no_server(text), NotLoggedIn::Server).await
         }
         None => {
             pass.failed();
@@ -264,12 +267,5 @@ pub(super) async fn find<C: Accounts>(
         }
         cluster.report_trouble();
         tokio::time::sleep(RETRY).await;
-    }
-}
-
-/// Ends when the client has left.
-async fn gone(client: &Stream) {
-    while !client.peer_gone() {
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::admission::{Admission, Standing};
 use super::super::leg::Leg;
-use super::super::login::{behind_balancer, spread_age};
+use super::super::login::{RETRY, behind_balancer, gone, spread_age};
 use super::super::session::Session;
 use super::super::shared::{Place, Shared};
 use super::super::state::{self, OpenError, Opened, Profile};
@@ -24,15 +24,11 @@ use crate::transport::stream::Stream;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 /// One cluster behind a listener.
 pub type Entry = login::Entry<Arc<Cluster>>;
-
-/// Wait between attempts to log in to a server that is away or full, or that nobody has seen yet.
-const RETRY: Duration = Duration::from_millis(50);
 
 /// What the logins of the process share.
 #[derive(Debug)]
@@ -306,13 +302,6 @@ pub(super) async fn log_in(
             return Err(Some(last));
         }
         tokio::time::sleep(RETRY).await;
-    }
-}
-
-/// Ends when the client has left.
-async fn gone(client: &Stream) {
-    while !client.peer_gone() {
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
