@@ -220,8 +220,10 @@ impl App {
                     let unusable =
                         |error| tracing::warn!(%error, "a client's socket can't be used");
                     if mysql {
-                        let entrance = Arc::clone(&self.mysql_entrance);
-                        let handshake = Arc::clone(&self.mysql_handshake);
+                        let (entrance, handshake) = (&self.mysql_entrance, &self.mysql_handshake);
+                        let newcomer = mysql::serve::at_the_door(stream, entrance, handshake);
+                        let Some(stream) = newcomer else { continue };
+                        let (entrance, handshake) = (Arc::clone(entrance), Arc::clone(handshake));
                         self.workers.spawn(move || async move {
                             match stream.settle(&config) {
                                 Ok(stream) => {
@@ -231,8 +233,11 @@ impl App {
                             }
                         });
                     } else {
-                        let entrance = Arc::clone(&self.entrance);
-                        let handshake = Arc::clone(&self.handshake);
+                        let (entrance, handshake) = (&self.entrance, &self.handshake);
+                        let Some(stream) = login::at_the_door(stream, entrance, handshake) else {
+                            continue;
+                        };
+                        let (entrance, handshake) = (Arc::clone(entrance), Arc::clone(handshake));
                         self.workers.spawn(move || async move {
                             match stream.settle(&config) {
                                 Ok(stream) => login::serve(stream, entrance, handshake).await,

@@ -88,6 +88,18 @@ impl Admission {
         entered
     }
 
+    /// Whether everybody from `peer` is refused just now; counts one who is.
+    pub fn shuts_out(&self, peer: IpAddr) -> bool {
+        let out = self
+            .table
+            .lock()
+            .is_shut_out(Group::of(peer), Instant::now());
+        if out {
+            self.metrics.refused_failures.inc();
+        }
+        out
+    }
+
     async fn wait(self: &Arc<Self>, group: Group, deadline: Instant) -> Result<Pass, Refused> {
         let (ticket, mut turn) = {
             let mut table = self.table.lock();

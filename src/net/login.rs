@@ -18,6 +18,7 @@ use crate::backend::registry::Identity;
 use crate::backend::verifiers::Verifiers;
 use crate::observe::error_kind::ErrorKind;
 use crate::transport::proxy_header::{self, Network};
+use crate::transport::socket::Newcomer;
 use crate::transport::stream::Stream;
 use crate::wire::pg::backend::{
     ErrorMessage, put_backend_key_data, put_error, put_parameter_status, put_ready,
@@ -26,6 +27,7 @@ use crate::wire::pg::frame::put;
 use crate::wire::pg::options::settings;
 use crate::wire::pg::startup::Replication;
 use bytes::{BufMut, BytesMut};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -167,18 +169,51 @@ pub(super) async fn behind_balancer(
     }
 }
 
+/// Turns an accepted connection away whose address is shut out, before anything is spent on it.
+pub fn at_the_door(
+    newcomer: Newcomer,
+    entrance: &Entrance,
+    config: &HandshakeConfig,
+) -> Option<Newcomer> {
+    let address = newcomer.address();
+    if !is_shut_out(address, &entrance.admission, &config.proxied) {
+        return Some(newcomer);
+    }
+    entrance.shared.count_error(ErrorKind::Limit);
+    let mut out = BytesMut::new();
+    let (text, hint) = words_for(Refused::Failures);
+    put_error(&mut out, &ErrorMessage::fatal("53300", &text).hint(hint));
+    newcomer.turn_away(&out);
+    None
+}
+
+/// A load balancer's address is nobody's: whom it connects is not known yet.
+pub(super) fn is_shut_out(
+    address: Option<IpAddr>,
+    admission: &Admission,
+    proxied: &[Network],
+) -> bool {
+    address.is_some_and(|address| {
+        !proxied.iter().any(|network| network.contains(address)) && admission.shuts_out(address)
+    })
+}
+
 /// Refuses a connection that was not listened to at all.
 async fn turn_away(mut stream: Stream, refused: Refused) {
     tracing::debug!(client = %stream.peer(), %refused, "a connection was turned away");
-    let text = refused.to_string();
+    let (text, hint) = words_for(refused);
+    let error = ErrorMessage::fatal("53300", &text).hint(hint);
+    say_goodbye(&mut stream, &error).await;
+}
+
+fn words_for(refused: Refused) -> (String, &'static str) {
     let hint = match refused {
         Refused::Failures => {
             "Try again later; the proxy's max_login_failures_per_address is reached."
         }
         Refused::Full => "Try again; the proxy's max_logins or max_logins_per_address is reached.",
     };
-    let error = ErrorMessage::fatal("53300", &text).hint(hint);
-    say_goodbye(&mut stream, &error).await;
+    (refused.to_string(), hint)
 }
 
 /// A socket up to its session. None: there is nothing more to do for it.

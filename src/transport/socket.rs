@@ -3,8 +3,8 @@
 use super::stream::{Socket, Stream};
 use super::{Address, SocketConfig};
 use socket2::{SockRef, TcpKeepalive};
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream, lookup_host};
@@ -76,6 +76,27 @@ pub enum Newcomer {
 }
 
 impl Newcomer {
+    /// The other end's address; `None` without TCP.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(_, peer) => Some(peer.ip()),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Closes it with some last words, without waiting for anything. What has arrived already is taken off the socket, up to
+    /// a limit: closing over unread bytes sends a reset, which can overtake the words.
+    pub fn turn_away(self, words: &[u8]) {
+        let Self::Tcp(mut stream, _) = self else {
+            return;
+        };
+        let mut scrap = [0; 2048];
+        // It never was anybody's: what fails now is nothing to tell of.
+        if stream.write(words).is_ok() && stream.shutdown(Shutdown::Write).is_ok() {
+            let _ = stream.read(&mut scrap);
+        }
+    }
+
     /// The connection, without TLS, on the runtime of the calling thread, with its options set.
     pub fn settle(self, config: &SocketConfig) -> io::Result<Stream> {
         let stream = match self {

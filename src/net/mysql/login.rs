@@ -13,7 +13,10 @@ use crate::backend::mysql::verifiers::{Known, Passwords, Verifiers};
 use crate::net::authentication::ClientCertificate;
 use crate::transport::client_certificate;
 use crate::transport::stream::Stream;
+use crate::wire::mysql::auth::ErrorPacket;
 use crate::wire::mysql::handshake::Family;
+use crate::wire::mysql::packet::put;
+use bytes::BytesMut;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::time::Instant;
@@ -101,14 +104,24 @@ fn choose<C: Accounts>(entries: &[Entry<C>], arrival: &mut Arrival) -> Option<us
 /// Refuses a connection that was not listened to at all.
 pub async fn refuse_entry(stream: Stream, refused: Refused) {
     tracing::debug!(client = %stream.peer(), %refused, "a connection was turned away");
-    let host = stream
-        .peer_address()
-        .map(|address| address.ip().to_string());
+    let address = stream.peer_address().map(|address| address.ip());
     let error = match refused {
-        Refused::Failures => errors::host_is_blocked(&host.unwrap_or_default()),
+        Refused::Failures => shut_out(address),
         Refused::Full => errors::turned_away(),
     };
     turn_away(stream, &error).await;
+}
+
+fn shut_out(address: Option<IpAddr>) -> ErrorPacket {
+    let host = address.map(|address| address.to_string());
+    errors::host_is_blocked(&host.unwrap_or_default())
+}
+
+/// All that a connection from a shut out address reads, in place of a greeting.
+pub fn words_for_the_shut_out(address: Option<IpAddr>) -> BytesMut {
+    let mut out = BytesMut::new();
+    put(&mut out, 0, |out| shut_out(address).put(out));
+    out
 }
 
 /// Takes an accepted socket up to a client that has proven who it is.
@@ -213,7 +226,7 @@ pub async fn log_in<C: Accounts>(
 
 async fn refused<T>(
     arrival: Box<Arrival>,
-    error: crate::wire::mysql::auth::ErrorPacket,
+    error: ErrorPacket,
     why: NotLoggedIn,
 ) -> Result<T, NotLoggedIn> {
     arrival.refuse(&error).await;

@@ -2,7 +2,7 @@
 
 use super::super::admission::{Admission, Standing};
 use super::super::leg::Leg;
-use super::super::login::{RETRY, behind_balancer, gone, spread_age};
+use super::super::login::{RETRY, behind_balancer, gone, is_shut_out, spread_age};
 use super::super::session::Session;
 use super::super::shared::{Place, Shared};
 use super::super::state::{self, OpenError, Opened, Profile};
@@ -20,6 +20,7 @@ use crate::backend::mysql::offer::Offer;
 use crate::backend::registry::Identity;
 use crate::observe::error_kind::ErrorKind;
 use crate::session::mysql::machine::Machine;
+use crate::transport::socket::Newcomer;
 use crate::transport::stream::Stream;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -88,6 +89,21 @@ struct Begun {
     span: Span,
     _place: Place,
     _standing: Standing,
+}
+
+/// Turns an accepted connection away whose address is shut out, before anything is spent on it.
+pub fn at_the_door(
+    newcomer: Newcomer,
+    entrance: &Entrance,
+    config: &HandshakeConfig,
+) -> Option<Newcomer> {
+    let address = newcomer.address();
+    if !is_shut_out(address, &entrance.admission, &config.proxied) {
+        return Some(newcomer);
+    }
+    entrance.shared.count_error(ErrorKind::Limit);
+    newcomer.turn_away(&login::words_for_the_shut_out(address));
+    None
 }
 
 /// Serves one accepted socket to its end.
