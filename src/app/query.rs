@@ -202,8 +202,16 @@ struct MysqlLoggedIn(connect::Connected);
 
 impl ServerSession for MysqlLoggedIn {
     fn query<'a>(&'a mut self, sql: &'a str) -> BoxFuture<'a, Result<Rows, QueryError>> {
+        self.query_within(sql, QUERY_MAX)
+    }
+
+    fn query_within<'a>(
+        &'a mut self,
+        sql: &'a str,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Rows, QueryError>> {
         async move {
-            let deadline = Instant::now() + QUERY_MAX;
+            let deadline = Instant::now() + limit;
             match exec::query(&mut self.0, sql, deadline).await {
                 Ok(outcome) => Ok(outcome.into_text()),
                 Err(error) => Err(explain_mysql(&error)),

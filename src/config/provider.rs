@@ -130,16 +130,9 @@ fn read_local(mut section: Section<'_, '_>, engine: Engine) -> Option<LocalProvi
     });
     let switch = section
         .take("switch")
-        .and_then(|item| {
-            let switch = item.word(&SWITCHES)?;
-            if switch == Switch::Standby && engine.speaks_mysql() {
-                let what = format!("switch = \"standby\" for engine = \"{engine}\"");
-                item.later(&what, "use \"restart\"");
-            }
-            Some(switch)
-        })
+        .and_then(|item| item.word(&SWITCHES))
         .unwrap_or_default();
-    let standby = read_standby(&mut section, switch);
+    let standby = read_standby(&mut section, switch, engine);
     let memory_per_acu = section
         .take("memory_per_acu")
         .and_then(|item| item.bytes((64 << 20)..=(1 << 40)))
@@ -160,7 +153,7 @@ fn read_local(mut section: Section<'_, '_>, engine: Engine) -> Option<LocalProvi
 }
 
 /// Keys of `switch = "standby"`.
-fn read_standby(section: &mut Section<'_, '_>, switch: Switch) -> StandbyKeys {
+fn read_standby(section: &mut Section<'_, '_>, switch: Switch, engine: Engine) -> StandbyKeys {
     let mut keys = StandbyKeys::default();
     let mut take = |key| {
         let item = section.take(key)?;
@@ -180,7 +173,15 @@ fn read_standby(section: &mut Section<'_, '_>, switch: Switch) -> StandbyKeys {
     {
         keys.catch_up = catch_up;
     }
-    if let Some(item) = take("wal_keep_size")
+    let wal_keep_size = take("wal_keep_size");
+    if let Some(item) = &wal_keep_size
+        && engine.speaks_mysql()
+    {
+        item.problem(
+            "is PostgreSQL's; for MySQL and MariaDB set binlog_expire_logs_seconds in data_dir/my.cnf",
+        );
+    }
+    if let Some(item) = wal_keep_size
         && let Some(bytes) = item.bytes((64 << 20)..=(1 << 40))
     {
         keys.wal_keep_bytes = bytes;

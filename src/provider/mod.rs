@@ -17,6 +17,7 @@ use crate::backend::{Capacity, Endpoint, Engine};
 use futures_util::future::BoxFuture;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Rows of a simple query, each value as the server's text, `None` for NULL.
 pub type Rows = Vec<Vec<Option<String>>>;
@@ -55,6 +56,16 @@ pub trait ServerQuery: Send + Sync {
 pub trait ServerSession: Send + Sync {
     /// Runs the one statement `sql` and returns its rows.
     fn query<'a>(&'a mut self, sql: &'a str) -> BoxFuture<'a, Result<Rows, QueryError>>;
+
+    /// The same with a limit of the caller's, for a statement that may run for hours.
+    fn query_within<'a>(
+        &'a mut self,
+        sql: &'a str,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Rows, QueryError>> {
+        let _ = limit;
+        self.query(sql)
+    }
 }
 
 /// Why a server gave no answer to [`ServerQuery::query`].

@@ -22,7 +22,11 @@ const DISK_BYTES: u64 = 128 << 20;
 
 impl Follower {
     /// Copies the primary's data into `home`, beside its place first.
-    pub(super) async fn copy(&self, primary: &Endpoint, home: Home) -> Result<(), ProviderError> {
+    pub(super) async fn base_backup(
+        &self,
+        primary: &Endpoint,
+        home: Home,
+    ) -> Result<(), ProviderError> {
         self.room_for_a_copy(primary, home).await?;
         let unfinished = blocking(&self.data_dir, move |d| clear(d, home)).await?;
         self.write_password()?;
@@ -51,37 +55,55 @@ impl Follower {
         run(&mut command, "pg_basebackup", COPY_PATIENCE)
             .await
             .map_err(|error| ProviderError::Server(explain_copy(&error, &self.user)))?;
-        blocking(&self.data_dir, move |d| {
-            fence::fence(d, &unfinished)?;
-            fs::rename(&unfinished, d.data_of(home))
-                .and_then(|()| fence::sync_directory(d.path()))
-                .map_err(ProviderError::io("can't rename", &unfinished))
-        })
-        .await
+        blocking(&self.data_dir, move |d| put_in_place(d, &unfinished, home)).await
     }
 
     async fn room_for_a_copy(&self, primary: &Endpoint, home: Home) -> Result<(), ProviderError> {
         let sql = "SELECT pg_catalog.sum(pg_catalog.pg_database_size(d.oid))::pg_catalog.text FROM pg_catalog.pg_database d";
         let data: u64 = self.one(primary, sql).await?.parse().unwrap_or(0);
-        let there = self.data_dir.data_of(home);
-        let reused = tokio::task::spawn_blocking(move || directory_bytes(&there))
-            .await
-            .unwrap_or(0);
-        let disk = statvfs(self.data_dir.path())
-            .map_err(|e| ProviderError::io("can't look at", self.data_dir.path())(e.into()))?;
-        let free = (disk.blocks_available() * disk.fragment_size()).saturating_add(reused);
-        let needed = data
-            .saturating_add(self.keys.wal_keep_bytes)
-            .saturating_add(DISK_BYTES);
-        if needed <= free {
-            return Ok(());
-        }
-        Err(ProviderError::Server(format!(
-            "a standby needs {} MiB on the disk of data_dir, {} MiB are free: make room, or use switch = \"restart\"",
-            needed >> 20,
-            free >> 20
-        )))
+        see_to_room(
+            &self.data_dir,
+            data.saturating_add(self.keys.wal_keep_bytes),
+            home,
+        )
+        .await
     }
+}
+
+/// A finished copy becomes the standby's data directory. It is fenced first.
+pub(super) fn put_in_place(
+    data_dir: &DataDir,
+    copy: &Path,
+    home: Home,
+) -> Result<(), ProviderError> {
+    fence::fence(data_dir, copy)?;
+    fs::rename(copy, data_dir.data_of(home))
+        .and_then(|()| fence::sync_directory(data_dir.path()))
+        .map_err(ProviderError::io("can't rename", copy))
+}
+
+/// Whether a copy of so many bytes fits on the disk, with what it replaces gone.
+pub(super) async fn see_to_room(
+    data_dir: &DataDir,
+    data: u64,
+    home: Home,
+) -> Result<(), ProviderError> {
+    let there = data_dir.data_of(home);
+    let reused = tokio::task::spawn_blocking(move || directory_bytes(&there))
+        .await
+        .unwrap_or(0);
+    let disk = statvfs(data_dir.path())
+        .map_err(|e| ProviderError::io("can't look at", data_dir.path())(e.into()))?;
+    let free = (disk.blocks_available() * disk.fragment_size()).saturating_add(reused);
+    let needed = data.saturating_add(DISK_BYTES);
+    if needed <= free {
+        return Ok(());
+    }
+    Err(ProviderError::Server(format!(
+        "a standby needs {} MiB on the disk of data_dir, {} MiB are free: make room, or use switch = \"restart\"",
+        needed >> 20,
+        free >> 20
+    )))
 }
 
 /// Removes what is in `home` and what copies that were interrupted left; the directory for a new one. Its
@@ -89,10 +111,11 @@ impl Follower {
 pub(super) fn clear(data_dir: &DataDir, home: Home) -> Result<PathBuf, ProviderError> {
     let path = data_dir.path();
     let place = data_dir.data_of(home);
-    if place.join("PG_VERSION").exists() && !fence::is_fenced(&place) {
+    if data_dir.holds_data(home) && !fence::is_standby(data_dir, home) {
         return Err(ProviderError::Server(format!(
-            "{} has no standby.signal: it may have been a primary, and is not replaced; look at it, and move it away",
-            place.display()
+            "{} has no {}: it may have been a primary, and is not replaced; look at it, and move it away",
+            place.display(),
+            fence::signal(data_dir.engine())
         )));
     }
     let entries = fs::read_dir(path).map_err(ProviderError::io("can't read", path))?;

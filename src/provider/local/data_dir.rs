@@ -250,6 +250,16 @@ impl DataDir {
         Ok(self.version()?.is_some())
     }
 
+    /// Whether there is a data directory in `home`, made whole.
+    pub(super) fn holds_data(&self, home: Home) -> bool {
+        let mark = if self.engine.speaks_mysql() {
+            super::mysql::MARK
+        } else {
+            "PG_VERSION"
+        };
+        self.data_of(home).join(mark).is_file()
+    }
+
     /// Major version of PostgreSQL's data directory, `None` before initdb.
     pub(super) fn version(&self) -> Result<Option<String>, ProviderError> {
         let file = self.data().join("PG_VERSION");
@@ -608,7 +618,7 @@ mod tests {
             to: Capacity(4),
             promotion: None,
         };
-        opened.write_intent(intent).unwrap();
+        opened.write_intent(intent.clone()).unwrap();
         assert_eq!(opened.intent().unwrap(), Some(intent));
         opened.remove_intent().unwrap();
         opened.remove_intent().unwrap();

@@ -1,7 +1,7 @@
 //! What differs between the engines, as far as one server on one data directory goes: how it is found,
 //! started, stopped and asked who it is. Everything else about a restart is the same.
 
-use super::super::{Identified, ProviderError, QueryError, ServerQuery, identify};
+use super::super::{Identified, Instance, ProviderError, QueryError, ServerQuery, identify};
 use super::data_dir::DataDir;
 use super::files::Home;
 use super::follower::Follower;
@@ -10,6 +10,8 @@ use super::mysql::{self, Mysql};
 use super::postmaster::{self, PidFile, Status};
 use super::process::{self, Process};
 use super::settings::Scale;
+use super::slot::{Maker, Slot};
+use super::succession::Succession;
 use super::{LocalConfig, LocalProvider, Switch, blocking, fence};
 use crate::backend::{Capacity, Endpoint, Engine};
 use nix::sys::signal::Signal;
@@ -19,7 +21,7 @@ use tokio::time::Instant;
 /// One engine's own half of the provider.
 pub(super) enum Part {
     Postgres(Postgres),
-    Mysql(Mysql),
+    Mysql(Arc<Mysql>),
 }
 
 /// PostgreSQL's.
@@ -37,7 +39,7 @@ impl Part {
         query: &Arc<dyn ServerQuery>,
     ) -> Result<Self, ProviderError> {
         if config.engine.speaks_mysql() {
-            return Mysql::find(config, data_dir).map(Self::Mysql);
+            return Mysql::find(config, data_dir, scale, query).map(|my| Self::Mysql(Arc::new(my)));
         }
         let version = data_dir.version()?;
         let install = Install::find(config.binaries.as_deref(), version.as_deref())?;
@@ -52,6 +54,14 @@ impl Part {
     /// what is about to notice it.
     pub(super) fn is_leftover(&self, log: &str) -> bool {
         matches!(self, Self::Postgres(_)) && log.contains("pre-existing shared memory block")
+    }
+
+    /// Where its standby is kept.
+    pub(super) fn slot(&self) -> &Slot {
+        match self {
+            Self::Postgres(pg) => pg.follower.slot(),
+            Self::Mysql(my) => my.maker().slot(),
+        }
     }
 
     /// A version number for people.
@@ -106,15 +116,20 @@ impl LocalProvider {
         let user = &self.config.service_user;
         match &self.part {
             Part::Postgres(pg) => pg.install.initdb(&self.data_dir, user).await,
-            Part::Mysql(my) => my.make(&self.data_dir, user).await,
+            Part::Mysql(my) => my.make(user).await,
         }
     }
 
     /// Lets the primary's data directory start as a primary.
     pub(super) async fn unfence(&self) -> Result<(), ProviderError> {
+        blocking(&self.data_dir, |d| fence::unfence(d, &d.data())).await
+    }
+
+    /// A switch to a standby that did not get as far as its stop may have left a primary that takes no writes.
+    pub(super) async fn take_back_drain(&self, instance: &Instance) {
         match &self.part {
-            Part::Postgres(_) => blocking(&self.data_dir, |d| fence::unfence(&d.data())).await,
-            Part::Mysql(_) => Ok(()),
+            Part::Postgres(pg) => pg.undrain(self, instance).await,
+            Part::Mysql(my) => my.undrain(self, instance).await,
         }
     }
 
@@ -129,11 +144,7 @@ impl LocalProvider {
                 };
                 postmaster::spawn(&pg.install, &self.data_dir, home, &arguments)
             }
-            Part::Mysql(my) => my.spawn(
-                &self.data_dir,
-                home,
-                &mysql::Sizes::of(&self.scale, capacity),
-            ),
+            Part::Mysql(my) => my.spawn(home, capacity, mysql::Role::Primary),
         }
     }
 
@@ -167,7 +178,7 @@ impl LocalProvider {
     pub(super) async fn who(&self, endpoint: &Endpoint) -> Result<Identified, QueryError> {
         match &self.part {
             Part::Postgres(_) => identify(&*self.query, endpoint).await,
-            Part::Mysql(my) => my.identify(&*self.query, &self.data_dir, endpoint).await,
+            Part::Mysql(my) => my.identify(endpoint).await,
         }
     }
 

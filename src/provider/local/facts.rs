@@ -1,7 +1,6 @@
 //! What `status` shows of a local server.
 
 use super::super::Fact;
-use super::engine::{Part, Postgres};
 use super::{LocalProvider, Switch};
 
 impl LocalProvider {
@@ -17,9 +16,7 @@ impl LocalProvider {
                 "past the proxy; also the Unix socket in data_dir/run",
             ),
         ];
-        if let Part::Postgres(pg) = &self.part {
-            facts.extend(self.standby_facts(pg));
-        }
+        facts.extend(self.standby_facts());
         let Some(capacity) = shown.capacity else {
             facts.push(Fact::new(
                 "server",
@@ -63,11 +60,11 @@ impl LocalProvider {
         facts
     }
 
-    fn standby_facts(&self, pg: &Postgres) -> Vec<Fact> {
+    fn standby_facts(&self) -> Vec<Fact> {
         if self.config.switch != Switch::Standby {
             return Vec::new();
         }
-        let told = pg.follower.told();
+        let told = self.part.slot().told();
         let doing = if told.doing.is_empty() {
             "not looked at yet".to_owned()
         } else {

@@ -3,41 +3,77 @@
 use super::super::ProviderError;
 use super::data_dir::DataDir;
 use super::files::Home;
+use crate::backend::Engine;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
-/// With this file in its data directory a server starts as a standby, never as a primary.
-const SIGNAL: &str = "standby.signal";
-/// Files that a primary's operator changes in place, and that are not part of the log.
-const CONFIGURATION: [&str; 4] = [
-    "postgresql.conf",
-    "postgresql.auto.conf",
-    "pg_hba.conf",
-    "pg_ident.conf",
-];
+/// With this file in its data directory a server of PostgreSQL starts as a standby, never as a primary.
+const POSTGRES_SIGNAL: &str = "standby.signal";
+/// MySQL and MariaDB have no such file of their own. This one is an option file: `mysqld_safe` and `mariadbd-safe` read it
+/// in the data directory, and Slackwater starts what has it read-only.
+const MYSQL_SIGNAL: &str = "my.cnf";
+const MYSQL_FENCE: &str = "# Slackwater: this data directory has, or had, a newer copy elsewhere (see ../server.json). A server\n\
+    # that is started here may not take a write.\n\
+    [mysqld]\n\
+    read_only = ON\n\
+    skip_networking\n\
+    event_scheduler = OFF\n";
 
-pub(super) fn is_fenced(pgdata: &Path) -> bool {
-    pgdata.join(SIGNAL).exists()
+/// Files that a primary's operator changes in place, and that are not part of the log.
+fn configuration(engine: Engine) -> &'static [&'static str] {
+    match engine {
+        Engine::Postgres => &[
+            "postgresql.conf",
+            "postgresql.auto.conf",
+            "pg_hba.conf",
+            "pg_ident.conf",
+        ],
+        // What SET PERSIST writes.
+        Engine::Mysql => &["mysqld-auto.cnf"],
+        Engine::Mariadb => &[],
+    }
+}
+
+/// The name of the file that makes a data directory a standby's.
+pub(super) fn signal(engine: Engine) -> &'static str {
+    if engine.speaks_mysql() {
+        MYSQL_SIGNAL
+    } else {
+        POSTGRES_SIGNAL
+    }
+}
+
+pub(super) fn is_fenced(data_dir: &DataDir, data: &Path) -> bool {
+    data.join(signal(data_dir.engine())).exists()
+}
+
+/// Whether what is in `home` is whole and can only start as a standby.
+pub(super) fn is_standby(data_dir: &DataDir, home: Home) -> bool {
+    data_dir.holds_data(home) && is_fenced(data_dir, &data_dir.data_of(home))
 }
 
 /// A server in this data directory can't come up as a primary any more. Durable when this returns.
-pub(super) fn fence(data_dir: &DataDir, pgdata: &Path) -> Result<(), ProviderError> {
-    let signal = pgdata.join(SIGNAL);
+pub(super) fn fence(data_dir: &DataDir, data: &Path) -> Result<(), ProviderError> {
+    let engine = data_dir.engine();
+    let signal = data.join(signal(engine));
     File::create(&signal)
-        .and_then(|file| {
+        .and_then(|mut file| {
+            if engine.speaks_mysql() {
+                file.write_all(MYSQL_FENCE.as_bytes())?;
+            }
             data_dir.give(&signal)?;
             file.sync_all()
         })
-        .and_then(|()| sync_directory(pgdata))
+        .and_then(|()| sync_directory(data))
         .map_err(ProviderError::io("can't write", &signal))
 }
 
 /// It can again. Durable when this returns.
-pub(super) fn unfence(pgdata: &Path) -> Result<(), ProviderError> {
-    let signal = pgdata.join(SIGNAL);
+pub(super) fn unfence(data_dir: &DataDir, data: &Path) -> Result<(), ProviderError> {
+    let signal = data.join(signal(data_dir.engine()));
     match fs::remove_file(&signal) {
-        Ok(()) => sync_directory(pgdata),
+        Ok(()) => sync_directory(data),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
     }
@@ -50,7 +86,7 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
 
 /// Whether the server in `home` has the primary's configuration files.
 pub(super) fn same_configuration(data_dir: &DataDir, home: Home) -> Result<bool, ProviderError> {
-    for name in CONFIGURATION {
+    for name in configuration(data_dir.engine()) {
         if read(&data_dir.data().join(name))? != read(&data_dir.data_of(home).join(name))? {
             return Ok(false);
         }
@@ -61,7 +97,7 @@ pub(super) fn same_configuration(data_dir: &DataDir, home: Home) -> Result<bool,
 /// Gives the server in `home` the primary's configuration files; whether one was another.
 pub(super) fn copy_configuration(data_dir: &DataDir, home: Home) -> Result<bool, ProviderError> {
     let mut changed = false;
-    for name in CONFIGURATION {
+    for name in configuration(data_dir.engine()) {
         let to = data_dir.data_of(home).join(name);
         let wanted = read(&data_dir.data().join(name))?;
         if wanted == read(&to)? {
@@ -116,6 +152,7 @@ pub(super) fn vanishing(pgdata: &Path) -> Result<Option<String>, ProviderError> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::LocalConfig;
     use super::*;
 
     #[test]
@@ -141,12 +178,23 @@ mod tests {
 
     #[test]
     fn a_fence_is_put_up_and_taken_down_once() {
-        let place = tempfile::tempdir().unwrap();
-        assert!(!is_fenced(place.path()));
-        unfence(place.path()).unwrap();
-        fs::write(place.path().join(SIGNAL), "").unwrap();
-        assert!(is_fenced(place.path()));
-        unfence(place.path()).unwrap();
-        assert!(!is_fenced(place.path()));
+        for engine in [Engine::Postgres, Engine::Mariadb] {
+            let place = tempfile::tempdir().unwrap();
+            let config = LocalConfig {
+                engine,
+                data_dir: place.path().join("data_dir"),
+                ..LocalConfig::for_tests()
+            };
+            let data_dir = DataDir::open(&config).unwrap();
+            let data = data_dir.data_of(Home::Second);
+            fs::create_dir(&data).unwrap();
+            assert!(!is_fenced(&data_dir, &data));
+            unfence(&data_dir, &data).unwrap();
+            fence(&data_dir, &data).unwrap();
+            assert!(is_fenced(&data_dir, &data));
+            assert!(!is_standby(&data_dir, Home::Second), "nothing is in there");
+            unfence(&data_dir, &data).unwrap();
+            assert!(!is_fenced(&data_dir, &data));
+        }
     }
 }

@@ -1,6 +1,7 @@
-//! What is remembered on disk beside PostgreSQL's own data: where the servers are, and what was begun.
+//! What is remembered on disk beside the servers' own data: where the servers are, and what was begun.
 
 use super::super::lsn::Lsn;
+use super::mysql::{Event, Gtids};
 use super::settings::Floors;
 use crate::backend::{Capacity, Engine};
 
@@ -34,7 +35,7 @@ impl Home {
 }
 
 /// A change of capacity that was prepared and did not end yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Intent {
     pub(super) from: Capacity,
     pub(super) to: Capacity,
@@ -45,23 +46,58 @@ pub(super) struct Intent {
 }
 
 impl Intent {
+    /// A change that is begun, with nothing promoted.
+    pub(super) fn new(from: Capacity, to: Capacity) -> Self {
+        Self {
+            from,
+            to,
+            promotion: None,
+        }
+    }
+
     /// The promotion that was decided and is not known to have ended, with the primary in `primary`.
-    pub(super) fn pending(&self, primary: Home) -> Option<Promotion> {
-        self.promotion.filter(|p| p.home != primary)
+    pub(super) fn pending(&self, primary: Home) -> Option<&Promotion> {
+        self.promotion.as_ref().filter(|p| p.home != primary)
     }
 }
 
-/// What was proven when it was decided to promote a standby.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// What was decided: which standby is promoted, and where the log of the old primary ends.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Promotion {
     /// Where the standby is.
     pub(super) home: Home,
+    #[serde(flatten)]
+    pub(super) end: End,
+}
+
+/// The end of the old primary's log, as it was proven to have been received.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+pub(super) enum End {
+    Log(LogEnd),
+    Binlog(BinlogEnd),
+}
+
+/// Of PostgreSQL's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct LogEnd {
     /// Of both servers.
     pub(super) system_identifier: u64,
     /// The old primary's shutdown checkpoint, the last record of its log.
     pub(super) checkpoint: Lsn,
     /// The old primary's timeline; the standby's is a later one once it is promoted.
     pub(super) timeline: u32,
+}
+
+/// Of MySQL's or MariaDB's.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct BinlogEnd {
+    /// All transactions of the old primary.
+    pub(super) gtids: Gtids,
+    /// The events that are to run. (A standby's copies of them are switched off.)
+    pub(super) events: Vec<Event>,
+    /// Whether the old primary's event scheduler was on.
+    pub(super) event_scheduler: bool,
 }
 
 /// What is remembered of the servers.

@@ -1,10 +1,9 @@
-//! The standby of a local server: made by a base backup or out of the last primary, started at the capacity
-//! that is wanted next, kept following. All of it happens while the primary serves; nobody is held.
+//! PostgreSQL's standby: made by a base backup or out of the last primary, started at the capacity that is wanted next,
+//! kept streaming.
 
 use super::super::lsn::Lsn;
 use super::super::{ProviderError, QueryError, Rows, ServerQuery, ServerSession};
 use super::control::system_identifier;
-use super::copy::directory_bytes;
 use super::data_dir::DataDir;
 use super::fence;
 use super::files::Home;
@@ -12,9 +11,9 @@ use super::install::Install;
 use super::postmaster::{self, PidFile, Status};
 use super::process::{Process, log_length, log_tail};
 use super::settings::{self, Scale};
+use super::slot::{LOGIN_PATIENCE, LOOK, Maker, Progress, Slot, Standby};
 use super::{LocalConfig, StandbyKeys, blocking};
 use crate::backend::{Capacity, Endpoint};
-use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,29 +23,6 @@ use tokio::time::Instant;
 pub(super) const STANDBY: &str = "slackwater_standby";
 /// By this one a copy of its data that is made.
 pub(super) const COPYING: &str = "slackwater_copy";
-/// How often a standby is asked how far it is, while nobody waits for it.
-const LOOK: Duration = Duration::from_millis(50);
-/// A standby made of the last primary that does not stream by then is made anew.
-const FOLLOW_PATIENCE: Duration = Duration::from_secs(15);
-/// How long a standby may receive nothing, as when its primary was just started again.
-const SILENT_MAX: Duration = Duration::from_secs(5);
-/// For the stop of a standby, which has little to write.
-const STOP_PATIENCE: Duration = Duration::from_mins(1);
-/// A standby is level when it has replayed what the primary had written so short a time ago.
-const LEVEL: Duration = Duration::from_secs(1);
-/// For an answer of a standby, which has nothing else to do.
-const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
-
-/// A standby that was ready when it was last looked at.
-pub(super) struct Standby {
-    pub(super) home: Home,
-    pub(super) process: Process,
-    pub(super) capacity: Capacity,
-    pub(super) started_at: String,
-    /// Logged in ahead, so that the switch need not.
-    pub(super) session: Box<dyn ServerSession>,
-}
-
 /// What a standby says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Seen {
@@ -58,17 +34,6 @@ pub(super) struct Seen {
     pub(super) replayed: Lsn,
 }
 
-/// For `status`.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Told {
-    /// What the standby is doing.
-    pub(super) doing: String,
-    /// Its data directory on disk.
-    pub(super) bytes: Option<u64>,
-    /// How long the last one took until it was level, and how it was made.
-    pub(super) made: Option<(Duration, &'static str)>,
-}
-
 /// Makes standbys.
 pub(super) struct Follower {
     pub(super) data_dir: Arc<DataDir>,
@@ -77,9 +42,7 @@ pub(super) struct Follower {
     pub(super) scale: Scale,
     pub(super) user: String,
     pub(super) keys: StandbyKeys,
-    pub(super) told: Mutex<Told>,
-    /// Held while a standby is made or promoted.
-    pub(super) standby: tokio::sync::Mutex<Option<Standby>>,
+    pub(super) slot: Slot,
 }
 
 const LOOK_SQL: &str = "SELECT \
@@ -138,128 +101,8 @@ impl Follower {
             scale,
             user: config.service_user.clone(),
             keys: config.standby,
-            told: Mutex::default(),
-            standby: tokio::sync::Mutex::default(),
+            slot: Slot::default(),
         }
-    }
-
-    /// Sees to it that a standby at `to` follows the primary at `primary` and is level with it. Uses the
-    /// standby that runs, else the data directory that is there, else makes a copy of the primary's.
-    pub(super) async fn ready(
-        &self,
-        primary: &Endpoint,
-        to: Capacity,
-    ) -> Result<(), ProviderError> {
-        let mut standby = self.standby.lock().await;
-        self.replace(&mut standby, primary, to).await
-    }
-
-    /// [`Self::ready`], unless one is: it may be that of an event under way.
-    pub(super) async fn ready_if_none(
-        &self,
-        primary: &Endpoint,
-        capacity: Capacity,
-    ) -> Result<(), ProviderError> {
-        let mut standby = self.standby.lock().await;
-        if standby.as_ref().is_some_and(|s| s.process.alive()) {
-            return Ok(());
-        }
-        self.replace(&mut standby, primary, capacity).await
-    }
-
-    async fn replace(
-        &self,
-        standby: &mut Option<Standby>,
-        primary: &Endpoint,
-        to: Capacity,
-    ) -> Result<(), ProviderError> {
-        *standby = None;
-        let made = self.make_ready(primary, to).await;
-        let mut told = self.told.lock();
-        match made {
-            Ok(ready) => {
-                told.doing = format!("capacity {to}, follows the server and is level with it");
-                *standby = Some(ready);
-                Ok(())
-            }
-            Err(error) => {
-                told.doing = format!("not ready: {error}");
-                Err(error)
-            }
-        }
-    }
-
-    /// What `status` tells of it.
-    pub(super) fn told(&self) -> Told {
-        let mut told = self.told.lock().clone();
-        if let Ok(standby) = self.standby.try_lock()
-            && standby.as_ref().is_some_and(|s| !s.process.alive())
-        {
-            "ended: the next change of capacity starts it again".clone_into(&mut told.doing);
-        }
-        told
-    }
-
-    async fn make_ready(&self, primary: &Endpoint, to: Capacity) -> Result<Standby, ProviderError> {
-        let home = self.data_dir.primary().other();
-        let begun = Instant::now();
-        // Such a standby may be the only one that has the last writes.
-        if let Some(intent) = self.data_dir.intent()?
-            && intent.pending(self.data_dir.primary()).is_some()
-        {
-            return Err(ProviderError::Server(
-                "the last one was to be promoted, and it is not known yet how that ended"
-                    .to_owned(),
-            ));
-        }
-        // A copy that an earlier proxy began and that nobody waits for: a stop would.
-        let orphans = format!(
-            "SELECT pg_catalog.pg_terminate_backend(r.pid) FROM pg_catalog.pg_stat_replication r \
-             WHERE r.application_name = '{COPYING}'"
-        );
-        self.one(primary, &orphans).await?;
-        let same_files =
-            blocking(&self.data_dir, move |d| fence::same_configuration(d, home)).await?;
-        let catch_up = begun + self.keys.catch_up;
-        if same_files && let Some(mut ready) = self.running(home, to).await? {
-            match self.level(primary, &mut ready, catch_up).await {
-                Ok(()) => return Ok(ready),
-                Err(error) if Instant::now() >= catch_up => return Err(error),
-                Err(error) => tracing::warn!(%error, "the standby is started again"),
-            }
-        }
-        self.stop(home).await?;
-        if self.usable(home) {
-            self.say(format!("capacity {to}, is started"));
-            match self.follow_again(primary, home, to, begun).await {
-                Ok(ready) => {
-                    self.made(
-                        home,
-                        begun.elapsed(),
-                        "from the data directory that was there",
-                    )
-                    .await;
-                    return Ok(ready);
-                }
-                // It follows, and there is too much to do: a copy would take longer still.
-                Err(error) if Instant::now() >= catch_up => return Err(error),
-                Err(error) => {
-                    tracing::warn!(%error, "the standby does not follow: making it anew");
-                    self.stop(home).await?;
-                }
-            }
-        }
-        self.say(format!("capacity {to}, is made: the data is copied"));
-        self.copy(primary, home).await?;
-        let started = Instant::now();
-        let mut ready = self
-            .follow(primary, home, to, started + self.keys.catch_up)
-            .await?;
-        self.level(primary, &mut ready, started + self.keys.catch_up)
-            .await?;
-        self.made(home, begun.elapsed(), "by a copy of the data")
-            .await;
-        Ok(ready)
     }
 
     /// What the standby that runs has, and gives back when it is started again.
@@ -274,52 +117,6 @@ impl Follower {
                 .map_or(0, |c| self.scale.sizes(c).shared_buffers_kib),
             _ => 0,
         }
-    }
-
-    fn say(&self, doing: String) {
-        self.told.lock().doing = doing;
-    }
-
-    async fn made(&self, home: Home, took: Duration, how: &'static str) {
-        let path = self.data_dir.data_of(home);
-        let bytes = tokio::task::spawn_blocking(move || directory_bytes(&path)).await;
-        let mut told = self.told.lock();
-        told.made = Some((took, how));
-        told.bytes = bytes.ok();
-        let took_ms = took.as_millis();
-        tracing::info!(took_ms, how, "a standby is ready");
-    }
-
-    /// The standby that runs in `home` as it should, or `None`.
-    async fn running(&self, home: Home, to: Capacity) -> Result<Option<Standby>, ProviderError> {
-        let Some((process, file)) = postmaster::find(&self.data_dir.data_of(home))? else {
-            return Ok(None);
-        };
-        let ours = file.port == Some(self.data_dir.port_of(home));
-        if !ours || file.status != Status::Ready {
-            return Ok(None);
-        }
-        let Ok(mut session) = self.session(home).await else {
-            return Ok(None);
-        };
-        Ok(match look(&mut *session).await {
-            Ok(seen) if seen.in_recovery && seen.streaming && seen.capacity == Some(to) => {
-                Some(Standby {
-                    home,
-                    process,
-                    capacity: to,
-                    started_at: seen.started_at,
-                    session,
-                })
-            }
-            _ => None,
-        })
-    }
-
-    /// Whether it can be tried to let the server in `home` follow.
-    fn usable(&self, home: Home) -> bool {
-        let pgdata = self.data_dir.data_of(home);
-        pgdata.join("PG_VERSION").is_file() && fence::is_fenced(&pgdata)
     }
 
     /// Logs in to the server in `home`. A server that hangs is given up.
@@ -379,23 +176,105 @@ impl Follower {
         self.data_dir.write_for_server(&file, &line)
     }
 
-    /// Starts the standby that is there, which may end at once or soon, and waits until it is level.
-    async fn follow_again(
-        &self,
-        primary: &Endpoint,
-        home: Home,
-        to: Capacity,
-        begun: Instant,
-    ) -> Result<Standby, ProviderError> {
-        let mut ready = self
-            .follow(primary, home, to, begun + FOLLOW_PATIENCE)
-            .await?;
-        self.level(primary, &mut ready, begun + self.keys.catch_up)
-            .await?;
-        Ok(ready)
+    async fn same_system(&self, primary: &Endpoint, seen: &Seen) -> Result<(), ProviderError> {
+        let sql =
+            "SELECT c.system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system() c";
+        let theirs = self.one(primary, sql).await?;
+        if system_identifier(&theirs) == Some(seen.system_identifier) {
+            return Ok(());
+        }
+        Err(ProviderError::Server(
+            "the standby is of another system than the server".to_owned(),
+        ))
     }
 
-    /// Starts the standby and waits until it streams.
+    pub(super) async fn one(&self, at: &Endpoint, sql: &str) -> Result<String, ProviderError> {
+        let rows =
+            self.query
+                .query(at, sql)
+                .await
+                .map_err(|source| ProviderError::Unreachable {
+                    address: at.address.to_string(),
+                    source,
+                })?;
+        Ok(rows
+            .into_iter()
+            .flatten()
+            .flatten()
+            .next()
+            .unwrap_or_default())
+    }
+
+    /// Names of unlogged tables and sequences in `database`.
+    pub(super) async fn unlogged(&self, primary: &Endpoint, database: &str) -> String {
+        let sql = "SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I', n.nspname, c.relname), ', ') \
+            FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+            WHERE c.relpersistence = 'u' AND c.relkind IN ('r', 'S', 'm', 'p')";
+        match self.query.query_in(primary, database, sql).await {
+            Ok(rows) => rows
+                .into_iter()
+                .flatten()
+                .flatten()
+                .next()
+                .unwrap_or_default(),
+            Err(error) => format!("(their names can't be read: {error})"),
+        }
+    }
+}
+
+impl Maker for Follower {
+    type Position = Lsn;
+
+    fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    fn data_dir(&self) -> &Arc<DataDir> {
+        &self.data_dir
+    }
+
+    fn catch_up(&self) -> Duration {
+        self.keys.catch_up
+    }
+
+    /// A copy that is under way: a stop would wait for it.
+    async fn tidy(&self, primary: &Endpoint) -> Result<(), ProviderError> {
+        let orphans = format!(
+            "SELECT pg_catalog.pg_terminate_backend(r.pid) FROM pg_catalog.pg_stat_replication r \
+             WHERE r.application_name = '{COPYING}'"
+        );
+        self.one(primary, &orphans).await.map(drop)
+    }
+
+    async fn copy(&self, primary: &Endpoint, home: Home) -> Result<(), ProviderError> {
+        self.base_backup(primary, home).await
+    }
+
+    async fn running(&self, home: Home, to: Capacity) -> Result<Option<Standby>, ProviderError> {
+        let Some((process, file)) = postmaster::find(&self.data_dir.data_of(home))? else {
+            return Ok(None);
+        };
+        let ours = file.port == Some(self.data_dir.port_of(home));
+        if !ours || file.status != Status::Ready {
+            return Ok(None);
+        }
+        let Ok(mut session) = self.session(home).await else {
+            return Ok(None);
+        };
+        Ok(match look(&mut *session).await {
+            Ok(seen) if seen.in_recovery && seen.streaming && seen.capacity == Some(to) => {
+                Some(Standby {
+                    home,
+                    process,
+                    capacity: to,
+                    started_at: seen.started_at,
+                    session,
+                })
+            }
+            _ => None,
+        })
+    }
+
     async fn follow(
         &self,
         primary: &Endpoint,
@@ -451,119 +330,22 @@ impl Follower {
         }
     }
 
-    async fn same_system(&self, primary: &Endpoint, seen: &Seen) -> Result<(), ProviderError> {
-        let sql =
-            "SELECT c.system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system() c";
-        let theirs = self.one(primary, sql).await?;
-        if system_identifier(&theirs) == Some(seen.system_identifier) {
-            return Ok(());
-        }
-        Err(ProviderError::Server(
-            "the standby is of another system than the server".to_owned(),
-        ))
+    async fn written(&self, primary: &Endpoint) -> Result<Lsn, ProviderError> {
+        let sql = "SELECT pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text";
+        let written = self.one(primary, sql).await?;
+        written
+            .parse()
+            .map_err(|()| ProviderError::Server("its position can't be read".to_owned()))
     }
 
-    /// Waits until the standby has replayed what the primary had written at most a second ago.
-    pub(super) async fn level(
-        &self,
-        primary: &Endpoint,
-        standby: &mut Standby,
-        deadline: Instant,
-    ) -> Result<(), ProviderError> {
-        let mut silent_since: Option<Instant> = None;
-        loop {
-            let asked = Instant::now();
-            if asked >= deadline {
-                return Err(ProviderError::Server(format!(
-                    "the standby was not level with the server in {} s (catch_up_timeout): ask again when there is \
-                     less to do",
-                    self.keys.catch_up.as_secs()
-                )));
-            }
-            let written: Lsn = self
-                .one(
-                    primary,
-                    "SELECT pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text",
-                )
-                .await?
-                .parse()
-                .map_err(|()| ProviderError::Server("its position can't be read".to_owned()))?;
-            loop {
-                let seen = look(&mut *standby.session).await.map_err(|e| {
-                    ProviderError::Server(format!("the standby does not answer: {e}"))
-                })?;
-                if seen.streaming {
-                    silent_since = None;
-                } else if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENT_MAX {
-                    return Err(ProviderError::Server(
-                        "the standby does not receive the server's log".to_owned(),
-                    ));
-                }
-                if seen.streaming && seen.replayed >= written {
-                    break;
-                }
-                if Instant::now() >= deadline {
-                    return Err(ProviderError::Server(format!(
-                        "the standby is {} MiB behind after {} s (catch_up_timeout): ask again when there is less to do",
-                        written.0.saturating_sub(seen.replayed.0) >> 20,
-                        self.keys.catch_up.as_secs()
-                    )));
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-            if asked.elapsed() <= LEVEL {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Stops what runs in `home`, which has not the primary.
-    pub(super) async fn stop(&self, home: Home) -> Result<(), ProviderError> {
-        let Some((process, _)) = postmaster::find(&self.data_dir.data_of(home))? else {
-            return Ok(());
-        };
-        process.stop_fast()?;
-        if process.gone_within(STOP_PATIENCE).await {
-            return Ok(());
-        }
-        Err(ProviderError::Server(format!(
-            "the standby, process {}, does not stop: see {}",
-            process.pid(),
-            self.data_dir.log_of(home).display()
-        )))
-    }
-
-    pub(super) async fn one(&self, at: &Endpoint, sql: &str) -> Result<String, ProviderError> {
-        let rows =
-            self.query
-                .query(at, sql)
-                .await
-                .map_err(|source| ProviderError::Unreachable {
-                    address: at.address.to_string(),
-                    source,
-                })?;
-        Ok(rows
-            .into_iter()
-            .flatten()
-            .flatten()
-            .next()
-            .unwrap_or_default())
-    }
-
-    /// Names of unlogged tables and sequences in `database`.
-    pub(super) async fn unlogged(&self, primary: &Endpoint, database: &str) -> String {
-        let sql = "SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I', n.nspname, c.relname), ', ') \
-            FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-            WHERE c.relpersistence = 'u' AND c.relkind IN ('r', 'S', 'm', 'p')";
-        match self.query.query_in(primary, database, sql).await {
-            Ok(rows) => rows
-                .into_iter()
-                .flatten()
-                .flatten()
-                .next()
-                .unwrap_or_default(),
-            Err(error) => format!("(their names can't be read: {error})"),
-        }
+    async fn progress(&self, standby: &mut Standby, written: &Lsn) -> Result<Progress, QueryError> {
+        let seen = look(&mut *standby.session).await?;
+        let behind = written.0.saturating_sub(seen.replayed.0) >> 20;
+        Ok(Progress {
+            streaming: seen.streaming,
+            has_it: seen.replayed >= *written,
+            behind: format!("{behind} MiB behind"),
+        })
     }
 }
 

@@ -30,7 +30,9 @@ mod promote;
 mod proof;
 mod quota;
 mod settings;
+mod slot;
 mod stop;
+mod succession;
 mod survey;
 mod switch;
 #[cfg(test)]
@@ -246,15 +248,18 @@ impl LocalProvider {
             self.make().await?;
         }
         let mut intent = self.data_dir.intent()?;
-        if let Part::Postgres(pg) = &self.part {
-            if let Some(instance) = self.finish_promotion(pg, &mut state, &mut intent).await? {
-                return Ok(instance);
-            }
-            self.see_that_the_other_is_fenced()?;
+        let finished = match &self.part {
+            Part::Postgres(pg) => self.finish_promotion(pg, &mut state, &mut intent).await?,
+            Part::Mysql(my) => self.finish_promotion(my, &mut state, &mut intent).await?,
+        };
+        if let Some(instance) = finished {
+            return Ok(instance);
         }
+        self.see_that_the_other_is_fenced()?;
         if let Some(instance) = self.adopt(&mut state).await? {
             tracing::info!(capacity = %instance.capacity, ?intent, "adopted the running server");
             if intent.is_some() {
+                self.take_back_drain(&instance).await;
                 self.data_dir.remove_intent()?;
             }
             self.throttle(&mut state, instance.capacity, Duration::ZERO);
@@ -262,7 +267,10 @@ impl LocalProvider {
             return Ok(instance);
         }
         self.data_dir.see_to_port(self.data_dir.primary())?;
-        let capacity = intent.map_or(wanted, |i| i.promotion.map_or(i.from, |_| i.to));
+        let capacity = intent.as_ref().map_or(wanted, |i| match i.promotion {
+            Some(_) => i.to,
+            None => i.from,
+        });
         if let Some(intent) = intent {
             tracing::warn!(from = %intent.from, to = %intent.to, "a change of capacity was interrupted: undone");
         }
@@ -283,16 +291,16 @@ impl LocalProvider {
 
     /// Has the standby follow, or ends one that is not wanted any more.
     async fn see_to_standby(&self, state: &mut State, capacity: Capacity) {
-        let Part::Postgres(pg) = &self.part else {
-            return;
-        };
         match self.config.switch {
             // `start` is called again and again while the server is away.
             Switch::Standby if state.following.as_ref().is_some_and(|f| !f.is_finished()) => {}
-            Switch::Standby => self.follow_soon(pg, state, capacity),
+            Switch::Standby => match &self.part {
+                Part::Postgres(pg) => self.follow_soon(&pg.follower, state, capacity),
+                Part::Mysql(my) => self.follow_soon(my, state, capacity),
+            },
             Switch::Restart => {
                 let other = self.data_dir.primary().other();
-                if let Err(error) = pg.follower.stop(other).await {
+                if let Err(error) = slot::stop(&self.data_dir, other).await {
                     tracing::warn!(%error, "switch is \"restart\", and a standby still runs");
                 }
             }
@@ -312,24 +320,13 @@ impl LocalProvider {
             Part::Postgres(pg) => self.prepare_postgres(pg, from, to).await?,
             Part::Mysql(my) => self.prepare_mysql(my, from, to).await?,
         }
-        let intent = Intent {
-            from: from.capacity,
-            to,
-            promotion: None,
-        };
-        self.write_intent(intent).await?;
+        self.write_intent(Intent::new(from.capacity, to)).await?;
         Ok(SwitchKind::Barrier)
     }
 
-    /// The standby that is ready: a hot standby's connections survive its promotion.
+    /// The standby that is ready: its connections survive its promotion.
     pub fn successor(&self) -> Option<(Endpoint, String)> {
-        let Part::Postgres(pg) = &self.part else {
-            return None;
-        };
-        let standby = pg.follower.standby.try_lock().ok()?;
-        let ready = standby.as_ref().filter(|s| s.process.alive())?;
-        let endpoint = self.data_dir.endpoint_of(ready.home);
-        Some((endpoint, ready.started_at.clone()))
+        self.part.slot().successor(&self.data_dir)
     }
 
     /// Stops the server and starts it with the settings of `to`, with those of `from` when that fails; or has
@@ -340,6 +337,9 @@ impl LocalProvider {
         match (&self.part, self.config.switch) {
             (Part::Postgres(pg), Switch::Standby) => {
                 self.switch_to_standby(pg, &mut state, from, to).await
+            }
+            (Part::Mysql(my), Switch::Standby) if !my.restarts() => {
+                self.switch_to_standby(my, &mut state, from, to).await
             }
             _ => self.switch(&mut state, from, to).await,
         }

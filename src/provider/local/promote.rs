@@ -1,45 +1,24 @@
-//! The switch to a standby: the moment that clients feel.
+//! The promotion of PostgreSQL's standby: what proves that it has everything, and the promotion itself.
 //!
-//! The order is what keeps it safe. The old primary is stopped cleanly, its last record is read from its
-//! control file, the standby has to have replayed that record, the old data directory is fenced, the intent is on
-//! disk: only then the standby is promoted. Up to there every failure starts the old primary again; from there on
-//! the only ways are forward, or back once it is proven that the standby never became a primary.
+//! The old primary's last record is read from its control file, the standby has to have replayed that record; the
+//! rest of the order is in `succession`.
 
 use super::super::lsn::Lsn;
-use super::super::{CutOver, Instance, ProviderError, QueryError, ServerIdentity, ServerSession};
+use super::super::{Instance, ProviderError, QueryError, ServerIdentity, ServerSession};
 use super::control::{Control, Ending};
 use super::engine::Postgres;
 use super::fence;
-use super::files::{Home, Intent, Promotion};
-use super::follower::{Seen, Standby, look};
-use super::postmaster::{self, PidFile, Status};
-use super::process::{POLL, Process, log_length, log_tail};
-use super::proof::{PROOF_SQL, PromotionTimes, compare};
-use super::switch::{Before, LaunchError, NotReady};
-use super::{LocalProvider, State, UNTHROTTLED_AFTER_START, blocking};
+use super::files::{End, Home, LogEnd, Promotion};
+use super::follower::{Follower, Seen, look};
+use super::process::{POLL, Process};
+use super::proof::{PROOF_SQL, compare};
+use super::slot::Standby;
+use super::succession::{Proven, Succession};
+use super::switch::NotReady;
+use super::{LocalProvider, blocking};
 use crate::backend::Capacity;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::time::Instant;
-
-/// How often senders of the log that hold up a stop are told to end.
-const END_AGAIN: Duration = Duration::from_millis(500);
-
-/// Why a promotion that was decided did not end with a primary.
-pub(super) enum Stuck {
-    /// It is proven that the standby never became one: the old primary may be started again.
-    NeverPromoted(String),
-    /// Nobody can know: only the same way forward is left.
-    Unknown(String),
-}
-
-/// A promoted server that answered and wrote.
-struct Proven {
-    process: Process,
-    capacity: Capacity,
-    identity: ServerIdentity,
-    promotion: Duration,
-}
 
 /// A server on its way from standby to primary.
 struct Candidate {
@@ -55,280 +34,98 @@ enum Answer {
     Primary(ServerIdentity, Capacity),
 }
 
-impl LocalProvider {
-    pub(super) async fn switch_to_standby(
+impl Succession for Postgres {
+    type Maker = Follower;
+    type Drained = ();
+
+    fn maker(&self) -> &Arc<Follower> {
+        &self.follower
+    }
+
+    async fn follows(&self, standby: &mut Standby) -> bool {
+        let seen = look(&mut *standby.session).await;
+        seen.is_ok_and(|seen| seen.streaming && seen.in_recovery)
+    }
+
+    /// A clean stop waits until the standby has all of the log.
+    async fn drain(
         &self,
-        pg: &Postgres,
-        state: &mut State,
-        from: &Instance,
-        to: Capacity,
-    ) -> CutOver {
-        let kept = |reason: String| CutOver::KeptOld {
-            instance: from.clone(),
-            reason,
-        };
-        if to == Capacity(0) {
-            return kept(ProviderError::Paused.to_string());
-        }
-        match self.data_dir.intent() {
-            Ok(Some(intent)) if intent.pending(self.data_dir.primary()).is_some() => {
-                return self.go_on(pg, state, intent).await;
-            }
-            Ok(_) => {}
-            Err(error) => return kept(error.to_string()),
-        }
-        let follower = Arc::clone(&pg.follower);
-        let begun = Instant::now();
-        let old = match self.before(state, from).await {
-            Ok(Before::Newer(instance)) => return self.ended_before(state, instance, to),
-            Ok(Before::Gone) => None,
-            Ok(Before::Old(process)) => Some(process),
-            Err(reason) => return CutOver::Lost { reason },
-        };
-        let Ok(mut standby) = follower.standby.try_lock() else {
-            let reason = "a standby is being made: ask again".to_owned();
-            return match old {
-                Some(_) => kept(reason),
-                None => self.back(pg, state, from.capacity, reason).await,
-            };
-        };
-        let mut ready = standby
-            .take()
-            .filter(|s| s.capacity == to && s.home != self.data_dir.primary());
-        if let Some(old) = old
-            && let Err(ended) = self.stop_old(pg, state, from, to, &old, &mut ready).await
-        {
-            return ended;
-        }
-        let stop = begun.elapsed();
-        let Some(mut ready) = ready else {
-            let reason = format!("no standby with capacity {to} is ready");
-            return self.back(pg, state, from.capacity, reason).await;
-        };
-        let begun = Instant::now();
-        let promotion = match self.prove(pg, &mut ready).await {
-            Ok(promotion) => promotion,
-            Err(reason) => return self.back(pg, state, from.capacity, reason).await,
-        };
-        let intent = Intent {
-            from: from.capacity,
-            to,
-            promotion: Some(promotion),
-        };
-        if let Err(error) = self.write_intent(intent).await {
-            // It may be on disk all the same; `back` takes it off again first.
-            return self.back(pg, state, from.capacity, error.to_string()).await;
-        }
-        let proof = begun.elapsed();
-        match self.promote(pg, intent, promotion, Some(ready)).await {
-            Ok(proven) => {
-                let times = PromotionTimes {
-                    stop,
-                    proof,
-                    promotion: proven.promotion,
-                };
-                tracing::info!(from = %from.capacity, %to, %times, "the standby took over");
-                self.shown.lock().promotion = Some(times);
-                drop(standby);
-                let instance = self.took_over(pg, state, promotion.home, from.capacity, proven);
-                self.told(instance, to)
-            }
-            Err(stuck) => {
-                drop(standby);
-                self.stuck(pg, state, intent, stuck).await
-            }
-        }
-    }
-
-    /// Stops the old primary, if its standby is there.
-    async fn stop_old(
-        &self,
-        pg: &Postgres,
-        state: &mut State,
-        from: &Instance,
-        to: Capacity,
-        old: &Process,
-        ready: &mut Option<Standby>,
-    ) -> Result<(), CutOver> {
-        let kept = |reason: String| CutOver::KeptOld {
-            instance: from.clone(),
-            reason,
-        };
-        // The last moment to find out without harm that it does not follow any more.
-        let follows = match ready {
-            Some(standby) => {
-                let seen = look(&mut *standby.session).await;
-                seen.is_ok_and(|seen| seen.streaming && seen.in_recovery)
-            }
-            None => false,
-        };
-        if !follows {
-            let stopping = PidFile::read(&self.data_dir.data())
-                .is_ok_and(|f| f.is_some_and(|f| f.status == Status::Stopping));
-            if stopping {
-                return Err(self.stop_hangs(pg, state, from, old).await);
-            }
-            return Err(kept(format!(
-                "no standby with capacity {to} is ready: ask again"
-            )));
-        }
-        let intent = Intent {
-            from: from.capacity,
-            to,
-            promotion: None,
-        };
-        self.note_intent(intent)
-            .await
-            .map_err(|error| kept(error.to_string()))?;
-        self.unthrottle(state);
-        old.stop_fast().map_err(|error| kept(error.to_string()))?;
-        if old.gone_within(self.config.standby.stop).await {
-            return Ok(());
-        }
-        Err(self.stop_hangs(pg, state, from, old).await)
-    }
-
-    /// An earlier call decided to promote and did not hear how that ended.
-    async fn go_on(&self, pg: &Postgres, state: &mut State, intent: Intent) -> CutOver {
-        match self.forward(pg, state, intent).await {
-            Ok(instance) => self.told(instance, intent.to),
-            Err(stuck) => self.stuck(pg, state, intent, stuck).await,
-        }
-    }
-
-    fn told(&self, instance: Instance, to: Capacity) -> CutOver {
-        if instance.capacity == to {
-            return CutOver::Completed(instance);
-        }
-        let reason = format!(
-            "the new server does not start with capacity {to} after its promotion: see {}",
-            self.data_dir.log().display()
-        );
-        CutOver::KeptOld { instance, reason }
-    }
-
-    async fn stuck(
-        &self,
-        pg: &Postgres,
-        state: &mut State,
-        intent: Intent,
-        stuck: Stuck,
-    ) -> CutOver {
-        match stuck {
-            Stuck::NeverPromoted(why) => self.back(pg, state, intent.from, why).await,
-            Stuck::Unknown(reason) => CutOver::Lost { reason },
-        }
-    }
-
-    /// Finishes a promotion that is on disk as decided, whoever decided it.
-    pub(super) async fn forward(
-        &self,
-        pg: &Postgres,
-        state: &mut State,
-        intent: Intent,
-    ) -> Result<Instance, Stuck> {
-        let primary = self.data_dir.primary();
-        let Some(promotion) = intent.pending(primary) else {
-            return Err(Stuck::Unknown("nothing was to be promoted".to_owned()));
-        };
-        let mut standby = pg.follower.standby.lock().await;
-        *standby = None;
-        self.see_that_the_old_is_fenced(primary, promotion)
-            .map_err(Stuck::Unknown)?;
-        let home = promotion.home;
-        blocking(&self.data_dir, move |d| fence::copy_configuration(d, home))
-            .await
-            .map_err(|e| Stuck::Unknown(e.to_string()))?;
-        let proven = self.promote(pg, intent, promotion, None).await?;
-        drop(standby);
-        if let Err(error) = proven.process.reload() {
-            tracing::warn!(%error, "its configuration files may be older than the old server's");
-        }
-        Ok(self.took_over(pg, state, home, intent.from, proven))
-    }
-
-    /// The old primary has to be as it was when the promotion was decided.
-    fn see_that_the_old_is_fenced(&self, old: Home, promotion: Promotion) -> Result<(), String> {
-        let pgdata = self.data_dir.data_of(old);
-        if !fence::is_fenced(&pgdata) {
-            return Err(format!(
-                "{} may have been promoted, and standby.signal is gone from {}: somebody may have started the old \
-                 server as a primary. Compare both, and remove {} if the old one is to serve",
-                self.data_dir.data_of(promotion.home).display(),
-                pgdata.display(),
-                self.data_dir.path().join("switch.json").display()
-            ));
-        }
+        _provider: &LocalProvider,
+        _from: &Instance,
+        _standby: &mut Standby,
+    ) -> Result<(), String> {
         Ok(())
     }
 
-    /// The stop is left to end, without those that it waits for; then the old server comes back.
-    async fn stop_hangs(
-        &self,
-        pg: &Postgres,
-        state: &mut State,
-        from: &Instance,
-        old: &Process,
-    ) -> CutOver {
-        let deadline = Instant::now() + self.patience.stop;
-        // One whose receiver reads nothing only ends when it is told again.
-        loop {
-            old.end_senders();
-            if old.gone_within(END_AGAIN).await {
-                break;
-            }
-            if Instant::now() >= deadline {
-                return CutOver::Lost {
-                    reason: self.still_stopping(old),
-                };
-            }
-        }
-        let reason = format!(
-            "the old server had not stopped after {} s (stop_timeout): often a standby or backup that does not take \
-             its data; it was started again",
-            self.config.standby.stop.as_secs_f32()
-        );
-        self.back(pg, state, from.capacity, reason).await
+    async fn undrain(&self, _provider: &LocalProvider, _from: &Instance) {}
+
+    fn hurry(&self, old: &Process) {
+        old.end_senders();
     }
 
-    /// The old server has stopped and nothing was promoted: it is started again, as it was.
-    async fn back(
+    async fn prove(
         &self,
-        pg: &Postgres,
-        state: &mut State,
-        capacity: Capacity,
-        reason: String,
-    ) -> CutOver {
-        let undone = Intent {
-            from: capacity,
-            to: capacity,
-            promotion: None,
+        provider: &LocalProvider,
+        ready: &mut Standby,
+        _drained: Option<()>,
+    ) -> Result<Promotion, String> {
+        provider.prove(self, ready).await
+    }
+
+    fn spawn_standby(&self, home: Home, capacity: Capacity) -> Result<Process, ProviderError> {
+        self.follower.spawn(home, capacity)
+    }
+
+    async fn become_primary(
+        &self,
+        provider: &LocalProvider,
+        process: Process,
+        session: Option<Box<dyn ServerSession>>,
+        promotion: &Promotion,
+        deadline: Instant,
+    ) -> Result<Proven, NotReady> {
+        let End::Log(end) = promotion.end else {
+            return Err(NotReady::Late("the intent is of another engine".to_owned()));
         };
-        if let Err(error) = self.give_up_promotion(undone).await {
-            return CutOver::Lost {
-                reason: format!("{reason}; and {error}"),
-            };
+        let mut candidate = Candidate {
+            process,
+            proven: session.is_some(),
+            session,
+            deadline,
+        };
+        provider
+            .become_primary(self, &mut candidate, promotion.home, end)
+            .await
+    }
+
+    /// It may have let go of its fence.
+    async fn ended_midway(&self, provider: &LocalProvider, home: Home) {
+        if !matches!(self.never_promoted(provider, home).await, Ok(true)) {
+            return;
         }
-        tracing::error!(
-            reason,
-            "the standby can't take over: starting the old server again"
-        );
-        let deadline = Instant::now() + self.patience.start;
-        match self.launch(state, capacity, deadline).await {
-            Ok((instance, _)) => {
-                self.settled(state, capacity);
-                self.follow_soon(pg, state, capacity);
-                CutOver::KeptOld { instance, reason }
-            }
-            Err(LaunchError::Alive(again) | LaunchError::Ended(again)) => CutOver::Lost {
-                reason: format!("{reason}; and the old server does not start: {again}"),
-            },
-            Err(LaunchError::NotTried(error)) => CutOver::Lost {
-                reason: format!("{reason}; and {error}"),
-            },
+        let fenced = blocking(&provider.data_dir, move |d| {
+            fence::fence(d, &d.data_of(home))
+        });
+        if let Err(error) = fenced.await {
+            tracing::warn!(%error, "the standby can't be fenced again");
         }
     }
 
+    async fn never_promoted(&self, provider: &LocalProvider, home: Home) -> Result<bool, String> {
+        Control::read(&self.install, &provider.data_dir, home)
+            .await
+            .map(|control| control.ending == Ending::InRecovery)
+            .map_err(|error| error.to_string())
+    }
+
+    fn took_over(&self, process: &Process) {
+        if let Err(error) = process.reload() {
+            tracing::warn!(%error, "its configuration files may be older than the old server's");
+        }
+    }
+}
+
+impl LocalProvider {
     /// That nothing can be lost by promoting this standby: what is written down before it is done. Fences
     /// the old data directory beside that.
     pub(super) async fn prove(
@@ -387,99 +184,12 @@ impl LocalProvider {
         }
         Ok(Promotion {
             home: ready.home,
-            system_identifier: control.system_identifier,
-            checkpoint: control.checkpoint,
-            timeline: control.timeline,
+            end: End::Log(LogEnd {
+                system_identifier: control.system_identifier,
+                checkpoint: control.checkpoint,
+                timeline: control.timeline,
+            }),
         })
-    }
-
-    /// Promotes the standby of a decided promotion, starting it if need be: with the new capacity, then with
-    /// the old one.
-    async fn promote(
-        &self,
-        pg: &Postgres,
-        intent: Intent,
-        promotion: Promotion,
-        ready: Option<Standby>,
-    ) -> Result<Proven, Stuck> {
-        let home = promotion.home;
-        let unknown = |e: ProviderError| Stuck::Unknown(e.to_string());
-        let find = || {
-            postmaster::find(&self.data_dir.data_of(home))
-                .map(|found| found.map(|(process, _)| process))
-                .map_err(unknown)
-        };
-        let patience = match ready {
-            Some(_) => self.patience.start,
-            None => self.patience.recovery,
-        };
-        let (mut running, mut session) = match ready {
-            Some(ready) => (Some(ready.process), Some(ready.session)),
-            None => (find()?, None),
-        };
-        let log = self.data_dir.log_of(home);
-        let mut why = String::new();
-        for capacity in [intent.to, intent.to, intent.from] {
-            let deadline = Instant::now() + patience;
-            let read_from = log_length(&log);
-            let process = match running.take() {
-                Some(process) => process,
-                None => match pg.follower.spawn(home, capacity) {
-                    Ok(process) => process,
-                    Err(error) => {
-                        why = error.to_string();
-                        continue;
-                    }
-                },
-            };
-            let mut candidate = Candidate {
-                process,
-                proven: session.is_some(),
-                session: session.take(),
-                deadline,
-            };
-            match self.become_primary(pg, &mut candidate, promotion).await {
-                Ok(done) => return Ok(done),
-                Err(NotReady::Late(why)) => return Err(Stuck::Unknown(why)),
-                Err(NotReady::Ended) => {
-                    why = log_tail(&log, read_from);
-                    tracing::error!(why, "the standby ended while it was promoted");
-                    // Somebody's start may have been quicker.
-                    running = find()?;
-                    if running.is_none() {
-                        self.fence_again(pg, home).await;
-                    }
-                }
-            }
-        }
-        let why = format!(
-            "the standby does not start ({why}; whole log: {})",
-            log.display()
-        );
-        if let Some(running) = running {
-            return Err(Stuck::Unknown(format!(
-                "{why}; and process {} runs there",
-                running.pid()
-            )));
-        }
-        match Control::read(&pg.install, &self.data_dir, home).await {
-            Ok(control) if control.ending == Ending::InRecovery => Err(Stuck::NeverPromoted(why)),
-            Ok(_) => Err(Stuck::Unknown(format!("{why}; it may have been a primary"))),
-            Err(error) => Err(Stuck::Unknown(format!("{why}; {error}"))),
-        }
-    }
-
-    /// A standby that ended in the midst of its promotion may have let go of its fence. As long as it is proven
-    /// that it never became a primary it is to start as a standby again, so that this stays so.
-    async fn fence_again(&self, pg: &Postgres, home: Home) {
-        let control = Control::read(&pg.install, &self.data_dir, home).await;
-        if !control.is_ok_and(|c| c.ending == Ending::InRecovery) {
-            return;
-        }
-        let fenced = blocking(&self.data_dir, move |d| fence::fence(d, &d.data_of(home)));
-        if let Err(error) = fenced.await {
-            tracing::warn!(%error, "the standby can't be fenced again");
-        }
     }
 
     /// Waits until the standby may be promoted, tells it, waits until it is, and has it write.
@@ -487,9 +197,9 @@ impl LocalProvider {
         &self,
         pg: &Postgres,
         candidate: &mut Candidate,
-        promotion: Promotion,
+        home: Home,
+        end: LogEnd,
     ) -> Result<Proven, NotReady> {
-        let home = promotion.home;
         let late = |e: ProviderError| NotReady::Late(e.to_string());
         let begun = Instant::now();
         let mut told = false;
@@ -502,7 +212,7 @@ impl LocalProvider {
                     .map_err(late)?;
                 told = true;
             }
-            match self.answer(pg, candidate, promotion).await {
+            match self.answer(pg, candidate, home, end).await {
                 Ok(Answer::Primary(identity, capacity)) => {
                     return Ok(Proven {
                         process: candidate.process,
@@ -513,8 +223,8 @@ impl LocalProvider {
                 }
                 Ok(Answer::Standby(seen)) => {
                     replayed = seen.replayed;
-                    candidate.proven |= seen.replayed > promotion.checkpoint
-                        && seen.system_identifier == promotion.system_identifier;
+                    candidate.proven |= seen.replayed > end.checkpoint
+                        && seen.system_identifier == end.system_identifier;
                     if candidate.proven && !told {
                         continue;
                     }
@@ -533,7 +243,7 @@ impl LocalProvider {
             } else {
                 format!(
                     "it has replayed the log up to {replayed}, and the old server's shutdown checkpoint is at {}",
-                    promotion.checkpoint
+                    end.checkpoint
                 )
             };
             self.still_worth_waiting(home, candidate.process, candidate.deadline, &what)?;
@@ -546,45 +256,19 @@ impl LocalProvider {
         &self,
         pg: &Postgres,
         candidate: &mut Candidate,
-        promotion: Promotion,
+        home: Home,
+        end: LogEnd,
     ) -> Result<Answer, QueryError> {
         let session = match &mut candidate.session {
             Some(session) => session,
-            none => none.insert(pg.follower.session(promotion.home).await?),
+            none => none.insert(pg.follower.session(home).await?),
         };
         let seen = look(&mut **session).await?;
         if seen.in_recovery {
             return Ok(Answer::Standby(seen));
         }
         let rows = session.query(PROOF_SQL).await?;
-        let (identity, capacity) = compare(&rows, promotion)?;
+        let (identity, capacity) = compare(&rows, end)?;
         Ok(Answer::Primary(identity, capacity))
-    }
-
-    /// The promoted server is the primary from now on; the last one follows it before long.
-    fn took_over(
-        &self,
-        pg: &Postgres,
-        state: &mut State,
-        home: Home,
-        before: Capacity,
-        proven: Proven,
-    ) -> Instance {
-        self.data_dir.set_primary(home);
-        let instance = self.now_running(state, proven.process, proven.capacity, proven.identity);
-        self.throttle(state, instance.capacity, UNTHROTTLED_AFTER_START);
-        let data_dir = Arc::clone(&self.data_dir);
-        state.tidying = Some(tokio::task::spawn_blocking(move || {
-            let tidy = || {
-                // In this order: while the intent is there, it tells who the primary is.
-                data_dir.keep_file()?;
-                data_dir.remove_intent()
-            };
-            if let Err(error) = tidy() {
-                tracing::warn!(%error, "the finished change of capacity can't be put away");
-            }
-        }));
-        self.follow_soon(pg, state, before);
-        instance
     }
 }

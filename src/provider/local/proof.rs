@@ -1,7 +1,7 @@
 //! What a promoted server has to answer before it serves.
 
 use super::super::{QueryError, Rows, ServerIdentity};
-use super::files::Promotion;
+use super::files::LogEnd;
 use super::{control, settings};
 use crate::backend::Capacity;
 use std::fmt;
@@ -41,10 +41,7 @@ pub(super) const PROOF_SQL: &str = "SELECT \
     pg_catalog.pg_logical_emit_message(true, 'slackwater', 'serves')::pg_catalog.text";
 
 /// Compares who wrote with what was decided.
-pub(super) fn compare(
-    rows: &Rows,
-    promotion: Promotion,
-) -> Result<(ServerIdentity, Capacity), QueryError> {
+pub(super) fn compare(rows: &Rows, end: LogEnd) -> Result<(ServerIdentity, Capacity), QueryError> {
     let other = |why: &str| QueryError::Other(format!("its answer after its promotion: {why}"));
     let Some(
         [
@@ -59,11 +56,11 @@ pub(super) fn compare(
     else {
         return Err(other("it can't be read"));
     };
-    if control::system_identifier(system) != Some(promotion.system_identifier) {
+    if control::system_identifier(system) != Some(end.system_identifier) {
         return Err(other("it is of another system"));
     }
     let timeline = u32::from_str_radix(timeline, 16).map_err(|_| other("no timeline"))?;
-    if timeline <= promotion.timeline {
+    if timeline <= end.timeline {
         return Err(other("it is on the old timeline: it was not promoted"));
     }
     let capacity =
@@ -80,20 +77,18 @@ pub(super) fn compare(
 #[cfg(test)]
 mod tests {
     use super::super::super::lsn::Lsn;
-    use super::super::files::Home;
     use super::*;
 
     #[test]
     fn only_the_promoted_server_itself_serves() {
-        let promotion = Promotion {
-            home: Home::Second,
+        let end = LogEnd {
             system_identifier: 7,
             checkpoint: Lsn(1),
             timeline: 10,
         };
         let row = |values: [&str; 6]| vec![values.map(|v| Some(v.to_owned())).to_vec()];
         let good = ["7", "1", "150004", "slackwater:4", "0000000B", "0/1"];
-        let (identity, capacity) = compare(&row(good), promotion).unwrap();
+        let (identity, capacity) = compare(&row(good), end).unwrap();
         assert_eq!((identity.started_at.as_str(), capacity), ("1", Capacity(4)));
         assert!(!identity.in_recovery);
         for (at, value, why) in [
@@ -105,9 +100,9 @@ mod tests {
         ] {
             let mut bad = good;
             bad[at] = value;
-            let error = compare(&row(bad), promotion).unwrap_err().to_string();
+            let error = compare(&row(bad), end).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
-        assert!(compare(&Vec::new(), promotion).is_err());
+        assert!(compare(&Vec::new(), end).is_err());
     }
 }

@@ -78,11 +78,7 @@ impl LocalProvider {
             Ok(Before::Newer(instance)) => return self.ended_before(state, instance, to),
             Ok(Before::Gone) => {}
             Ok(Before::Old(process)) => {
-                let intent = Intent {
-                    from: from.capacity,
-                    to,
-                    promotion: None,
-                };
+                let intent = Intent::new(from.capacity, to);
                 if let Err(error) = self.note_intent(intent).await {
                     return CutOver::KeptOld {
                         instance: from.clone(),

@@ -7,7 +7,8 @@ use super::super::LocalProvider;
 use super::super::check::{free_memory, unreadable};
 use super::super::process::run;
 use super::accounts::identifier;
-use super::{Mysql, Sizes};
+use super::survey::named;
+use super::{Mysql, Role, Sizes};
 use crate::backend::{Capacity, Endpoint, Engine};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -16,8 +17,6 @@ use tokio::time::Instant;
 const PROGRAM_PATIENCE: Duration = Duration::from_secs(20);
 /// Disk space that a stop and a start may need, for temporary tables and small files.
 const DISK_BYTES: u64 = 128 << 20;
-/// MEMORY tables that are named; more are counted.
-const NAMED_MAX: usize = 20;
 /// Changed pages that a stop writes in no time.
 const FEW_PAGES: u64 = 1000;
 /// How long pages are written ahead of the stop.
@@ -59,7 +58,7 @@ impl LocalProvider {
             ));
         }
         let sizes = Sizes::of(&self.scale, to);
-        self.read_my_cnf(my, &sizes)
+        self.read_my_cnf(my, to)
             .await
             .map_err(|e| refused(e.to_string()))?;
         let mut session = self.query.session(at).await.map_err(unreachable)?;
@@ -67,7 +66,11 @@ impl LocalProvider {
             .query("SELECT @@GLOBAL.innodb_buffer_pool_size")
             .await
             .map_err(unreachable)?;
-        let pool = number(&pool).ok_or_else(|| unreadable(at))?;
+        let pool = match my.standby {
+            // Both run at the same time; a standby that runs is started again.
+            Some(_) => my.pool_of_standby().await,
+            None => number(&pool).ok_or_else(|| unreadable(at))?,
+        };
         check_memory(sizes.buffer_pool, pool, free_memory()).map_err(refused)?;
         self.check_disk(DISK_BYTES).map_err(refused)?;
         if let Some(tables) = filled_memory_tables(&mut *session, at).await? {
@@ -76,6 +79,9 @@ impl LocalProvider {
                  their rows"
             )));
         }
+        if my.standby.is_some() {
+            my.see_to_standby(from, to).await?;
+        }
         if let Err(error) = write_pages(&mut *session, my.engine).await {
             tracing::warn!(%error, "changed pages are not written ahead: the stop takes longer");
         }
@@ -83,9 +89,8 @@ impl LocalProvider {
     }
 
     /// Has the server's program read its configuration with the new settings, as it would at a start.
-    async fn read_my_cnf(&self, my: &Mysql, sizes: &Sizes) -> Result<(), ProviderError> {
-        let home = self.data_dir.primary();
-        let mut command = my.server(&self.data_dir, home, sizes)?;
+    async fn read_my_cnf(&self, my: &Mysql, to: Capacity) -> Result<(), ProviderError> {
+        let mut command = my.server(self.data_dir.primary(), to, Role::Primary)?;
         match my.engine {
             Engine::Mysql => command.arg("--validate-config"),
             // Says which values it would have, after it has read them all.
@@ -106,8 +111,7 @@ async fn filled_memory_tables(
         source,
     };
     let tables = session.query(MEMORY_TABLES).await.map_err(unreachable)?;
-    let mut named = Vec::new();
-    let mut more = 0;
+    let mut filled = Vec::new();
     for row in tables {
         let [Some(schema), Some(table)] = row.as_slice() else {
             return Err(unreadable(at));
@@ -118,18 +122,10 @@ async fn filled_memory_tables(
         match session.query(&sql).await {
             Ok(rows) if rows.is_empty() => {}
             // One that can't be read is as good as one with rows.
-            _ if named.len() < NAMED_MAX => named.push(format!("{schema}.{table}")),
-            _ => more += 1,
+            _ => filled.push(format!("{schema}.{table}")),
         }
     }
-    if named.is_empty() {
-        return Ok(None);
-    }
-    let mut text = named.join(", ");
-    if more > 0 {
-        text = format!("{text} and {more} more");
-    }
-    Ok(Some(text))
+    Ok((!filled.is_empty()).then(|| named(filled.into_iter())))
 }
 
 /// Has changed pages written until few are left, and puts the settings back.

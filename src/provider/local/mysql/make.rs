@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_mins(5);
 /// Bytes of the number of a data directory.
 const ID_BYTES: usize = 16;
 /// The mark's file, in the data directory itself so that copies have it too.
-const MARK: &str = "slackwater.json";
+pub(in super::super) const MARK: &str = "slackwater.json";
 
 const MY_CNF: &str = "# Settings of your own for this server; read at each start. What a capacity stands for and where the server\n\
     # listens is on its command line, and wins.\n\
@@ -68,11 +68,8 @@ impl Mark {
 impl Mysql {
     /// Makes a data directory beside its place and moves it there, so that half a one is never taken for a whole
     /// one.
-    pub(in super::super) async fn make(
-        &self,
-        data_dir: &DataDir,
-        service_user: &str,
-    ) -> Result<(), ProviderError> {
+    pub(in super::super) async fn make(&self, service_user: &str) -> Result<(), ProviderError> {
+        let data_dir = &*self.data_dir;
         let home = data_dir.primary();
         let unfinished = data_dir
             .path()

@@ -5,28 +5,43 @@
 //! runs.
 
 mod accounts;
+mod binlog;
 mod check;
+mod copy;
+mod events;
+mod gtid;
 mod make;
 mod programs;
+mod promote;
+mod replication;
 mod settings;
+mod survey;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_standby;
 
-pub(super) use make::Mark;
+pub(super) use events::Event;
+pub(super) use gtid::Gtids;
+pub(super) use make::{MARK, Mark};
 pub(super) use programs::version_text;
 pub(super) use settings::Sizes;
 
 use super::super::{Identified, ProviderError, QueryError, ServerIdentity, ServerQuery};
-use super::LocalConfig;
 use super::data_dir::{DataDir, random};
 use super::files::Home;
 use super::process::{self, Process};
+use super::settings::Scale;
+use super::slot::Slot;
+use super::{LocalConfig, StandbyKeys, Switch};
 use crate::backend::mysql::started::started_at_sql;
-use crate::backend::{Endpoint, Engine};
+use crate::backend::{Capacity, Endpoint, Engine};
 use programs::Programs;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::process::Command;
 
 /// How servers are called, whatever engine.
@@ -38,10 +53,32 @@ const START_BYTES: usize = 8;
 pub(super) struct Mysql {
     engine: Engine,
     programs: Programs,
+    data_dir: Arc<DataDir>,
+    scale: Scale,
+    query: Arc<dyn ServerQuery>,
+    /// For a standby; none with `switch = "restart"`.
+    standby: Option<StandbyKeys>,
+    user: String,
+    slot: Slot,
+    /// The running server was started without what a standby needs, so that a change of capacity restarts it.
+    restarts: AtomicBool,
+}
+
+/// What a server is started as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Primary,
+    /// It takes writes from its primary only.
+    Standby,
 }
 
 impl Mysql {
-    pub(super) fn find(config: &LocalConfig, data_dir: &DataDir) -> Result<Self, ProviderError> {
+    pub(super) fn find(
+        config: &LocalConfig,
+        data_dir: &Arc<DataDir>,
+        scale: Scale,
+        query: &Arc<dyn ServerQuery>,
+    ) -> Result<Self, ProviderError> {
         let engine = config.engine;
         if let Some(mark) = Mark::read(data_dir)?
             && mark.engine != engine.name()
@@ -55,16 +92,36 @@ impl Mysql {
             });
         }
         let programs = Programs::find(engine, config.binaries.as_deref())?;
-        Ok(Self { engine, programs })
+        let standby = config.switch == Switch::Standby;
+        if standby {
+            programs.must_make_standbys(engine)?;
+        }
+        Ok(Self {
+            engine,
+            programs,
+            data_dir: Arc::clone(data_dir),
+            scale,
+            query: Arc::clone(query),
+            standby: standby.then_some(config.standby),
+            user: config.service_user.clone(),
+            slot: Slot::default(),
+            restarts: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether the next change of capacity has to be a restart, although there are standbys.
+    pub(super) fn restarts(&self) -> bool {
+        self.restarts.load(Ordering::Relaxed)
     }
 
     /// Starts a server.
     pub(super) fn spawn(
         &self,
-        data_dir: &DataDir,
         home: Home,
-        sizes: &Sizes,
+        capacity: Capacity,
+        role: Role,
     ) -> Result<Process, ProviderError> {
+        let data_dir = &*self.data_dir;
         // A file that an earlier one left behind would look like the word of this one.
         let pid_file = pid_file(data_dir, home);
         match fs::remove_file(&pid_file) {
@@ -74,7 +131,7 @@ impl Mysql {
             _ => {}
         }
         let log = data_dir.log_of(home);
-        let mut command = self.server(data_dir, home, sizes)?;
+        let mut command = self.server(home, capacity, role)?;
         if self.engine == Engine::Mysql {
             // Nothing on the command line says "standard error", so it is told the file, and opens it itself.
             process::open_log(&log)?;
@@ -87,35 +144,39 @@ impl Mysql {
     }
 
     /// The server with all its arguments.
-    fn server(
-        &self,
-        data_dir: &DataDir,
-        home: Home,
-        sizes: &Sizes,
-    ) -> Result<Command, ProviderError> {
+    fn server(&self, home: Home, capacity: Capacity, role: Role) -> Result<Command, ProviderError> {
         let start = random(START_BYTES)
             .map_err(ProviderError::io("can't read", "the system's randomness"))?;
-        let mut command = self.command(data_dir, home);
+        let mut command = self.command(home)?;
         command
-            .args(self.fixed(data_dir, home))
-            .args(sizes.arguments(&hex(&start)));
+            .args(self.fixed(home))
+            .args(Sizes::of(&self.scale, capacity).arguments(&hex(&start)));
+        if self.standby.is_some() {
+            command.args(self.replication_arguments(home, role));
+        }
         Ok(command)
     }
 
     /// The server's program on a data directory, in the place where it is found.
-    fn command(&self, data_dir: &DataDir, home: Home) -> Command {
+    fn command(&self, home: Home) -> Result<Command, ProviderError> {
+        let data_dir = &*self.data_dir;
+        let options = match self.standby {
+            None => my_cnf(data_dir),
+            Some(_) => self.write_defaults()?,
+        };
         let data = data_dir.data_of(home);
         let mut command = process::command(&self.programs.server, data_dir.account());
         command
             // What says which files are read is the first argument.
-            .arg(format!("--defaults-file={}", my_cnf(data_dir).display()))
+            .arg(format!("--defaults-file={}", options.display()))
             .arg(format!("--datadir={}", data.display()))
             .current_dir(data);
-        command
+        Ok(command)
     }
 
     /// What every capacity shares.
-    fn fixed(&self, data_dir: &DataDir, home: Home) -> Vec<String> {
+    fn fixed(&self, home: Home) -> Vec<String> {
+        let data_dir = &*self.data_dir;
         let path = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
         let mut arguments = vec![
             path("socket", data_dir.socket_of(home)),
@@ -140,22 +201,24 @@ impl Mysql {
     }
 
     /// Asks a server who it is. That it answers proves that it is ready for queries.
-    pub(super) async fn identify(
-        &self,
-        query: &dyn ServerQuery,
-        data_dir: &DataDir,
-        endpoint: &Endpoint,
-    ) -> Result<Identified, QueryError> {
-        let rows = query.query(endpoint, &identity_sql(self.engine)).await?;
+    pub(super) async fn identify(&self, endpoint: &Endpoint) -> Result<Identified, QueryError> {
+        let rows = self
+            .query
+            .query(endpoint, &identity_sql(self.engine))
+            .await?;
+        self.identity(rows.into_iter().next().unwrap_or_default())
+    }
+
+    /// Reads version, `report_host` and start.
+    fn identity(&self, row: Vec<Option<String>>) -> Result<Identified, QueryError> {
         let unreadable = |what: &str| QueryError::Other(format!("{what} could not be read"));
-        let row = rows.into_iter().next().unwrap_or_default();
         let mut row = row.into_iter().map(Option::unwrap_or_default);
         let mut next = || row.next().unwrap_or_default();
         let (version, report_host, started) = (next(), next(), next());
         let (number, _) = programs::parse_version(&version)
             .filter(|_| !started.is_empty())
             .ok_or_else(|| unreadable("its answer about its own identity"))?;
-        let mark = Mark::read(data_dir)
+        let mark = Mark::read(&self.data_dir)
             .map_err(|e| QueryError::Other(e.to_string()))?
             .ok_or_else(|| unreadable("the mark of its data directory"))?;
         let cluster_name = settings::split_mark(&report_host).map(|(mark, _)| mark.to_owned());

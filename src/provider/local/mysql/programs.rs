@@ -18,6 +18,8 @@ const USUAL: [&str; 5] = [
 
 /// The oldest versions that are known to work.
 const OLDEST_MYSQL: u32 = 80_000;
+/// It has the statements about replicas by their present names, and CLONE lets tables be changed meanwhile.
+const OLDEST_STANDBY: u32 = 80_027;
 const OLDEST_MARIADB: u32 = 100_600;
 
 /// A server program and what makes its data directories.
@@ -26,6 +28,8 @@ pub(super) struct Programs {
     pub(super) server: PathBuf,
     /// MariaDB's `mariadb-install-db`; MySQL's server does that itself.
     pub(super) installer: Option<PathBuf>,
+    /// MariaDB's `mariadb-backup`, where it is installed; MySQL's server copies its data itself.
+    pub(super) backup: Option<PathBuf>,
     /// For example 90704 for 9.7.4, 101119 for 10.11.19.
     pub(super) version: u32,
 }
@@ -60,6 +64,27 @@ impl Programs {
                 USUAL.join(", ")
             )
         })))
+    }
+}
+
+impl Programs {
+    /// What a standby needs beyond a server.
+    pub(super) fn must_make_standbys(&self, engine: Engine) -> Result<(), ProviderError> {
+        if engine == Engine::Mysql && self.version < OLDEST_STANDBY {
+            return Err(ProviderError::Binaries(format!(
+                "switch = \"standby\" needs MySQL {} or later, and {} is {}",
+                version_text(OLDEST_STANDBY),
+                self.server.display(),
+                version_text(self.version)
+            )));
+        }
+        if engine == Engine::Mariadb && self.backup.is_none() {
+            return Err(ProviderError::Binaries(format!(
+                "switch = \"standby\" needs `mariadb-backup` beside {}: install the package `mariadb-backup`",
+                self.server.display()
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -112,26 +137,33 @@ fn in_directory(engine: Engine, directory: &Path) -> Result<Programs, String> {
     } else {
         None
     };
+    let backup = mariadb
+        .then(|| find_beside(directory, "mariadb-backup"))
+        .flatten();
     Ok(Programs {
         server,
         installer,
+        backup,
         version,
     })
 }
 
 /// Beside the server, or where packages and archives have it.
-fn find_installer(directory: &Path) -> Result<PathBuf, String> {
-    const NAME: &str = "mariadb-install-db";
+fn find_beside(directory: &Path, name: &str) -> Option<PathBuf> {
     ["", "../bin", "../scripts"]
         .iter()
-        .map(|beside| directory.join(beside).join(NAME))
+        .map(|beside| directory.join(beside).join(name))
         .find(|program| program.is_file())
-        .ok_or_else(|| {
-            format!(
-                "there is no `{NAME}` in {} or beside it: install MariaDB's server package whole",
-                directory.display()
-            )
-        })
+}
+
+fn find_installer(directory: &Path) -> Result<PathBuf, String> {
+    const NAME: &str = "mariadb-install-db";
+    find_beside(directory, NAME).ok_or_else(|| {
+        format!(
+            "there is no `{NAME}` in {} or beside it: install MariaDB's server package whole",
+            directory.display()
+        )
+    })
 }
 
 fn ask_version(server: &Path) -> Result<String, String> {

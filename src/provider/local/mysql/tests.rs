@@ -15,13 +15,13 @@ use std::sync::Arc;
 
 /// One kind of server to test with.
 #[derive(Debug, Clone)]
-struct Kind {
-    engine: Engine,
+pub(super) struct Kind {
+    pub(super) engine: Engine,
     binaries: Option<PathBuf>,
 }
 
 /// All that are here, or can be fetched.
-fn kinds() -> Vec<Kind> {
+pub(super) fn kinds() -> Vec<Kind> {
     let mut kinds = vec![Kind {
         engine: Engine::Mariadb,
         binaries: None,
@@ -48,7 +48,7 @@ fn kinds() -> Vec<Kind> {
 }
 
 impl Kind {
-    fn config(&self, place: &Place) -> LocalConfig {
+    pub(super) fn config(&self, place: &Place) -> LocalConfig {
         LocalConfig {
             engine: self.engine,
             binaries: self.binaries.clone(),
@@ -56,11 +56,11 @@ impl Kind {
         }
     }
 
-    fn provider(&self, place: &Place) -> LocalProvider {
+    pub(super) fn provider(&self, place: &Place) -> LocalProvider {
         self.provider_with(self.config(place))
     }
 
-    fn provider_with(&self, config: LocalConfig) -> LocalProvider {
+    pub(super) fn provider_with(&self, config: LocalConfig) -> LocalProvider {
         let data_dir = DataDir::open(&config).unwrap();
         let query = Client {
             program: self.client(),
@@ -88,7 +88,7 @@ impl Kind {
             programs::server_name(self.engine),
             format!("#!/bin/sh\n{refuses}\nexec '{real}' \"$@\"\n"),
         );
-        for other in [Some(self.client()), programs.installer]
+        for other in [Some(self.client()), programs.installer, programs.backup]
             .into_iter()
             .flatten()
         {
@@ -203,7 +203,7 @@ impl ServerSession for OneByOne {
     }
 }
 
-async fn ask(provider: &LocalProvider, sql: &str) -> Rows {
+pub(super) async fn ask(provider: &LocalProvider, sql: &str) -> Rows {
     let at = provider.data_dir().endpoint();
     provider
         .ask(&at, sql)
@@ -211,7 +211,7 @@ async fn ask(provider: &LocalProvider, sql: &str) -> Rows {
         .unwrap_or_else(|e| panic!("{sql}: {e}"))
 }
 
-async fn value(provider: &LocalProvider, sql: &str) -> String {
+pub(super) async fn value(provider: &LocalProvider, sql: &str) -> String {
     let mut rows = ask(provider, sql).await;
     assert_eq!(rows.len(), 1, "{sql}: {rows:?}");
     rows.remove(0).remove(0).unwrap_or_default()
@@ -229,7 +229,7 @@ fn server(place: &Place) -> Process {
     find(&place.data_dir().join("data")).expect("a server runs")
 }
 
-async fn switched(provider: &LocalProvider, from: &Instance, to: u32) -> Instance {
+pub(super) async fn switched(provider: &LocalProvider, from: &Instance, to: u32) -> Instance {
     let to = Capacity(to);
     let kind = provider.prepare(from, to).await.unwrap();
     assert_eq!(kind, SwitchKind::Barrier);
@@ -541,14 +541,20 @@ async fn places_and_programs_that_do_not_fit_are_refused() {
         ..kind.config(&place)
     };
     let data_dir = DataDir::open(&config).unwrap();
-    let error = Mysql::find(&config, &data_dir).err().expect("refused");
+    let account = Client {
+        program: kind.client(),
+        user: String::new(),
+        password: String::new(),
+    };
+    let error = LocalProvider::new(config, data_dir, Arc::new(account))
+        .err()
+        .expect("refused");
     assert!(
         error
             .to_string()
             .contains("it has data of engine mariadb, and the cluster's engine is mysql"),
         "{error}"
     );
-    drop(data_dir);
     let taken = Place::new();
     let config = kind.config(&taken);
     let opened = DataDir::open(&config).unwrap();

@@ -187,8 +187,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let data = self.data_dir().join("data");
-        if let Some(server) = mysql::find(&data) {
+        let homes = ["data", "data.2"].map(|home| self.data_dir().join(home));
+        for server in homes.iter().filter_map(|home| mysql::find(home)) {
             let _ = server.signal(Signal::SIGCONT);
             let _ = server.signal(Signal::SIGKILL);
             let deadline = Instant::now() + Duration::from_secs(10);

@@ -84,7 +84,7 @@ async fn safety_19_a_standby_takes_over_there_and_back() {
         // The largest capacity's: 16 ACU of 128 MiB at 16 MiB each.
         assert_eq!(show(&provider, "max_connections").await, "128");
         assert_eq!(written(&provider).await, format!("{} {n}", 2 * n));
-        assert!(fence::is_fenced(&provider.data_dir.data_of(old)));
+        assert!(fence::is_standby(&provider.data_dir, old));
         // Told again to a caller that did not hear it.
         assert_eq!(completed(provider.cut_over(&now, Capacity(to)).await), next);
         say(&format!(
@@ -239,7 +239,12 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
     let hidden = provider.data_dir.data_of(Home::Second).join("pg_xact");
     let intent_with = |provider: &LocalProvider| provider.data_dir.intent().unwrap();
     // As in a switch nobody else makes a standby meanwhile.
-    let mut guard = place::postgres(&provider).follower.standby.lock().await;
+    let mut guard = place::postgres(&provider)
+        .follower
+        .slot
+        .standby
+        .lock()
+        .await;
     let mut standby = guard.take().unwrap();
     let checkpoint = {
         let old = postmaster::find(&provider.data_dir.data())
@@ -258,13 +263,9 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
         to: Capacity(2),
         promotion: Some(checkpoint),
     };
-    provider.write_intent(intent).await.unwrap();
+    provider.write_intent(intent.clone()).await.unwrap();
     drop(guard);
-    place::postgres(&provider)
-        .follower
-        .stop(Home::Second)
-        .await
-        .unwrap();
+    slot::stop(&provider.data_dir, Home::Second).await.unwrap();
     fs::rename(&hidden, hidden.with_extension("away")).unwrap();
     assert!(
         intent_with(&provider)
@@ -284,7 +285,12 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
 
     // Decided, and it can be done: forward, although nothing runs.
     provider.prepare(&back, Capacity(2)).await.unwrap();
-    let mut guard = place::postgres(&provider).follower.standby.lock().await;
+    let mut guard = place::postgres(&provider)
+        .follower
+        .slot
+        .standby
+        .lock()
+        .await;
     let mut standby = guard.take().unwrap();
     let old = postmaster::find(&provider.data_dir.data())
         .unwrap()
@@ -307,15 +313,10 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
         .await
         .unwrap();
     drop(guard);
-    place::postgres(&provider)
-        .follower
-        .stop(Home::Second)
-        .await
-        .unwrap();
+    slot::stop(&provider.data_dir, Home::Second).await.unwrap();
     // Nobody replaces it meanwhile: it may be the only one that has the last writes.
-    let error = place::postgres(&provider)
-        .follower
-        .ready(&back.endpoint, Capacity(1))
+    let follower = Arc::clone(&place::postgres(&provider).follower);
+    let error = slot::ready(&*follower, &back.endpoint, Capacity(1))
         .await
         .unwrap_err()
         .to_string();
