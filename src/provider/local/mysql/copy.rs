@@ -75,7 +75,7 @@ impl Mysql {
         let options = data_dir.socket_directory().join("copy.cnf");
         let home = data_dir.primary();
         let text = format!(
-            "[client]\nuser = \"{}\"\npassword = \"{}\"\nsocket = \"{}\"\n",
+            "[client]\nskip-ssl\nuser = \"{}\"\npassword = \"{}\"\nsocket = \"{}\"\n",
             quoted(&self.user),
             quoted(data_dir.service_password()),
             quoted(&data_dir.socket_of(home).display().to_string())

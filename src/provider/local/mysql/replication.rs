@@ -28,6 +28,8 @@ pub(super) const ACCOUNT: &str = "'slackwater_standby'@'127.0.0.1'";
 /// Names of binary and relay logs.
 pub(super) const BINLOG: &str = "binlog";
 const RELAY_LOG: &str = "relay";
+/// Of MySQL: all its transactions, in one line.
+const EXECUTED: &str = "REPLACE(@@GLOBAL.gtid_executed, CHAR(10), '')";
 /// In a copy of MariaDB's data: which transactions it has. Removed once the server itself remembers.
 pub(super) const POSITION: &str = "slackwater.gtid";
 
@@ -102,7 +104,7 @@ impl Mysql {
                 "(SELECT COUNT(*) FROM performance_schema.replication_connection_status c JOIN \
                  performance_schema.replication_applier_status a USING (CHANNEL_NAME) \
                  WHERE CHANNEL_NAME = '' AND c.SERVICE_STATE = 'ON' AND a.SERVICE_STATE = 'ON')",
-                "@@GLOBAL.gtid_executed",
+                EXECUTED,
             ),
             _ => (
                 "(SELECT VARIABLE_VALUE = 'ON' FROM information_schema.GLOBAL_STATUS \
@@ -163,10 +165,10 @@ impl Mysql {
         session: &mut dyn ServerSession,
     ) -> Result<Gtids, QueryError> {
         let sql = match self.engine {
-            Engine::Mysql => "SELECT @@GLOBAL.gtid_executed",
-            _ => "SELECT @@GLOBAL.gtid_binlog_pos",
+            Engine::Mysql => format!("SELECT {EXECUTED}"),
+            _ => "SELECT @@GLOBAL.gtid_binlog_pos".to_owned(),
         };
-        let rows = ask(session, sql).await?;
+        let rows = ask(session, &sql).await?;
         Gtids::parse(first(&rows).unwrap_or_default())
             .ok_or_else(|| QueryError::Other("its position can't be read".to_owned()))
     }
