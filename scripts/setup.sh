@@ -21,6 +21,7 @@ fi
 if [[ $what != fuzz ]]; then
     PATH=$PATH:/usr/sbin:/sbin need mariadbd mariadb-server
     need mariadb mariadb-client
+    need mariadb-backup mariadb-backup
 fi
 need cc build-essential
 need cmake cmake

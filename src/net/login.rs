@@ -5,6 +5,9 @@ use super::admission::{Admission, Pass, Refused, Standing};
 use super::authentication::{
     AuthError, Challenge, ClientCertificate, Method, authenticate, check_certificate,
 };
+use super::door::{
+    RETRY, behind_balancer, gone, is_shut_out, matches_host, server_was_slow, spread_age,
+};
 use super::handshake::{Accepted, Arrival, HandshakeConfig, HandshakeError, accept, say_goodbye};
 use super::pg::{Pg, PgLogin, PgSeen, process_of, server_words};
 use super::relay::Leg;
@@ -17,7 +20,6 @@ use crate::backend::exec::ExecError;
 use crate::backend::registry::Identity;
 use crate::backend::verifiers::Verifiers;
 use crate::observe::error_kind::ErrorKind;
-use crate::transport::proxy_header::{self, Network};
 use crate::transport::socket::Newcomer;
 use crate::transport::stream::Stream;
 use crate::wire::pg::backend::{
@@ -27,7 +29,6 @@ use crate::wire::pg::frame::put;
 use crate::wire::pg::options::settings;
 use crate::wire::pg::startup::Replication;
 use bytes::{BufMut, BytesMut};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -49,9 +50,6 @@ const CANCEL_SECRET_3_0: usize = 4;
 const TOO_LATE: &str = "no server could be reached within login_timeout";
 
 const WHERE_TO_LOOK: &str = "The proxy's log says why; `slackwater status` shows the cluster.";
-
-/// Wait between attempts to log in to a server that is away or full.
-pub(super) const RETRY: Duration = Duration::from_millis(50);
 
 /// One cluster behind a listener.
 #[derive(Debug)]
@@ -106,13 +104,6 @@ impl Entrance {
     }
 }
 
-pub(super) fn matches_host(pattern: &str, host: &str) -> bool {
-    match pattern.strip_prefix("*.") {
-        Some(parent) => host.split_once('.').is_some_and(|(_, rest)| rest == parent),
-        None => pattern == host,
-    }
-}
-
 /// A client that has logged in, and what it holds for as long as it is there.
 struct Begun {
     session: Box<Session<Pg>>,
@@ -149,26 +140,6 @@ pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<Handshak
     }
 }
 
-/// The connection with its client as the other end, where a load balancer made it. None: there is no header.
-pub(super) async fn behind_balancer(
-    stream: Stream,
-    networks: &[Network],
-    deadline: Instant,
-) -> Option<Stream> {
-    let client = stream.peer();
-    match tokio::time::timeout_at(deadline, proxy_header::take(stream, networks)).await {
-        Ok(Ok(stream)) => Some(stream),
-        Ok(Err(error)) => {
-            tracing::debug!(%client, %error, "a load balancer did not say whom it connects");
-            None
-        }
-        Err(_) => {
-            tracing::debug!(%client, "a load balancer did not say in time whom it connects");
-            None
-        }
-    }
-}
-
 /// Turns an accepted connection away whose address is shut out, before anything is spent on it.
 pub fn at_the_door(
     newcomer: Newcomer,
@@ -185,17 +156,6 @@ pub fn at_the_door(
     put_error(&mut out, &ErrorMessage::fatal("53300", &text).hint(hint));
     newcomer.turn_away(&out);
     None
-}
-
-/// A load balancer's address is nobody's: whom it connects is not known yet.
-pub(super) fn is_shut_out(
-    address: Option<IpAddr>,
-    admission: &Admission,
-    proxied: &[Network],
-) -> bool {
-    address.is_some_and(|address| {
-        !proxied.iter().any(|network| network.contains(address)) && admission.shuts_out(address)
-    })
 }
 
 /// Refuses a connection that was not listened to at all.
@@ -397,11 +357,6 @@ async fn find_secret(
     }
 }
 
-/// Whether the server's answer about a user, asked for at `asked`, took more than it left to the user.
-pub(super) fn server_was_slow(asked: Instant, deadline: Instant) -> bool {
-    asked.elapsed() > deadline.duration_since(Instant::now())
-}
-
 /// What came of asking a client for its proof.
 enum Proof {
     Given(Credential),
@@ -569,13 +524,6 @@ async fn log_in(
     }
 }
 
-/// Ends when the client has left.
-pub(super) async fn gone(client: &Stream) {
-    while !client.peer_gone() {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
 /// Looks for custom setting names in a database that is seen for the first time.
 fn scan_names(cluster: &Arc<Cluster>, database: &str) {
     if !cluster.is_first_in(database) {
@@ -600,11 +548,6 @@ fn custom_names(arrival: &Arrival) -> Vec<String> {
         .filter(|name| name.contains('.'))
         .map(|name| name.to_lowercase())
         .collect()
-}
-
-/// Up to a tenth less than the limit, so that clients that came together don't leave together.
-pub(super) fn spread_age(age: Duration, random: u32) -> Duration {
-    age.saturating_sub(age.mul_f64(f64::from(random) / f64::from(u32::MAX) / 10.0))
 }
 
 async fn refuse_login(stream: &mut Stream, error: &OpenError, cluster: &Cluster) {

@@ -3,6 +3,7 @@
 pub mod admission;
 mod ahead;
 pub mod authentication;
+mod door;
 mod end;
 mod engine;
 mod from_client;

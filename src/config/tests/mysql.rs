@@ -206,10 +206,13 @@ fn one_mistake_is_told_with_line_and_key() {
             "has no program named mariadbd",
         ),
         (
-            small("\"/d\"", "\"/d\"\nswitch = \"standby\""),
-            13,
-            "clusters.till.provider.switch",
-            "is not in this release; use \"restart\"",
+            small(
+                "\"/d\"",
+                "\"/d\"\nswitch = \"standby\"\nwal_keep_size = \"1GiB\"",
+            ),
+            14,
+            "clusters.till.provider.wal_keep_size",
+            "is PostgreSQL's; for MySQL and MariaDB set binlog_expire_logs_seconds",
         ),
     ] {
         refused(&text, line, key, words);

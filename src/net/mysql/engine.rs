@@ -272,12 +272,14 @@ impl Engine for Mysql {
     }
 
     async fn may_be_ahead(
-        _ready: &mut Ready<Self>,
+        ready: &mut Ready<Self>,
         _profile: &Profile<Self>,
         _deadline: Instant,
     ) -> Result<(), OpenError> {
-        // Who answers is proven at the login, and not again.
-        Err(OpenError::State("proven at log-ins only".to_owned()))
+        // Whether `init_connect` runs something the provider has asked before it named who is to take over. What the
+        // session holds there is looked at once that server serves.
+        ready.greeting.checked = None;
+        Ok(())
     }
 
     async fn carry(

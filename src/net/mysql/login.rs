@@ -2,7 +2,7 @@
 //! of it.
 
 use super::super::admission::{Pass, Refused, Standing};
-use super::super::login::{RETRY, gone, server_was_slow};
+use super::super::door::{RETRY, gone, server_was_slow};
 use super::authentication::{AuthError, Challenge, authenticate};
 use super::errors;
 use super::handshake::{Accepted, Arrival, HandshakeConfig, HandshakeError, accept, turn_away};
@@ -95,7 +95,7 @@ fn choose<C: Accounts>(entries: &[Entry<C>], arrival: &mut Arrival) -> Option<us
         entries.iter().position(|e| {
             e.hostnames
                 .iter()
-                .any(|h| super::super::login::matches_host(h, &host))
+                .any(|h| super::super::door::matches_host(h, &host))
         })
     });
     by_host.or_else(|| entries.iter().position(|e| e.default))

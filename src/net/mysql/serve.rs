@@ -1,8 +1,8 @@
 //! From an accepted socket to a session of MySQL or MariaDB: admission, log-in, first server connection.
 
 use super::super::admission::{Admission, Standing};
+use super::super::door::{RETRY, behind_balancer, gone, is_shut_out, spread_age};
 use super::super::leg::Leg;
-use super::super::login::{RETRY, behind_balancer, gone, is_shut_out, spread_age};
 use super::super::session::Session;
 use super::super::shared::{Place, Shared};
 use super::super::state::{self, OpenError, Opened, Profile};

@@ -295,8 +295,8 @@ impl DataDir {
     }
 
     /// Blocks for a few fsyncs.
-    pub(super) fn write_intent(&self, intent: Intent) -> Result<(), ProviderError> {
-        self.write_json("switch.json", &intent)
+    pub(super) fn write_intent(&self, intent: &Intent) -> Result<(), ProviderError> {
+        self.write_json("switch.json", intent)
     }
 
     /// Needs no fsync: one that comes back after a crash tells of a change that is over, and is dropped.
@@ -618,7 +618,7 @@ mod tests {
             to: Capacity(4),
             promotion: None,
         };
-        opened.write_intent(intent.clone()).unwrap();
+        opened.write_intent(&intent).unwrap();
         assert_eq!(opened.intent().unwrap(), Some(intent));
         opened.remove_intent().unwrap();
         opened.remove_intent().unwrap();

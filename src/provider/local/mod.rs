@@ -326,7 +326,10 @@ impl LocalProvider {
 
     /// The standby that is ready: its connections survive its promotion.
     pub fn successor(&self) -> Option<(Endpoint, String)> {
-        self.part.slot().successor(&self.data_dir)
+        match &self.part {
+            Part::Postgres(pg) => pg.follower.slot.successor(&self.data_dir),
+            Part::Mysql(my) => my.successor(),
+        }
     }
 
     /// Stops the server and starts it with the settings of `to`, with those of `from` when that fails; or has

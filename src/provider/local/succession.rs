@@ -243,7 +243,7 @@ impl LocalProvider {
     async fn go_on<S: Succession>(&self, own: &S, state: &mut State, intent: &Intent) -> CutOver {
         match self.forward(own, state, intent).await {
             Ok(instance) => self.told(instance, intent.to),
-            Err(stuck) => self.stuck(own, state, &intent, stuck).await,
+            Err(stuck) => self.stuck(own, state, intent, stuck).await,
         }
     }
 
@@ -414,7 +414,7 @@ impl LocalProvider {
             if d.holds_data(other) {
                 fence::fence(d, &d.data_of(other))?;
             }
-            d.write_intent(undone)
+            d.write_intent(&undone)
         })
         .await
     }

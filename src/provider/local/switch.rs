@@ -317,7 +317,7 @@ impl LocalProvider {
     }
 
     pub(super) async fn write_intent(&self, intent: Intent) -> Result<(), ProviderError> {
-        blocking(&self.data_dir, move |d| d.write_intent(intent)).await
+        blocking(&self.data_dir, move |d| d.write_intent(&intent)).await
     }
 
     /// A server serves again: its quota begins soon, the intent goes.

@@ -85,13 +85,22 @@ fn closes_at(
 }
 
 fn read_event(log: &mut impl Read) -> io::Result<Event> {
-    let mut header = [0; HEADER];
-    log.read_exact(&mut header)?;
-    let [_, _, _, _, kind, _, _, _, _, a, b, c, d, _, _, _, _, e, f] = header;
+    let mut time = [0; 4];
+    let mut kind = [0; 1];
+    let mut server = [0; 4];
+    let mut length = [0; 4];
+    let mut next = [0; 4];
+    let mut flags = [0; 2];
+    log.read_exact(&mut time)?;
+    log.read_exact(&mut kind)?;
+    log.read_exact(&mut server)?;
+    log.read_exact(&mut length)?;
+    log.read_exact(&mut next)?;
+    log.read_exact(&mut flags)?;
     Ok(Event {
-        kind,
-        length: u32::from_le_bytes([a, b, c, d]),
-        flags: u16::from_le_bytes([e, f]),
+        kind: u8::from_le_bytes(kind),
+        length: u32::from_le_bytes(length),
+        flags: u16::from_le_bytes(flags),
     })
 }
 
@@ -101,14 +110,14 @@ mod tests {
     use std::io::Cursor;
 
     fn event(kind: u8, flags: u16, body: usize) -> Vec<u8> {
-        let length = (HEADER + body) as u32;
+        let length = HEADER + body;
         let mut out = vec![0; 4];
         out.push(kind);
         out.extend([1, 0, 0, 0]);
-        out.extend(length.to_le_bytes());
+        out.extend(u32::try_from(length).unwrap().to_le_bytes());
         out.extend([0; 4]);
         out.extend(flags.to_le_bytes());
-        out.resize(length as usize, 7);
+        out.resize(length, 7);
         out
     }
 

@@ -115,25 +115,20 @@ fn complete(data_dir: &DataDir, copy: &Path, engine: Engine) -> Result<(), Provi
             fs::read(from.join(name)).map_err(ProviderError::io("can't read", from.join(name)))?;
         data_dir.write_for_server(&copy.join(name), bytes)
     };
-    match engine {
+    if engine == Engine::Mysql {
         // Certificates and keys that the server made for itself: who verifies it sees the same one.
-        Engine::Mysql => {
-            for name in keys(&from)? {
-                take(&name)?;
-            }
+        for name in keys(&from)? {
+            take(&name)?;
         }
-        _ => {
-            let gtids = BACKUP_POSITION
-                .iter()
-                .find_map(|name| fs::read_to_string(copy.join(name)).ok())
-                .and_then(|text| Gtids::parse(text.trim().split('\t').nth(2).unwrap_or_default()))
-                .ok_or_else(|| {
-                    ProviderError::Server(
-                        "the copy does not say which transactions it has".to_owned(),
-                    )
-                })?;
-            data_dir.write_for_server(&copy.join(POSITION), gtids.as_str())?;
-        }
+    } else {
+        let gtids = BACKUP_POSITION
+            .iter()
+            .find_map(|name| fs::read_to_string(copy.join(name)).ok())
+            .and_then(|text| Gtids::parse(text.trim().split('\t').nth(2).unwrap_or_default()))
+            .ok_or_else(|| {
+                ProviderError::Server("the copy does not say which transactions it has".to_owned())
+            })?;
+        data_dir.write_for_server(&copy.join(POSITION), gtids.as_str())?;
     }
     take(Path::new(MARK))
 }

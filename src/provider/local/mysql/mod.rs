@@ -62,6 +62,8 @@ pub(super) struct Mysql {
     slot: Slot,
     /// The running server was started without what a standby needs, so that a change of capacity restarts it.
     restarts: AtomicBool,
+    /// `init_connect` has each log-in run something: what that does on a standby need not be what it does on a primary.
+    logins_run: AtomicBool,
 }
 
 /// What a server is started as.
@@ -106,12 +108,21 @@ impl Mysql {
             user: config.service_user.clone(),
             slot: Slot::default(),
             restarts: AtomicBool::new(false),
+            logins_run: AtomicBool::new(false),
         })
     }
 
     /// Whether the next change of capacity has to be a restart, although there are standbys.
     pub(super) fn restarts(&self) -> bool {
         self.restarts.load(Ordering::Relaxed)
+    }
+
+    /// The standby that is ready, if sessions may log in to it ahead.
+    pub(super) fn successor(&self) -> Option<(Endpoint, String)> {
+        if self.logins_run.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.slot.successor(&self.data_dir)
     }
 
     /// Starts a server.

@@ -197,7 +197,7 @@ impl Succession for Arc<Mysql> {
     type Maker = Mysql;
     type Drained = Drained;
 
-    fn maker(&self) -> &Arc<Mysql> {
+    fn maker(&self) -> &Self {
         self
     }
 

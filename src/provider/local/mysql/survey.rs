@@ -204,6 +204,9 @@ impl Mysql {
         slot::ready(self, &from.endpoint, to)
             .await
             .map_err(|e| refused(e.to_string()))?;
+        let runs = ask(session, "SELECT @@GLOBAL.init_connect <> ''").await;
+        let runs = first(&runs.map_err(unreachable)?) == Some("1");
+        self.logins_run.store(runs, Ordering::Relaxed);
         // What was done past the log is found by comparison, and a new copy has it.
         for again in [true, false] {
             let missing = self.missing(session).await.map_err(unreachable)?;
