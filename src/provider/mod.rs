@@ -5,9 +5,11 @@
 //! [`Provider::cut_over`] while the sessions concerned are held. Servers are asked questions through
 //! [`ServerQuery`] only, so nothing in here knows the wire protocol.
 
+mod gtid;
 pub mod local;
 mod lsn;
 pub mod static_endpoints;
+mod static_mysql;
 
 pub use local::{LocalConfig, LocalProvider, StandbyKeys, Switch};
 pub use static_endpoints::{StaticEndpoint, StaticProvider};
@@ -192,7 +194,7 @@ pub enum ProviderError {
     /// second has everything that the first had.
     #[error(
         "{from} and {to} are different servers ({why}): no switch, because a committed write could be lost. Stop {from}, \
-         promote {to}, start {from} again as its standby (standby.signal), and ask again"
+         promote {to}, start {from} again as its standby, and ask again"
     )]
     DifferentServers {
         /// Where sessions are.

@@ -2,14 +2,14 @@
 //! capacity's address: if both addresses are proven to be one and the same server, or if the second is proven
 //! to have taken over from the first with everything that it had.
 //!
-//! The second proof: the new server is no standby, and the old one is its standby, on its timeline. A server
+//! (Of MySQL and MariaDB see `static_mysql`.) The second proof: the new server is no standby, and the old one is its standby, on its timeline. A server
 //! follows a timeline only from a place that it has reached itself and not passed (PostgreSQL refuses to follow
 //! one that forked off before), so everything that the old one ever acknowledged is on the new one.
 
 use super::lsn::Lsn;
 use super::{
     CutOver, Fact, Instance, ProviderError, QueryError, Rows, ServerIdentity, ServerQuery,
-    SwitchKind, identify,
+    SwitchKind, identify, static_mysql,
 };
 use crate::backend::{Capacity, Endpoint};
 use std::sync::Arc;
@@ -173,10 +173,16 @@ impl StaticProvider {
             }
         };
         if self.query.engine().speaks_mysql() && here != there {
-            return Err(different(
-                "they are two servers of MySQL or MariaDB, and nothing proves that the second one has all of the first"
-                    .to_owned(),
-            ));
+            if !here.in_recovery {
+                return Err(different(
+                    "both take writes, and nothing proves that the second one has all of the first"
+                        .to_owned(),
+                ));
+            }
+            static_mysql::follows(&*self.query, from, to)
+                .await
+                .map_err(different)?;
+            return Ok((SwitchKind::Barrier, there));
         }
         if here.system_identifier != there.system_identifier {
             return Err(different(format!(

@@ -28,4 +28,5 @@ mod ms3_blockers;
 mod ms4_versions;
 mod ms6_drivers;
 mod safety;
+mod static_two;
 mod support;

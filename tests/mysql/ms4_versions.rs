@@ -6,7 +6,7 @@ use crate::support::sized;
 /// What is run there: names of tests contain one of these. Those of lost servers only in the long variant.
 fn short() -> &'static [&'static str] {
     sized(
-        &["ms2_", "ms3_", "case_"],
+        &["ms2_", "ms3_", "case_", "safety_18"],
         &["ms2_", "ms3_", "case_", "safety_"],
     )
 }

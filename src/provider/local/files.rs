@@ -1,7 +1,8 @@
 //! What is remembered on disk beside the servers' own data: where the servers are, and what was begun.
 
+use super::super::gtid::Gtids;
 use super::super::lsn::Lsn;
-use super::mysql::{Event, Gtids};
+use super::mysql::Event;
 use super::settings::Floors;
 use crate::backend::{Capacity, Engine};
 

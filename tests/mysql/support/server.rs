@@ -314,6 +314,8 @@ fn copy_template(kind: Kind, data: &Path) {
         .arg(place.join("data"))
         .arg(data);
     done(copy);
+    // Each server is one of its own; MySQL makes itself a new number.
+    let _ = fs::remove_file(data.join("auto.cnf"));
 }
 
 fn make_template(kind: Kind, place: &Path) {

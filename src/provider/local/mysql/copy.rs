@@ -2,6 +2,7 @@
 //! `mariadb-backup`.
 
 use super::super::super::ProviderError;
+use super::super::super::gtid::Gtids;
 use super::super::blocking;
 use super::super::copy::{clear, directory_bytes, put_in_place, see_to_room};
 use super::super::data_dir::DataDir;
@@ -10,7 +11,7 @@ use super::super::process::{self, run};
 use super::accounts::literal;
 use super::make::MARK;
 use super::replication::POSITION;
-use super::{Gtids, Mysql, temporary};
+use super::{Mysql, temporary};
 use crate::backend::{Endpoint, Engine};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -9,7 +9,6 @@ mod binlog;
 mod check;
 mod copy;
 mod events;
-mod gtid;
 mod make;
 mod programs;
 mod promote;
@@ -22,7 +21,6 @@ mod tests;
 mod tests_standby;
 
 pub(super) use events::Event;
-pub(super) use gtid::Gtids;
 pub(super) use make::{MARK, Mark};
 pub(super) use programs::version_text;
 pub(super) use settings::Sizes;

@@ -4,6 +4,7 @@
 //! It connects to its primary at 127.0.0.1, because a replica knows no Unix sockets, as an account of its own whose password is
 //! new each time.
 
+use super::super::super::gtid::Gtids;
 use super::super::super::{ProviderError, QueryError, Rows, ServerIdentity, ServerSession};
 use super::super::data_dir::{DataDir, random};
 use super::super::files::Home;
@@ -12,7 +13,7 @@ use super::super::settings::capacity_of;
 use super::super::slot::{LOGIN_PATIENCE, LOOK, Maker, Progress, Slot, Standby};
 use super::super::{blocking, engine, fence};
 use super::accounts::literal;
-use super::{Gtids, Mysql, Role, Sizes, identity_sql, is_up, my_cnf};
+use super::{Mysql, Role, Sizes, identity_sql, is_up, my_cnf};
 use crate::backend::{Capacity, Endpoint, Engine};
 use base64::Engine as _;
 use std::fs;

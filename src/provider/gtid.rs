@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// As a server writes them: MySQL a set (`uuid:1-5,...`), MariaDB the last one of each domain (`domain-server-number,...`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
-pub(in super::super) struct Gtids(String);
+pub(super) struct Gtids(String);
 
 impl Gtids {
     /// `None` for what is no such text. (MySQL breaks long ones into lines.)
