@@ -20,8 +20,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// For one step of a drain: `SET GLOBAL read_only` waits for commits and for locks of tables.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+/// For one step of a drain: `SET GLOBAL read_only` waits for commits and for locks of tables. The server gives up
+/// long before: what it did after nobody waited for it any more would come behind what takes it back.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+const DRAIN_LOCKS: &str = "SET SESSION lock_wait_timeout = 1";
 
 /// A primary that takes no more writes.
 pub(in super::super) struct Drained {
@@ -63,9 +65,7 @@ impl Mysql {
         let told = |e: QueryError| format!("the old server, before its stop: {e}");
         let mut session = self.query.session(&from.endpoint).await.map_err(told)?;
         let session = &mut *session;
-        ask(session, "SET SESSION lock_wait_timeout = 2")
-            .await
-            .map_err(told)?;
+        ask(session, DRAIN_LOCKS).await.map_err(told)?;
         for sql in self.read_only(true) {
             tokio::time::timeout(DRAIN_PATIENCE, ask(session, sql))
                 .await

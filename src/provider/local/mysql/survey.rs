@@ -119,7 +119,7 @@ impl Mysql {
                 "the XA transaction {name} is prepared: XA COMMIT or XA ROLLBACK it"
             )));
         }
-        let tables = ask(session, OTHER_TABLES).await?;
+        let tables = session.query(OTHER_TABLES).await?;
         if !tables.is_empty() {
             return Ok(Some(format!(
                 "tables outside InnoDB are not safe in a copy that follows: {}; ALTER TABLE ... ENGINE=InnoDB",
@@ -204,6 +204,9 @@ impl Mysql {
         slot::ready(self, &from.endpoint, to)
             .await
             .map_err(|e| refused(e.to_string()))?;
+        if let Some(why) = self.left_out().await.map_err(unreachable)? {
+            return Err(refused(format!("{why}; or use switch = \"restart\"")));
+        }
         let runs = ask(session, "SELECT @@GLOBAL.init_connect <> ''").await;
         let runs = first(&runs.map_err(unreachable)?) == Some("1");
         self.logins_run.store(runs, Ordering::Relaxed);
@@ -222,6 +225,46 @@ impl Mysql {
                 .map_err(|e| refused(e.to_string()))?;
         }
         Ok(())
+    }
+
+    /// What has a standby leave out, or pass over, what its primary wrote: settings of the user's own file, which both read.
+    async fn left_out(&self) -> Result<Option<String>, QueryError> {
+        // Replicate_Do_DB to Replicate_Wild_Ignore_Table, Replicate_Ignore_Server_Ids; then MariaDB's domains, and what is
+        // renamed.
+        let columns: &[usize] = match self.engine {
+            Engine::Mysql => &[12, 13, 14, 15, 16, 17, 38, 54],
+            _ => &[12, 13, 14, 15, 16, 17, 38, 44, 45, 53],
+        };
+        let mut kept = self.slot.standby.lock().await;
+        let Some(standby) = kept.as_mut() else {
+            return Ok(None);
+        };
+        let session = &mut *standby.session;
+        let rows = ask(session, &format!("SHOW {} STATUS", self.replica())).await?;
+        let row = rows.into_iter().next().unwrap_or_default();
+        let filters = columns.iter().filter_map(|&at| row.get(at)?.as_deref());
+        let filters: Vec<&str> = filters.filter(|f| !f.is_empty()).collect();
+        if !filters.is_empty() {
+            return Ok(Some(format!(
+                "replicate_* settings in my.cnf would leave changes out on the standby: {}",
+                filters.join(", ")
+            )));
+        }
+        let (errors, mode) = match self.engine {
+            Engine::Mysql => ("replica_skip_errors", "replica_exec_mode"),
+            _ => ("slave_skip_errors", "slave_exec_mode"),
+        };
+        let sql = format!("SELECT @@GLOBAL.{errors}, @@GLOBAL.{mode}");
+        let row = ask(session, &sql).await?.into_iter().next();
+        let strict = row.is_some_and(|row| {
+            matches!(
+                row.as_slice(),
+                [Some(errors), Some(mode)] if errors == "OFF" && mode == "STRICT"
+            )
+        });
+        Ok((!strict).then(|| {
+            format!("{errors} or {mode} in my.cnf would have the standby pass over differences")
+        }))
     }
 
     /// What is on one of both servers only. It may just be on its way, so it is asked twice.
@@ -250,7 +293,7 @@ impl Mysql {
 }
 
 async fn present(session: &mut dyn ServerSession) -> Result<BTreeSet<String>, QueryError> {
-    let rows = ask(session, PRESENT).await?;
+    let rows = session.query(PRESENT).await?;
     Ok(rows.into_iter().flatten().flatten().collect())
 }
 

@@ -298,6 +298,25 @@ async fn safety_20_mysql_what_a_standby_would_not_have_is_refused_by_name() {
         .await;
         refused(&["XA transaction x is prepared"]).await;
         ask(&provider, "XA COMMIT 'x'").await;
+        // Read by both at each start.
+        let my_cnf = provider.data_dir.path().join("my.cnf");
+        let before = fs::read_to_string(&my_cnf).unwrap();
+        for (line, why) in [
+            (
+                "replicate-ignore-db = shop",
+                "leave changes out on the standby: shop",
+            ),
+            ("slave-skip-errors = 1062", "pass over differences"),
+        ] {
+            let line = match kind.engine {
+                Engine::Mysql => line.replace("slave-", "replica-"),
+                _ => line.to_owned(),
+            };
+            fs::write(&my_cnf, format!("{before}{line}\n")).unwrap();
+            refused(&[why]).await;
+            slot::stop(&provider.data_dir, Home::Second).await.unwrap();
+        }
+        fs::write(&my_cnf, before).unwrap();
         // Made past the log when a standby was there already: found by comparison, and copied.
         provider.prepare(&now, Capacity(2)).await.unwrap();
         ask(
