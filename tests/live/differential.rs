@@ -19,6 +19,8 @@ use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The name by which the proxy's admin API knows the session. The same on both sides: clients read it.
 const APPLICATION: &str = "differential";
@@ -243,15 +245,23 @@ impl Through {
         };
         // After some turns of COPY nobody can tell; a statement may refer to what is gone. All else passes, once the
         // session is asked again.
-        let blocked = wait_for("the event completes, or says why not", SOON, || {
+        let end = Instant::now() + SOON;
+        let blocked = loop {
             if self.admin.outcome(id).is_some() {
-                return Some(None);
+                break None;
             }
             let blockers = self.admin.blockers(APPLICATION);
             let mut kinds = blockers.iter().filter_map(|b| b["kind"].as_str());
             let stays = kinds.find(|kind| ["ambiguous", "not_restorable"].contains(kind));
-            stays.map(|kind| Some(kind.to_owned()))
-        });
+            if let Some(kind) = stays {
+                break Some(kind.to_owned());
+            }
+            if Instant::now() >= end {
+                let session = self.admin.session(APPLICATION);
+                return Err(format!("the event does not end: {session:?}"));
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        };
         match blocked {
             None => {
                 self.event = None;

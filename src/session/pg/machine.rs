@@ -184,7 +184,9 @@ impl Machine {
     pub fn server_head(&self, header: Header) -> usize {
         match header.tag {
             b'Z' | b'S' | b'A' | b'E' => header.body.min(HEAD_MAX),
-            b'C' if self.since.wants_tags() => header.body.min(HEAD_MAX),
+            b'C' if self.since.wants_tags() || self.watched.has_settings() => {
+                header.body.min(HEAD_MAX)
+            }
             b'T' if self.told.wants() && self.owed.front() == Some(&Owed::DescribeStatement) => {
                 header.body.min(HEAD_MAX)
             }
@@ -258,6 +260,14 @@ impl Machine {
         ClientFrame::Forward
     }
 
+    /// Nothing was sent behind the statement whose completion has come, but the end of its batch.
+    fn is_last_statement(&self) -> bool {
+        matches!(
+            (self.owed.len(), self.owed.get(1)),
+            (1, _) | (2, Some(Owed::Sync))
+        )
+    }
+
     /// A frame came from the server; `head` is the beginning of its body.
     pub fn on_server(&mut self, header: Header, head: &[u8]) -> ServerFrame {
         match header.tag {
@@ -275,6 +285,9 @@ impl Machine {
             b'C' => {
                 if self.since.wants_tags() {
                     self.since.completed(head);
+                }
+                if head == b"DISCARD ALL\0" && self.is_last_statement() {
+                    self.watched.discarded();
                 }
                 self.complete();
             }

@@ -74,6 +74,17 @@ impl Watched {
         self.unreadable
     }
 
+    /// Something is remembered that DISCARD ALL undoes.
+    pub(super) fn has_settings(&self) -> bool {
+        self.unreadable || !self.from_params.is_empty()
+    }
+
+    /// DISCARD ALL was done, and nothing was sent behind it: settings are as at the log-in, prepared statements gone.
+    pub(super) fn discarded(&mut self) {
+        self.unreadable = false;
+        self.from_params.clear();
+    }
+
     /// What stands in the way and no probe shows.
     pub fn blocker(&self) -> Option<(BlockerKind, &'static str)> {
         if self.backup {

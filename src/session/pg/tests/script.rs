@@ -416,3 +416,60 @@ fn what_nobody_asked_for_is_ambiguous() {
     // For good.
     check("< Z:I = ambiguous\n > Q\n < C Z:I = ambiguous");
 }
+
+/// What a name that nobody can read blocks, DISCARD ALL frees: once it is known that nothing was set behind it.
+#[test]
+fn safety_12_what_discard_all_undoes_blocks_nobody_any_more() {
+    let query = |machine: &mut Machine, text: &str| {
+        let body = [text.as_bytes(), b"\0"].concat();
+        let header = Header {
+            tag: b'Q',
+            body: body.len(),
+        };
+        machine.on_client(header, &body, Instant::now().into_std());
+    };
+    let complete = |machine: &mut Machine, tag: &[u8]| {
+        for (tag, body) in [(b'C', tag), (b'Z', b"I")] {
+            let header = Header {
+                tag,
+                body: body.len(),
+            };
+            let seen = machine.server_head(header);
+            machine.on_server(header, &body[..seen]);
+        }
+    };
+    let mut machine = Machine::default();
+    let unreadable = "select set_config('app.' || 'x', '1', false)";
+    query(&mut machine, unreadable);
+    complete(&mut machine, b"SELECT 1\0");
+    query(&mut machine, "discard plans");
+    complete(&mut machine, b"DISCARD PLANS\0");
+    assert!(machine.watched.is_unreadable());
+    // Sent behind it, perhaps done behind it.
+    query(&mut machine, "discard all");
+    query(&mut machine, unreadable);
+    complete(&mut machine, b"DISCARD ALL\0");
+    assert!(machine.watched.is_unreadable());
+    complete(&mut machine, b"SELECT 1\0");
+    query(&mut machine, "discard all");
+    complete(&mut machine, b"DISCARD ALL\0");
+    assert!(!machine.watched.is_unreadable());
+    // A Bind that names a statement which is gone with it, cut in the middle.
+    let parse = b"a\0select set_config($1, '1', false)\0\0\0";
+    for (tag, body) in [(b'P', &parse[..]), (b'S', b"")] {
+        let header = Header {
+            tag,
+            body: body.len(),
+        };
+        machine.on_client(header, body, Instant::now().into_std());
+    }
+    for tag in [b'1', b'Z'] {
+        let header = Header { tag, body: 1 };
+        machine.on_server(header, b"I");
+    }
+    query(&mut machine, "discard all");
+    complete(&mut machine, b"DISCARD ALL\0");
+    let header = Header { tag: b'B', body: 4 };
+    machine.on_client(header, b"\0a\0\0", Instant::now().into_std());
+    assert!(!machine.watched.is_unreadable());
+}
