@@ -1,6 +1,7 @@
 //! Sockets and TLS, for clients and towards servers.
 
 pub mod client_certificate;
+pub mod codec;
 mod compressed;
 mod end_point;
 pub mod proxy_header;

@@ -2,6 +2,7 @@
 //!
 //! Everything is delegated poll by poll: no boxed future, no buffer and no lock of its own.
 
+use super::codec::Algorithm;
 use super::compressed::Compressed;
 use bytes::BytesMut;
 use std::io::{self, IoSlice};
@@ -69,10 +70,10 @@ impl Stream {
         }
     }
 
-    /// The same connection, compressed from now on (MySQL's protocol, zlib); `raw` was read already.
+    /// The same connection, compressed from now on (MySQL's protocol); `raw` was read already.
     #[must_use]
-    pub fn compressed(self, raw: BytesMut) -> Self {
-        Self::Compressed(Box::new(Compressed::new(self, raw)))
+    pub fn compressed(self, algorithm: Algorithm, raw: BytesMut) -> Self {
+        Self::Compressed(Box::new(Compressed::new(self, algorithm, raw)))
     }
 
     /// Bytes travel encrypted.
