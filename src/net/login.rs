@@ -445,6 +445,7 @@ async fn first_server(
         shared: Arc::clone(&shared),
         user: registered.handle.identity.user.clone(),
         database: registered.handle.identity.database.clone(),
+        client: arrival.stream.route(),
         metrics: shared.metrics.cluster(&cluster.name),
         login: PgLogin {
             params: arrival.params.clone(),

@@ -250,6 +250,7 @@ async fn case_31_what_runs_is_killed_by_the_same_user() {
             socket: &SOCKET,
             request: &own,
             credential: Some(&secret),
+            client: None,
             deadline: soon(),
         };
         let id = app.connection_id;

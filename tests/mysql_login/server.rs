@@ -66,6 +66,7 @@ pub(crate) fn soon() -> Instant {
 pub(crate) const SOCKET: SocketConfig = SocketConfig {
     keepalive: Duration::ZERO,
     tcp_user_timeout: Duration::ZERO,
+    proxy_protocol: None,
 };
 
 pub(crate) async fn log_in(
@@ -78,6 +79,7 @@ pub(crate) async fn log_in(
         socket: &SOCKET,
         request,
         credential,
+        client: None,
         deadline: soon(),
     };
     connect(&login).await
