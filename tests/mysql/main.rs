@@ -31,3 +31,4 @@ mod proxy_header;
 mod safety;
 mod static_two;
 mod support;
+mod zstd;

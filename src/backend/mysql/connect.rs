@@ -302,8 +302,7 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     let mut response = answer_to(login, &greeting)?;
     if wants_tls(endpoint, &greeting)? {
         response.capabilities = response.capabilities | Capabilities::SSL;
-        packets
-            .send(|out| response.put_ssl_request(out))
+        send(&mut packets, login, |out| response.put_ssl_request(out))
             .await
             .map_err(io)?;
         packets = encrypt(packets, endpoint).await?;
@@ -313,13 +312,9 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     let (mut exchange, answer) = ClientExchange::begin(login.credential, private, plugin, nonce);
     response.auth = answer;
     response.plugin = Some(Bytes::from_static(exchange.plugin().name().as_bytes()));
-    match packets.send(|out| response.put(out)).await {
-        // Why is still to be read.
-        Err(error) if login.socket.proxy_protocol.is_some() => {
-            tracing::debug!(%error, "a server hung up before it was answered");
-        }
-        sent => sent.map_err(io)?,
-    }
+    send(&mut packets, login, |out| response.put(out))
+        .await
+        .map_err(io)?;
     for _ in 0..EXCHANGE_MAX {
         let payload = answer_of(&mut packets, login).await.map_err(io)?;
         let answer = match payload.first() {
@@ -357,6 +352,20 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     }
     let text = "the server's authentication has no end";
     Err(ConnectError::Auth(text.to_owned()))
+}
+
+/// Sends a packet. To a server that has hung up, and has said why if that was a PROXY header.
+async fn send(
+    packets: &mut Packets<Stream>,
+    login: &Login<'_>,
+    payload: impl FnOnce(&mut BytesMut),
+) -> io::Result<()> {
+    match packets.send(payload).await {
+        Err(error) if login.socket.proxy_protocol.is_some() => {
+            Err(answer_of(packets, login).await.err().unwrap_or(error))
+        }
+        sent => sent,
+    }
 }
 
 /// The next packet. What a server says to a PROXY header that it does not take it says behind its greeting, before it has
