@@ -51,8 +51,8 @@ impl Version {
     pub fn put(self, route: Option<Route>, out: &mut BytesMut) {
         let addresses = route.map(Route::addresses);
         match self {
-            Self::V1 => put_v1(addresses, out),
-            Self::V2 => put_v2(addresses, out),
+            Self::V1 => put_v1(addresses.as_ref(), out),
+            Self::V2 => put_v2(addresses.as_ref(), out),
         }
     }
 }
@@ -102,7 +102,7 @@ impl Route {
     }
 }
 
-fn put_v1(addresses: Option<Addresses>, out: &mut BytesMut) {
+fn put_v1(addresses: Option<&Addresses>, out: &mut BytesMut) {
     let line = match addresses {
         None => "PROXY UNKNOWN\r\n".to_owned(),
         Some(Addresses::Four([source, destination], [from, to])) => {
@@ -115,7 +115,7 @@ fn put_v1(addresses: Option<Addresses>, out: &mut BytesMut) {
     out.put_slice(line.as_bytes());
 }
 
-fn put_v2(addresses: Option<Addresses>, out: &mut BytesMut) {
+fn put_v2(addresses: Option<&Addresses>, out: &mut BytesMut) {
     out.put_slice(&SIGNATURE);
     let ports = match addresses {
         None => {
@@ -124,16 +124,22 @@ fn put_v2(addresses: Option<Addresses>, out: &mut BytesMut) {
         }
         Some(Addresses::Four(both, ports)) => {
             out.put_slice(&[PROXY, TCP4, 0, 12]);
-            both.iter().for_each(|ip| out.put_slice(&ip.octets()));
+            for ip in both {
+                out.put_slice(&ip.octets());
+            }
             ports
         }
         Some(Addresses::Six(both, ports)) => {
             out.put_slice(&[PROXY, TCP6, 0, 36]);
-            both.iter().for_each(|ip| out.put_slice(&ip.octets()));
+            for ip in both {
+                out.put_slice(&ip.octets());
+            }
             ports
         }
     };
-    ports.iter().for_each(|port| out.put_u16(*port));
+    for port in ports {
+        out.put_u16(*port);
+    }
 }
 
 /// A network that may say whom it connects.

@@ -64,7 +64,7 @@ impl Taker {
     }
 
     /// The one that the server sees come from this port.
-    fn from_port(&self, port: &str) -> Taken {
+    fn seen_at(&self, port: &str) -> Taken {
         let found = self.all().into_iter().find(|t| t.port.to_string() == port);
         found.unwrap_or_else(|| panic!("{port}: {:?}", self.all()))
     }
@@ -162,7 +162,7 @@ fn each_connection_says_whose_it_is(version: &'static str, tls: bool) {
     for _ in 0..sized(3, 10) {
         let seen = client.value(seen);
         let (port, process) = seen.split_once(' ').unwrap();
-        let taken = taker.from_port(port);
+        let taken = taker.seen_at(port);
         assert_eq!(taken.route, Some(route), "{:?}", taker.all());
         assert_eq!(taken.is_ssl_request(), tls, "in front of everything else");
         assert!(!processes.contains(&process.to_owned()), "it moved");
@@ -176,7 +176,7 @@ fn each_connection_says_whose_it_is(version: &'static str, tls: bool) {
         "select client_port from pg_stat_activity where usename = '{}' limit 1",
         SERVICE.0
     );
-    assert_eq!(taker.from_port(&admin.value(&sql)).route, None);
+    assert_eq!(taker.seen_at(&admin.value(&sql)).route, None);
 
     // A cancel comes from who cancels a session, or from its client on its behalf.
     client.start("select pg_sleep(600)").unwrap();
@@ -211,7 +211,7 @@ fn each_connection_says_whose_it_is(version: &'static str, tls: bool) {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     let port = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(taker.from_port(port.trim()).route, None);
+    assert_eq!(taker.seen_at(port.trim()).route, None);
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn mariadb_sees_the_clients_address_on_each_server_connection_of_a_session() {
         let mut server = Server::start(&[TAKES]);
         server.run(&ACCOUNTS);
         let proxy = Proxy::with(&server, &options(version));
-        let nine = proxy.app().user(NINE).from("127.0.0.9");
+        let nine = proxy.app().user(NINE).at("127.0.0.9");
         let mut client = Client::to(&nine.named("nine"));
         client.run("SET @kept = 7");
         let seen = "SELECT CONCAT_WS(' ', USER(), CURRENT_USER())";
@@ -91,13 +91,11 @@ fn mariadb_sees_the_clients_address_on_each_server_connection_of_a_session() {
         // Who is told apart by address is told apart at the proxy.
         let elsewhere = proxy.app().user(NINE);
         for from in ["127.0.0.1", "127.0.0.8"] {
-            let error = Client::connect(&elsewhere.from(from))
-                .err()
-                .expect("denied");
+            let error = Client::connect(&elsewhere.at(from)).err().expect("denied");
             assert_eq!(code(&error), 1045, "{from}: {error}");
         }
         let another = proxy.app().user(("nine", "another-secret"));
-        let mut another = Client::to(&another.from("127.0.0.1"));
+        let mut another = Client::to(&another.at("127.0.0.1"));
         assert_eq!(another.value("SELECT CURRENT_USER()"), "nine@127.0.0.1");
     }
 }

@@ -281,8 +281,9 @@ pub async fn accept(
         return Err(refuse(packets, errors::old_client()).await);
     }
     response.capabilities = capabilities;
-    let Some(compression) = agreed_compression(capabilities, response.zstd_level) else {
-        return Err(refuse(packets, errors::wrong_compression_level()).await);
+    let compression = match agreed_compression(capabilities, response.zstd_level) {
+        Ok(compression) => compression,
+        Err(error) => return Err(refuse(packets, error).await),
     };
     Ok(Accepted::Session(Box::new(Arrival {
         packets,
@@ -297,16 +298,20 @@ pub async fn accept(
     })))
 }
 
-/// How what follows the log-in is compressed: zlib where a client has both, as servers choose. `None`: a level of zstd
-/// that there is not.
-fn agreed_compression(granted: Capabilities, level: Option<u8>) -> Option<Option<Algorithm>> {
+/// How what follows the log-in is compressed: zlib where a client has both, as servers choose.
+fn agreed_compression(
+    granted: Capabilities,
+    level: Option<u8>,
+) -> Result<Option<Algorithm>, ErrorPacket> {
     if granted.contains(Capabilities::COMPRESS) {
-        Some(Some(Algorithm::Zlib))
-    } else if granted.contains(Capabilities::ZSTD_COMPRESSION) {
-        Some(Some(Algorithm::Zstd(ZstdLevel::new(level?)?)))
-    } else {
-        Some(None)
+        return Ok(Some(Algorithm::Zlib));
     }
+    if !granted.contains(Capabilities::ZSTD_COMPRESSION) {
+        return Ok(None);
+    }
+    let level = level.and_then(ZstdLevel::new);
+    let level = level.ok_or_else(errors::wrong_compression_level)?;
+    Ok(Some(Algorithm::Zstd(level)))
 }
 
 async fn first_packet(packets: &mut Packets<Stream>) -> Result<FirstPacket, HandshakeError> {

@@ -540,7 +540,7 @@ async fn agreed(client: &Client, servers: Plugin) -> Result<Option<Algorithm>, H
             seen = client => panic!("{seen:?} before anybody asked for a proof"),
         }
     };
-    in_time_boxed(work).await
+    Box::pin(in_time(work)).await
 }
 
 #[tokio::test]

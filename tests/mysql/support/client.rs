@@ -64,7 +64,7 @@ impl Target {
     }
 
     /// The same from another address.
-    pub(crate) fn from(&self, address: &str) -> Self {
+    pub(crate) fn at(&self, address: &str) -> Self {
         Self {
             from: Some(address.parse().expect("an address")),
             ..self.clone()
