@@ -56,7 +56,7 @@ thread_local! {
 
 impl Algorithm {
     /// `bytes` compressed; they may have become longer. None: that can't be told in one piece.
-    pub(super) fn pack(self, bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    pub fn pack(self, bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
         TOOLS.with_borrow_mut(|tools| match self {
             Self::Zlib => tools.deflate(bytes),
             Self::Zstd(level) => tools.zstd(bytes, level.used()).map(Some),
@@ -64,7 +64,7 @@ impl Algorithm {
     }
 
     /// What `body` was made of, which must be exactly `length` bytes. No more than that is allocated for it.
-    pub(super) fn unpack(self, body: &[u8], length: usize) -> io::Result<Vec<u8>> {
+    pub fn unpack(self, body: &[u8], length: usize) -> io::Result<Vec<u8>> {
         let out = TOOLS.with_borrow_mut(|tools| match self {
             Self::Zlib => tools.inflate(body, length),
             Self::Zstd(_) => tools.unzstd(body, length),
