@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${FUZZ_SECONDS:-60}
 runs=${FUZZ_RUNS:--1}
-# Nothing here is unsafe, so there is no need for a sanitizer.
+# Nothing of its own is unsafe, so there is no need for a sanitizer.
 fuzz=(cargo +nightly fuzz)
 scripts/setup.sh fuzz
 

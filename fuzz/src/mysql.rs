@@ -9,11 +9,13 @@ use slackwater::session::mysql::mask::mask;
 use slackwater::session::mysql::probe::{ProbeSpec, ProbeStep, put_check, put_probe};
 use slackwater::session::mysql::refuse::Refusal;
 use slackwater::session::mysql::restore::{RestoreStep, put_restore};
+use slackwater::transport::codec::{Algorithm, ZstdLevel};
 use slackwater::wire::mysql::packet::{Header, Reader};
 use slackwater::wire::mysql::reply::{
     Column, EofPacket, ErrPacket, OkPacket, PrepareOk, Status, changes, text_row,
 };
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::time::Instant;
 
 #[derive(Debug, Arbitrary)]
@@ -188,6 +190,18 @@ fn deliver(machine: &mut Machine, seq: u8, payload: &[u8]) {
     }
 }
 
+/// The body of a compressed packet that says it holds so much.
+fn compressed(algorithm: Algorithm, data: &[u8]) {
+    let length = data.first().map_or(0, |length| usize::from(*length));
+    match algorithm.unpack(data.get(1..).unwrap_or_default(), length) {
+        Ok(unpacked) => assert_eq!(unpacked.len(), length),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidData),
+    }
+    let packed = algorithm.pack(data).expect("packed");
+    let back = packed.map(|packed| algorithm.unpack(&packed, data.len()));
+    assert!(back.is_none_or(|back| back.is_ok_and(|back| back == data)));
+}
+
 /// Texts, payloads, and the replies to a probe and a restore.
 pub fn readers(data: &[u8]) {
     let hints = scan(data, slackwater::session::mysql::hints::Modes::default());
@@ -202,6 +216,10 @@ pub fn readers(data: &[u8]) {
         Column::parse(data, true),
     );
     let _ = (text_row(data), PrepareOk::parse(data));
+    let zstd = ZstdLevel::new(3).map(Algorithm::Zstd);
+    for algorithm in zstd.into_iter().chain([Algorithm::Zlib]) {
+        compressed(algorithm, data);
+    }
     let mut input = Unstructured::new(data);
     let Ok(setting) = Setting::arbitrary(&mut input) else {
         return;

@@ -173,7 +173,7 @@ pub fn secrets(data: &[u8]) {
             host: "db.example.com".to_owned(),
             ip: ip.parse().ok(),
         };
-        let chosen = choose(accounts.clone(), "app", &seen);
-        assert!(chosen.is_none_or(|one| accounts.contains(&one)));
+        let chosen = choose(&accounts, "app", &seen);
+        assert!(chosen.is_none_or(|one| accounts.contains(one)));
     }
 }

@@ -2,9 +2,9 @@
 //! but for its content, which then is restored and verified.
 
 use bytes::BytesMut;
+use slackwater::session::Portable as _;
 use slackwater::session::pg::probe::{Probe, ProbeReader, ProbeSpec, ProbeStep, put_probe};
 use slackwater::session::pg::restore::{put_restore, row_shape, verify};
-use slackwater::session::Portable as _;
 use slackwater::session::pg::snapshot::Snapshot;
 use slackwater::wire::pg::frame::Header;
 use std::collections::BTreeSet;

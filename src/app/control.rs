@@ -384,6 +384,7 @@ fn socket_config(config: &Config) -> SocketConfig {
     SocketConfig {
         keepalive: config.limits.keepalive,
         tcp_user_timeout: config.limits.tcp_user_timeout,
+        proxy_protocol: None,
     }
 }
 

@@ -85,6 +85,7 @@ impl Account {
             socket: &self.socket,
             params,
             credential: self.credential.as_ref(),
+            client: None,
             deadline: Instant::now() + QUERY_MAX,
         }
     }
@@ -138,6 +139,7 @@ impl MysqlAccount {
             socket: &self.socket,
             request,
             credential: self.credential.as_ref(),
+            client: None,
             deadline: Instant::now() + QUERY_MAX,
         }
     }

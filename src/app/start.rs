@@ -148,6 +148,13 @@ pub(super) async fn cluster(
     mock_secret: &[u8; 32],
     metrics: &Metrics,
 ) -> Result<(Running, AnyEntry), AppError> {
+    let socket = SocketConfig {
+        proxy_protocol: match &keys.provider {
+            ProviderConfig::Static(fixed) => fixed.proxy_protocol,
+            ProviderConfig::Local(_) => None,
+        },
+        ..socket
+    };
     let account = keys.auth.service.clone().unwrap_or_else(|| ServiceAccount {
         user: "slackwater".to_owned(),
         database: if keys.engine.speaks_mysql() {

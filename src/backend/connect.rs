@@ -5,6 +5,7 @@ use super::frames::Frames;
 use crate::auth::Credential;
 use crate::auth::md5;
 use crate::auth::scram::{Binding, ClientExchange, ClientSigned, NONCE_BYTES};
+use crate::transport::proxy_header::{self, Route};
 use crate::transport::stream::Stream;
 use crate::transport::{Address, ServerTls, SocketConfig, socket, tls};
 use crate::wire::pg::backend::ErrorFields;
@@ -31,6 +32,9 @@ pub struct Login<'a> {
     pub params: &'a StartupParams,
     /// Proves who logs in; none where the server is expected to ask for nothing.
     pub credential: Option<&'a Credential>,
+    /// Which client it is for; none: nobody, or one without addresses. Only servers that are told (`server_proxy_protocol`)
+    /// learn of it.
+    pub client: Option<Route>,
     /// When to give up.
     pub deadline: Instant,
 }
@@ -94,6 +98,21 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// The same, told with what may be behind it when the server was sent a PROXY header.
+    fn after_header(self) -> Self {
+        match self {
+            Self::Io { address, source } if proxy_header::may_be_refusal(source.kind()) => {
+                let source = io::Error::new(source.kind(), proxy_header::doubt(source));
+                Self::Io { address, source }
+            }
+            Self::Tls { address, reason } => Self::Tls {
+                address,
+                reason: proxy_header::doubt(reason),
+            },
+            other => other,
+        }
+    }
+
     /// The server is away, starting or full: waiting may help.
     pub fn may_pass(&self) -> bool {
         match self {
@@ -131,21 +150,24 @@ pub async fn connect(login: &Login<'_>) -> Result<Connected, ConnectError> {
     let timeout = || ConnectError::Timeout {
         address: login.endpoint.address.to_string(),
     };
-    Box::pin(tokio::time::timeout_at(login.deadline, log_in(login)))
-        .await
-        .map_err(|_| timeout())?
+    let done = Box::pin(tokio::time::timeout_at(login.deadline, log_in(login)));
+    let done = done.await.map_err(|_| timeout())?;
+    done.map_err(|error| match login.socket.proxy_protocol {
+        Some(_) => error.after_header(),
+        None => error,
+    })
 }
 
 /// Sends a CancelRequest and waits until the server has dealt with it, which it tells by closing.
 pub async fn cancel(
     endpoint: &Endpoint,
     socket: &SocketConfig,
-    process: i32,
-    secret: &[u8],
+    client: Option<Route>,
+    (process, secret): (i32, &[u8]),
     deadline: Instant,
 ) -> Result<(), ConnectError> {
     let work = async {
-        let mut stream = open(endpoint, socket, deadline).await?;
+        let mut stream = open(endpoint, socket, client, deadline).await?;
         let mut out = BytesMut::new();
         put_cancel_request(&mut out, process, secret);
         let io = |source| io_error(endpoint, source);
@@ -195,10 +217,11 @@ pub async fn close(mut stream: Stream) {
 async fn open(
     endpoint: &Endpoint,
     socket: &SocketConfig,
+    client: Option<Route>,
     deadline: Instant,
 ) -> Result<Stream, ConnectError> {
     let io = |source| io_error(endpoint, source);
-    let mut stream = socket::dial(&endpoint.address, socket, deadline)
+    let mut stream = socket::dial(&endpoint.address, socket, client, deadline)
         .await
         .map_err(io)?;
     let Address::Tcp { host, .. } = &endpoint.address else {
@@ -232,7 +255,8 @@ async fn open(
 
 async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     let io = |source| io_error(login.endpoint, source);
-    let mut stream = open(login.endpoint, login.socket, login.deadline).await?;
+    let (endpoint, socket) = (login.endpoint, login.socket);
+    let mut stream = open(endpoint, socket, login.client, login.deadline).await?;
     let mut out = BytesMut::new();
     put_startup(&mut out, NEWEST_MINOR, login.params);
     let end_point = tls::server_end_point(&stream);
@@ -476,6 +500,7 @@ mod tests {
         let socket = SocketConfig {
             keepalive: Duration::ZERO,
             tcp_user_timeout: Duration::ZERO,
+            proxy_protocol: None,
         };
         let params = StartupParams(vec![(b"user".as_slice().into(), b"app".as_slice().into())]);
         let credential = Credential::Password(Zeroizing::new("pencil".to_owned()));
@@ -484,6 +509,7 @@ mod tests {
             socket: &socket,
             params: &params,
             credential: Some(&credential),
+            client: None,
             deadline: Instant::now() + Duration::from_secs(20),
         };
         let server = async {

@@ -5,6 +5,7 @@ use super::gate::{Lease, Serving};
 use super::mysql::connect::{self as mysql, Kill, Request};
 use crate::auth::mysql::Credential;
 use crate::transport::SocketConfig;
+use crate::transport::proxy_header::Route;
 use crate::transport::stream::Stream;
 use bytes::Bytes;
 use std::fmt;
@@ -40,6 +41,7 @@ pub struct Link {
     stream: Option<Stream>,
     lease: Option<Lease>,
     peer: Peer,
+    client: Option<Route>,
 }
 
 impl fmt::Debug for Link {
@@ -49,12 +51,13 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    /// Binds a connection to its lease.
-    pub fn new(stream: Stream, peer: Peer, lease: Lease) -> Self {
+    /// Binds a connection that was made for this client to its lease.
+    pub fn new(stream: Stream, peer: Peer, client: Option<Route>, lease: Lease) -> Self {
         Self {
             stream: Some(stream),
             lease: Some(lease),
             peer,
+            client,
         }
     }
 
@@ -103,10 +106,10 @@ impl Link {
     /// Cancels what runs on it.
     pub fn cancel(&self, socket: SocketConfig) -> impl Future<Output = ()> + Send + 'static {
         let serving = self.serving().cloned();
-        let peer = self.peer.clone();
+        let (peer, client) = (self.peer.clone(), self.client);
         async move {
             if let Some(serving) = serving {
-                cancel(&serving, &socket, &peer).await;
+                cancel(&serving, &socket, &peer, client).await;
             }
         }
     }
@@ -136,7 +139,7 @@ impl Link {
     }
 }
 
-async fn cancel(serving: &Serving, socket: &SocketConfig, peer: &Peer) {
+async fn cancel(serving: &Serving, socket: &SocketConfig, peer: &Peer, client: Option<Route>) {
     let deadline = Instant::now() + CANCEL_MAX;
     let endpoint = &serving.endpoint;
     let failed = match peer {
@@ -144,7 +147,8 @@ async fn cancel(serving: &Serving, socket: &SocketConfig, peer: &Peer) {
             Some("the server told no cancel key".to_owned())
         }
         Peer::Pg { process, secret } => {
-            let done = connect::cancel(endpoint, socket, *process, secret, deadline).await;
+            let key = (*process, &secret[..]);
+            let done = connect::cancel(endpoint, socket, client, key, deadline).await;
             done.err().map(|error| error.to_string())
         }
         Peer::Mysql { connection_id, who } => {
@@ -154,6 +158,8 @@ async fn cancel(serving: &Serving, socket: &SocketConfig, peer: &Peer) {
                 socket,
                 request,
                 credential: Some(credential),
+                // The same account, which may be one of that address only.
+                client,
                 deadline,
             };
             let done = mysql::kill(&login, *connection_id, Kill::Query).await;

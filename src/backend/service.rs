@@ -225,6 +225,7 @@ impl Service {
                     socket,
                     params: &params,
                     credential: credential.as_ref(),
+                    client: None,
                     deadline,
                 };
                 Talk::Pg(connect::connect(&login).await?)
@@ -242,6 +243,7 @@ impl Service {
                     socket,
                     request: &request,
                     credential: credential.as_ref(),
+                    client: None,
                     deadline,
                 };
                 let connected = mysql::connect::connect(&login).await;

@@ -228,9 +228,14 @@ impl Found {
                     } else {
                         "address rules in the server's pg_hba.conf"
                     };
-                    self.notes.push(format!(
-                        "clusters.{name}: {rules} see Slackwater's address, not the client's"
-                    ));
+                    self.notes.push(match provider.proxy_protocol {
+                        None => format!(
+                            "clusters.{name}: {rules} see Slackwater's address, not the client's"
+                        ),
+                        Some(_) => format!(
+                            "clusters.{name}: connections begin with a PROXY header; what takes it sees the client's address"
+                        ),
+                    });
                     let detection = match cluster.engine {
                         Engine::Postgres => continue,
                         Engine::Mariadb => {

@@ -442,6 +442,15 @@ fn check_tries_what_can_be_tried() {
         assert!(out.contains(words), "{words}\n{out}");
     }
 
+    let tells = "kind = \"static\"\nserver_proxy_protocol = \"v2\"";
+    file("proxy.toml", &CHECKED.replace("kind = \"static\"", tells));
+    let (exit, out) = check(false);
+    assert!(
+        exit == 0 && out.contains("begin with a PROXY header") && !out.contains("pg_hba.conf"),
+        "{out}"
+    );
+    file("proxy.toml", CHECKED);
+
     file("server.key", &other.signing_key.serialize_pem());
     let (exit, out) = check(false);
     assert_eq!(exit, 2);

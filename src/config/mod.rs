@@ -20,7 +20,7 @@ pub use crate::backend::Engine;
 pub use crate::net::authentication::ClientCertificate;
 pub use crate::transport::tls::CertificateFiles;
 
-use crate::transport::proxy_header::Network;
+use crate::transport::proxy_header::{Network, Version};
 use crate::transport::{Address, ListenTls, ServerTls};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -252,6 +252,8 @@ pub struct StaticProvider {
     pub tls: ServerTls,
     /// PEM file with the CA that signed their certificates; the system's own CAs when `None`.
     pub ca: Option<PathBuf>,
+    /// The PROXY header that connections to them begin with.
+    pub proxy_protocol: Option<Version>,
 }
 
 /// A server on this machine.

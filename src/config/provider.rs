@@ -4,6 +4,7 @@ use super::document::{Item, Section};
 use super::{LocalProvider, ProviderConfig, StaticProvider};
 use crate::backend::{Capacity, Engine};
 use crate::provider::{StandbyKeys, Switch};
+use crate::transport::proxy_header::Version;
 use crate::transport::{Address, ServerTls};
 use std::time::Duration;
 
@@ -20,6 +21,12 @@ const SERVER_TLS: [(&str, ServerTls); 5] = [
     ("require", ServerTls::Require),
     ("verify-ca", ServerTls::VerifyCa),
     ("verify-full", ServerTls::VerifyFull),
+];
+
+const PROXY_PROTOCOLS: [(&str, Option<Version>); 3] = [
+    ("off", None),
+    ("v1", Some(Version::V1)),
+    ("v2", Some(Version::V2)),
 ];
 
 const SWITCHES: [(&str, Switch); 2] = [("restart", Switch::Restart), ("standby", Switch::Standby)];
@@ -61,11 +68,16 @@ fn read_static(mut section: Section<'_, '_>) -> Option<StaticProvider> {
         item.problem("is only looked at with server_tls = \"verify-ca\" or \"verify-full\"");
     }
     let ca = ca.and_then(|item| item.file());
+    let proxy_protocol = section
+        .take("server_proxy_protocol")
+        .and_then(|item| item.word(&PROXY_PROTOCOLS))
+        .flatten();
     section.finish();
     Some(StaticProvider {
         endpoints: endpoints?,
         tls,
         ca,
+        proxy_protocol,
     })
 }
 
@@ -103,6 +115,10 @@ fn read_endpoints(item: Item<'_, '_>) -> Option<Vec<(Capacity, Address)>> {
 }
 
 fn read_local(mut section: Section<'_, '_>, engine: Engine) -> Option<LocalProvider> {
+    section.refuse(
+        &["server_proxy_protocol"],
+        "is only there for kind = \"static\": a local server is reached over its Unix socket, and takes no PROXY header there; leave it out",
+    );
     let data_dir = section
         .require("data_dir", "it is the directory of the server's data")
         .and_then(|item| {

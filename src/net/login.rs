@@ -413,7 +413,6 @@ async fn first_server(
     deadline: Instant,
 ) -> Option<(Box<Session<Pg>>, KeyGuard)> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let now = Instant::now().into_std();
     let limits = shared.limits;
     let mut secret = Zeroizing::new([0; CANCEL_SECRET]);
     let mut spread = [0; 4];
@@ -428,7 +427,7 @@ async fn first_server(
         user: text(arrival.user()),
         database: text(arrival.database()),
         client_address: arrival.stream.peer(),
-        connected_at: now,
+        connected_at: Instant::now().into_std(),
         age_limit: limits
             .max_connection_age
             .map(|age| spread_age(age, u32::from_ne_bytes(spread))),
@@ -445,6 +444,7 @@ async fn first_server(
         shared: Arc::clone(&shared),
         user: registered.handle.identity.user.clone(),
         database: registered.handle.identity.database.clone(),
+        client: arrival.stream.route(),
         metrics: shared.metrics.cluster(&cluster.name),
         login: PgLogin {
             params: arrival.params.clone(),

@@ -12,6 +12,7 @@ use crate::backend::link::Link;
 use crate::backend::mysql::connect as mysql;
 use crate::observe::ClusterMetrics;
 use crate::session::Portable;
+use crate::transport::proxy_header::Route;
 use aws_lc_rs::digest;
 use bytes::BytesMut;
 use std::io;
@@ -41,6 +42,8 @@ pub(super) struct Profile<E: Engine> {
     pub(super) user: String,
     /// Database name.
     pub(super) database: String,
+    /// Its client, as servers may be told of it.
+    pub(super) client: Option<Route>,
 }
 
 impl<E: Engine> Profile<E> {
@@ -260,10 +263,15 @@ fn fingerprint<E: Engine>(profile: &Profile<E>, snapshot: &E::Snapshot) -> [u8; 
 
 fn identity<E: Engine>(profile: &Profile<E>) -> digest::Context {
     let mut hash = digest::Context::new(&digest::SHA256);
-    E::identity(&profile.login, &mut |text| {
+    let mut put = |text: &[u8]| {
         hash.update(&text.len().to_be_bytes());
         hash.update(text);
-    });
+    };
+    E::identity(&profile.login, &mut put);
+    // Which account a server means, and whether it lets it in, depends on the address that it is told.
+    if let (Some(_), Some(client)) = (profile.cluster.socket.proxy_protocol, profile.client) {
+        put(client.source.ip().to_string().as_bytes());
+    }
     hash
 }
 

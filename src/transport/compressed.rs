@@ -1,12 +1,12 @@
-//! MySQL's compressed protocol (zlib), as a layer over a connection: packets of seven bytes of header, which carry other
+//! MySQL's compressed protocol, as a layer over a connection: packets of seven bytes of header, which carry other
 //! packets. Buffers are there only while something is under way.
 //!
 //! Servers of either family set the number of the next packet that they carry to that of the next compressed one whenever
 //! they have read something or have written a result. Drivers rely on it (mysql_async) or look away; so it is done here.
 
+use super::codec::Algorithm;
 use super::stream::Stream;
 use bytes::{Buf, BufMut, BytesMut};
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use std::fmt;
 use std::io;
 use std::pin::Pin;
@@ -28,9 +28,6 @@ const LONGEST: usize = 0xff_ffff;
 /// Bytes asked for by one read.
 const READ: usize = 8 * 1024;
 
-/// What servers compress with by default.
-const LEVEL: Compression = Compression::new(6);
-
 /// A connection whose other end compresses.
 pub struct Compressed {
     inner: Stream,
@@ -48,8 +45,7 @@ pub struct Compressed {
     /// The same of the next packet that is carried, unless it is to be made equal to the other.
     carried: u8,
     makes_equal: bool,
-    deflate: Compress,
-    inflate: Decompress,
+    algorithm: Algorithm,
 }
 
 impl fmt::Debug for Compressed {
@@ -60,7 +56,7 @@ impl fmt::Debug for Compressed {
 
 impl Compressed {
     /// `raw` was read already.
-    pub(super) fn new(inner: Stream, raw: BytesMut) -> Self {
+    pub(super) fn new(inner: Stream, algorithm: Algorithm, raw: BytesMut) -> Self {
         Self {
             inner,
             raw,
@@ -70,8 +66,7 @@ impl Compressed {
             sequence: 0,
             carried: 0,
             makes_equal: true,
-            deflate: Compress::new(LEVEL, true),
-            inflate: Decompress::new(true),
+            algorithm,
         }
     }
 
@@ -106,18 +101,8 @@ impl Compressed {
             self.plain = body;
             return Ok(true);
         }
-        // At most 16 MiB, of who has logged in; the packet must hold exactly what it says.
-        self.inflate.reset(true);
-        let mut out = Vec::with_capacity(inflated);
-        let status = self
-            .inflate
-            .decompress_vec(&body, &mut out, FlushDecompress::Finish)
-            .map_err(invalid)?;
-        if status != Status::StreamEnd || out.len() != inflated {
-            return Err(invalid(
-                "a compressed packet that holds something else than it says",
-            ));
-        }
+        // At most 16 MiB, of who has logged in.
+        let out = self.algorithm.unpack(&body, inflated)?;
         self.plain = out.as_slice().into();
         Ok(true)
     }
@@ -193,23 +178,15 @@ impl Compressed {
 
     /// Makes one packet of `bytes`.
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut packed = Vec::new();
-        if bytes.len() >= WORTH_IT {
-            self.deflate.reset();
-            packed.reserve(bytes.len());
-            let status = self
-                .deflate
-                .compress_vec(bytes, &mut packed, FlushCompress::Finish)
-                .map_err(io::Error::other)?;
-            // What does not become shorter goes as it is.
-            if status != Status::StreamEnd {
-                packed.clear();
-            }
-        }
-        let (body, inflated) = if packed.is_empty() || packed.len() >= bytes.len() {
-            (bytes, 0)
+        let packed = if bytes.len() >= WORTH_IT {
+            self.algorithm.pack(bytes)?
         } else {
-            (packed.as_slice(), bytes.len())
+            None
+        };
+        // What does not become shorter goes as it is.
+        let (body, inflated) = match &packed {
+            Some(packed) if packed.len() < bytes.len() => (packed.as_slice(), bytes.len()),
+            _ => (bytes, 0),
         };
         self.out.reserve(HEADER + body.len());
         self.out.put_uint_le(body.len() as u64, 3);
@@ -250,10 +227,6 @@ fn header(raw: &[u8]) -> Option<(usize, u8, usize)> {
     let (sequence, rest) = rest.split_first()?;
     let number = |[a, b, c]: [u8; 3]| usize::from(a) | usize::from(b) << 8 | usize::from(c) << 16;
     Some((number(*length), *sequence, number(*rest.first_chunk()?)))
-}
-
-fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 impl AsyncRead for Compressed {
@@ -325,13 +298,23 @@ impl AsyncWrite for Compressed {
 
 #[cfg(test)]
 mod tests {
+    use super::super::codec::ZstdLevel;
     use super::*;
     use proptest::prelude::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    fn pair() -> (Stream, Stream) {
+    const ZLIB: Algorithm = Algorithm::Zlib;
+
+    fn both() -> [Algorithm; 2] {
+        [
+            ZLIB,
+            Algorithm::Zstd(ZstdLevel::new(3).expect("a usual one")),
+        ]
+    }
+
+    fn pair(algorithm: Algorithm) -> (Stream, Stream) {
         let (near, far) = tokio::io::duplex(1000);
-        let wrap = |end| Stream::duplex(end).compressed(BytesMut::new());
+        let wrap = |end| Stream::duplex(end).compressed(algorithm, BytesMut::new());
         (wrap(near), wrap(far))
     }
 
@@ -346,8 +329,8 @@ mod tests {
         packets.collect()
     }
 
-    async fn across(writes: &[Vec<u8>]) -> Vec<u8> {
-        let (mut near, mut far) = pair();
+    async fn across(algorithm: Algorithm, writes: &[Vec<u8>]) -> Vec<u8> {
+        let (mut near, mut far) = pair(algorithm);
         let send = async {
             for bytes in writes {
                 near.write_all(bytes).await.expect("written");
@@ -368,13 +351,15 @@ mod tests {
             .collect();
         let writes = [vec![7; 300_000], b"short".to_vec(), random, vec![0; 50]];
         let writes = numbered(&writes);
-        assert_eq!(across(&writes).await, writes.concat());
+        for algorithm in both() {
+            assert_eq!(across(algorithm, &writes).await, writes.concat());
+        }
     }
 
     #[tokio::test]
     async fn packets_are_as_the_protocol_has_them() {
         let (near, mut raw) = tokio::io::duplex(100_000);
-        let mut near = Stream::duplex(near).compressed(BytesMut::new());
+        let mut near = Stream::duplex(near).compressed(ZLIB, BytesMut::new());
         // Stored: a COM_QUERY of five bytes.
         raw.write_all(&[5, 0, 0, 9, 0, 0, 0, 1, 0, 0, 0, 1])
             .await
@@ -407,7 +392,7 @@ mod tests {
     #[tokio::test]
     async fn carried_packets_are_numbered_as_servers_do() {
         let (near, mut raw) = tokio::io::duplex(100_000);
-        let mut near = Stream::duplex(near).compressed(BytesMut::new());
+        let mut near = Stream::duplex(near).compressed(ZLIB, BytesMut::new());
         // A command that took three compressed packets, and one packet that they carried.
         raw.write_all(&[5, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1])
             .await
@@ -435,7 +420,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_carried_spans_two_packets_at_most() {
         let (near, mut raw) = tokio::io::duplex(1 << 20);
-        let mut near = Stream::duplex(near).compressed(BytesMut::new());
+        let mut near = Stream::duplex(near).compressed(ZLIB, BytesMut::new());
         let lengths = [1, 100_000, 0, 5, 40_000, LONGEST, 0, 20_000, 20_000, 3];
         let all: Vec<u8> = lengths.iter().flat_map(|&n| packet(n)).collect();
         let send = async {
@@ -452,15 +437,11 @@ mod tests {
                 let (length, _, inflated) = header(&head).expect("whole");
                 let mut body = vec![0; length];
                 raw.read_exact(&mut body).await.expect("read");
-                let mut out = Vec::with_capacity(inflated);
                 if inflated == 0 {
-                    out = body;
+                    got.extend_from_slice(&body);
                 } else {
-                    Decompress::new(true)
-                        .decompress_vec(&body, &mut out, FlushDecompress::Finish)
-                        .expect("zlib");
+                    got.extend(ZLIB.unpack(&body, inflated).expect("zlib"));
                 }
-                got.extend_from_slice(&out);
                 ends.push(got.len());
             }
             (got, ends)
@@ -488,19 +469,27 @@ mod tests {
 
     #[tokio::test]
     async fn what_lies_is_refused() {
-        for bytes in [
+        let garbage = [
             // Says 100 bytes, and is no zlib.
             &[4, 0, 0, 0, 100, 0, 0, 1, 2, 3, 4][..],
             // zlib of nothing that says 100 bytes.
             &[8, 0, 0, 0, 100, 0, 0, 0x78, 0x9c, 3, 0, 0, 0, 0, 1],
+            // zstd of nothing that says 100 bytes, and zstd of 128 KiB that says so.
+            &[
+                9, 0, 0, 0, 100, 0, 0, 0x28, 0xb5, 0x2f, 0xfd, 0x20, 0, 1, 0, 0,
+            ],
+            &[
+                10, 0, 0, 0, 100, 0, 0, 0x28, 0xb5, 0x2f, 0xfd, 0, 0x88, 3, 0, 16, 7,
+            ],
             // Cut.
             &[8, 0, 0, 0, 100],
-        ] {
+        ];
+        for (bytes, algorithm) in garbage.iter().flat_map(|g| both().map(|a| (g, a))) {
             let (near, mut raw) = tokio::io::duplex(1000);
-            let mut near = Stream::duplex(near).compressed(BytesMut::new());
+            let mut near = Stream::duplex(near).compressed(algorithm, BytesMut::new());
             raw.write_all(bytes).await.expect("written");
             drop(raw);
-            assert!(near.read_u8().await.is_err(), "{bytes:?}");
+            assert!(near.read_u8().await.is_err(), "{bytes:?} {algorithm:?}");
         }
     }
 
@@ -509,8 +498,10 @@ mod tests {
         fn any_cuts_come_together(writes in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..5000), 1..8)) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
             let writes = numbered(&writes);
-            let got = runtime.block_on(across(&writes));
-            prop_assert_eq!(got, writes.concat());
+            for algorithm in both() {
+                let got = runtime.block_on(across(algorithm, &writes));
+                prop_assert_eq!(got, writes.concat());
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Sockets and TLS, for clients and towards servers.
 
 pub mod client_certificate;
+pub mod codec;
 mod compressed;
 mod end_point;
 pub mod proxy_header;
@@ -69,11 +70,13 @@ pub enum ServerTls {
     VerifyFull,
 }
 
-/// Keepalive on both legs.
+/// How sockets are set up, on both legs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketConfig {
     /// Idle time before the first probe, and between probes. Zero: off.
     pub keepalive: Duration,
     /// How long sent data may stay unacknowledged. Zero: the system's own limit.
     pub tcp_user_timeout: Duration,
+    /// The PROXY header that connections to servers begin with (`server_proxy_protocol = ...`).
+    pub proxy_protocol: Option<proxy_header::Version>,
 }

@@ -1,12 +1,15 @@
 //! Sockets: listening, accepting, connecting, and the options that notice a dead peer.
 
+use super::proxy_header::Route;
 use super::stream::{Socket, Stream};
 use super::{Address, SocketConfig};
+use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
@@ -110,17 +113,25 @@ impl Newcomer {
     }
 }
 
-/// Connects to an address, trying each that its name resolves to, until `deadline`. Errors name the address.
+/// Connects to a server's address, trying each that its name resolves to, until `deadline`, and says for which client it
+/// does where servers are told that. Errors name the address.
 pub async fn dial(
     address: &Address,
     config: &SocketConfig,
+    client: Option<Route>,
     deadline: Instant,
 ) -> io::Result<Stream> {
     let connected = async {
-        match address {
-            Address::Tcp { host, port } => dial_tcp(host, *port, config).await,
-            Address::Unix(path) => UnixStream::connect(path).await.map(Stream::unix),
+        let mut stream = match address {
+            Address::Tcp { host, port } => dial_tcp(host, *port, config).await?,
+            Address::Unix(path) => UnixStream::connect(path).await.map(Stream::unix)?,
+        };
+        if let Some(version) = config.proxy_protocol {
+            let mut header = BytesMut::new();
+            version.put(client, &mut header);
+            stream.write_all(&header).await?;
         }
+        Ok(stream)
     };
     let result = timeout_at(deadline, connected).await;
     let result = result
@@ -230,11 +241,12 @@ fn named(what: &str, error: &io::Error) -> io::Error {
 mod tests {
     use super::*;
     use std::time::Duration;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
 
     const CONFIG: SocketConfig = SocketConfig {
         keepalive: Duration::from_mins(1),
         tcp_user_timeout: Duration::from_secs(30),
+        proxy_protocol: None,
     };
 
     fn soon() -> Instant {
@@ -243,7 +255,7 @@ mod tests {
 
     async fn talk(listener: &Listener) -> (Stream, Stream) {
         let address = listener.local_address().expect("bound");
-        let (near, far) = tokio::join!(listener.accept(), dial(&address, &CONFIG, soon()));
+        let (near, far) = tokio::join!(listener.accept(), dial(&address, &CONFIG, None, soon()));
         let near = near.expect("accepted").settle(&CONFIG);
         let (mut near, mut far) = (near.expect("usable"), far.expect("connected"));
         far.write_all(b"hello").await.expect("written");
@@ -292,10 +304,18 @@ mod tests {
         let listener = bind(&address).await.expect("a free port");
         let address = listener.local_address().expect("bound");
         drop(listener);
-        let error = dial(&address, &CONFIG, soon()).await.expect_err("refused");
+        let error = dial(&address, &CONFIG, None, soon())
+            .await
+            .expect_err("refused");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         assert!(error.to_string().contains(&address.to_string()), "{error}");
-        let late = dial(&address, &CONFIG, Instant::now() - Duration::from_secs(1)).await;
+        let late = dial(
+            &address,
+            &CONFIG,
+            None,
+            Instant::now() - Duration::from_secs(1),
+        )
+        .await;
         assert!(late.is_err());
     }
 

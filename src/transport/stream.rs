@@ -2,7 +2,9 @@
 //!
 //! Everything is delegated poll by poll: no boxed future, no buffer and no lock of its own.
 
+use super::codec::Algorithm;
 use super::compressed::Compressed;
+use super::proxy_header::Route;
 use bytes::BytesMut;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -32,19 +34,29 @@ pub enum Stream {
 /// What carries the bytes.
 #[derive(Debug)]
 pub enum Socket {
-    /// TCP, and the address of the other end, which the system forgets once that end is gone.
-    Tcp(TcpStream, SocketAddr),
+    /// TCP, and who is at its ends.
+    Tcp(TcpStream, Ends),
     /// A Unix socket.
     Unix(UnixStream),
     /// A pipe inside the process, for tests.
     Duplex(DuplexStream),
 }
 
+/// The ends of a TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// The other end, which the system forgets once it is gone; behind a load balancer the client that it names.
+    pub peer: SocketAddr,
+    /// What that client connected to by the load balancer's account; none: this end.
+    pub named: Option<SocketAddr>,
+}
+
 impl Stream {
     /// A TCP connection without TLS. Small writes go out at once.
     pub fn tcp(stream: TcpStream, peer: SocketAddr) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self::Plain(Socket::Tcp(stream, peer)))
+        let ends = Ends { peer, named: None };
+        Ok(Self::Plain(Socket::Tcp(stream, ends)))
     }
 
     /// A Unix socket.
@@ -69,10 +81,10 @@ impl Stream {
         }
     }
 
-    /// The same connection, compressed from now on (MySQL's protocol, zlib); `raw` was read already.
+    /// The same connection, compressed from now on (MySQL's protocol); `raw` was read already.
     #[must_use]
-    pub fn compressed(self, raw: BytesMut) -> Self {
-        Self::Compressed(Box::new(Compressed::new(self, raw)))
+    pub fn compressed(self, algorithm: Algorithm, raw: BytesMut) -> Self {
+        Self::Compressed(Box::new(Compressed::new(self, algorithm, raw)))
     }
 
     /// Bytes travel encrypted.
@@ -112,7 +124,7 @@ impl Stream {
     /// The other end, for logs and views: `address:port`, `unix`, or `duplex`.
     pub fn peer(&self) -> String {
         match self.socket() {
-            Socket::Tcp(_, peer) => peer.to_string(),
+            Socket::Tcp(_, ends) => ends.peer.to_string(),
             Socket::Unix(_) => "unix".to_owned(),
             Socket::Duplex(_) => "duplex".to_owned(),
         }
@@ -121,9 +133,23 @@ impl Stream {
     /// The other end's address; `None` without TCP.
     pub fn peer_address(&self) -> Option<SocketAddr> {
         match self.socket() {
-            Socket::Tcp(_, peer) => Some(*peer),
+            Socket::Tcp(_, ends) => Some(ends.peer),
             Socket::Unix(_) | Socket::Duplex(_) => None,
         }
+    }
+
+    /// From where to where the other end connected; `None` without TCP.
+    pub fn route(&self) -> Option<Route> {
+        let Socket::Tcp(stream, ends) = self.socket() else {
+            return None;
+        };
+        Some(Route {
+            source: ends.peer,
+            destination: match ends.named {
+                Some(named) => named,
+                None => stream.local_addr().ok()?,
+            },
+        })
     }
 
     /// The other end's FIN or RST has arrived, perhaps behind bytes that were not read yet, none of which

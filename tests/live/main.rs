@@ -43,6 +43,7 @@ mod ms8_drivers;
 mod mysql_servers;
 mod operation;
 mod protocol;
+mod proxy_header;
 mod rehearsal;
 mod replication;
 mod safety;

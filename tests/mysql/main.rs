@@ -27,6 +27,8 @@ mod ms2_state;
 mod ms3_blockers;
 mod ms4_versions;
 mod ms6_drivers;
+mod proxy_header;
 mod safety;
 mod static_two;
 mod support;
+mod zstd;

@@ -80,6 +80,34 @@ fn tls_options(kind: Version, front: &Front) -> [Vec<String>; 3] {
 const ALL: [Version; 3] = [Version::Mariadb1011, Version::Mariadb118, Version::Mysql97];
 
 #[tokio::test(flavor = "multi_thread")]
+async fn zstd_is_not_offered_where_servers_are_mariadb() {
+    if Version::Mysql97.binaries().is_err() {
+        return;
+    }
+    let Some(server) = Server::start(Version::Mariadb1011, &[]) else {
+        return;
+    };
+    let mut root = server.root().await;
+    run(
+        &mut root,
+        "CREATE USER app@localhost IDENTIFIED BY 'pencil'",
+    )
+    .await;
+    let front = Front::start(&server, &mut root, ListenTls::Prefer).await;
+    // Where it goes on it fails later: this program has lost that plugin.
+    for (algorithms, expected) in [
+        ("zstd", "compression algorithm"),
+        ("zstd,zlib", "mysql_native_password"),
+        ("zstd,uncompressed", "mysql_native_password"),
+    ] {
+        let algorithms = format!("--compression-algorithms={algorithms}");
+        let sql = "SELECT CURRENT_USER()";
+        let said = ask(Version::Mysql97, &front, "pencil", sql, &[&algorithms]).await;
+        assert!(said.contains(expected), "{algorithms}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn programs_log_in_with_and_without_tls_and_compression() {
     for kind in ALL {
         let Some(server) = Server::start(kind, &[]) else {
@@ -96,9 +124,25 @@ async fn programs_log_in_with_and_without_tls_and_compression() {
         let front = Front::start(&server, &mut root, ListenTls::Prefer).await;
         let sql = "SELECT CURRENT_USER(), DATABASE(), LENGTH(REPEAT('x', 300000)); SELECT REPEAT('x', 100000)";
         for options in tls_options(kind, &front) {
-            for compress in [None, Some("--compress")] {
+            // What it is told to use and can't, MySQL's program does not go on without.
+            let zstd: &[&[&str]] = match kind {
+                Version::Mysql97 => &[
+                    &["--compression-algorithms=zstd"],
+                    &[
+                        "--compression-algorithms=zstd",
+                        "--zstd-compression-level=1",
+                    ],
+                    &[
+                        "--compression-algorithms=zstd",
+                        "--zstd-compression-level=22",
+                    ],
+                    &["--compression-algorithms=zlib,zstd,uncompressed"],
+                ],
+                Version::Mariadb1011 | Version::Mariadb118 => &[],
+            };
+            for compress in [&[][..], &["--compress"]].iter().chain(zstd) {
                 let mut more: Vec<&str> = options.iter().map(String::as_str).collect();
-                more.extend(compress);
+                more.extend(*compress);
                 more.push("--database=shop");
                 let said = ask(kind, &front, "pencil", sql, &more).await;
                 let expected = format!("app@localhost\tshop\t300000\n{}", "x".repeat(100_000));

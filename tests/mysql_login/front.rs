@@ -16,7 +16,6 @@ use slackwater::transport::socket::{Listener, bind};
 use slackwater::transport::stream::Stream;
 use slackwater::transport::tls::{Certificates, Shown, Source};
 use slackwater::transport::{Address, ListenTls};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -29,8 +28,8 @@ impl Accounts for Root {
         "shop"
     }
 
-    fn address(&self) -> Option<IpAddr> {
-        None
+    fn tells_address(&self) -> bool {
+        false
     }
 
     async fn ask(&self, sql: &str) -> Result<Outcome, ExecError> {
@@ -40,6 +39,7 @@ impl Accounts for Root {
             socket: &crate::server::SOCKET,
             request: &Request::own(b"root", None),
             credential: Some(&secret),
+            client: None,
             deadline: soon(),
         };
         exec::connect_and_query(&login, sql).await

@@ -14,13 +14,13 @@ mod ports;
 mod server;
 
 use mysql::Version;
-use server::{SOCKET, Server, log_in, run, soon};
+use server::{SOCKET, Server, log_in, log_in_with, run, soon};
 use slackwater::auth::mysql::{Credential, Password, native};
 use slackwater::backend::mysql::connect::{ConnectError, Kill, Login, Request, kill};
 use slackwater::backend::mysql::exec::{self, ExecError};
 use slackwater::backend::mysql::started::started_at;
 use slackwater::backend::mysql::verifiers::Verifiers;
-use slackwater::transport::ServerTls;
+use slackwater::transport::{ServerTls, SocketConfig, proxy_header};
 use slackwater::wire::mysql::capabilities::Capabilities;
 use slackwater::wire::mysql::handshake::{Family, put_attribute};
 
@@ -250,6 +250,7 @@ async fn case_31_what_runs_is_killed_by_the_same_user() {
             socket: &SOCKET,
             request: &own,
             credential: Some(&secret),
+            client: None,
             deadline: soon(),
         };
         let id = app.connection_id;
@@ -283,6 +284,41 @@ async fn case_31_what_runs_is_killed_by_the_same_user() {
         kill(&login, 4_000_000, Kill::Query)
             .await
             .expect("nobody there is fine");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_proxy_header_is_told_of() {
+    for kind in ALL {
+        let Some(server) = Server::start(kind, &[]) else {
+            continue;
+        };
+        let mut root = server.root().await;
+        run(&mut root, "CREATE USER told@'%' IDENTIFIED BY 'pencil'").await;
+        let secret = password("pencil");
+        let own = Request::own(b"told", None);
+        let words = match kind {
+            Version::Mysql97 => "Got packets out of order",
+            Version::Mariadb1011 | Version::Mariadb118 => {
+                "Proxy header is not accepted from 127.0.0.1"
+            }
+        };
+        for version in [proxy_header::Version::V1, proxy_header::Version::V2] {
+            let socket = SocketConfig {
+                proxy_protocol: Some(version),
+                ..SOCKET
+            };
+            for tls in [ServerTls::Disable, ServerTls::Prefer] {
+                let endpoint = server.tcp(tls);
+                let failed = log_in_with(&socket, &endpoint, &own, Some(&secret)).await;
+                let text = failed.expect_err("refused").to_string();
+                assert!(text.contains("server_proxy_protocol"), "{kind:?}: {text}");
+                // Inside a handshake of TLS they can't be read.
+                let readable = tls == ServerTls::Disable;
+                assert!(!readable || text.contains(words), "{kind:?}: {text}");
+                log_in(&endpoint, &own, Some(&secret)).await.expect("in");
+            }
+        }
     }
 }
 

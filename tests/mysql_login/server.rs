@@ -3,7 +3,7 @@
 use crate::mysql::{Mysql, Version};
 use slackwater::auth::mysql::Credential;
 use slackwater::backend::Endpoint;
-use slackwater::backend::mysql::connect::{Connected, Login, Request, connect};
+use slackwater::backend::mysql::connect::{ConnectError, Connected, Login, Request, connect};
 use slackwater::backend::mysql::exec::{self, Outcome};
 use slackwater::transport::{Address, ServerTls, SocketConfig};
 use std::time::Duration;
@@ -66,18 +66,29 @@ pub(crate) fn soon() -> Instant {
 pub(crate) const SOCKET: SocketConfig = SocketConfig {
     keepalive: Duration::ZERO,
     tcp_user_timeout: Duration::ZERO,
+    proxy_protocol: None,
 };
 
 pub(crate) async fn log_in(
     endpoint: &Endpoint,
     request: &Request,
     credential: Option<&Credential>,
-) -> Result<Connected, slackwater::backend::mysql::connect::ConnectError> {
+) -> Result<Connected, ConnectError> {
+    log_in_with(&SOCKET, endpoint, request, credential).await
+}
+
+pub(crate) async fn log_in_with(
+    socket: &SocketConfig,
+    endpoint: &Endpoint,
+    request: &Request,
+    credential: Option<&Credential>,
+) -> Result<Connected, ConnectError> {
     let login = Login {
         endpoint,
-        socket: &SOCKET,
+        socket,
         request,
         credential,
+        client: None,
         deadline: soon(),
     };
     connect(&login).await

@@ -26,7 +26,7 @@ impl std::fmt::Debug for Account {
     }
 }
 
-/// Where a server sees the proxy come from.
+/// Where a server sees a client come from: the proxy, or who the proxy says that it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     /// The host in `USER()`: a name, or an address where names are not looked up.
@@ -51,9 +51,9 @@ enum Rank {
 }
 
 /// The account of this user that a server chooses.
-pub fn choose(accounts: Vec<Account>, user: &str, seen: &Seen) -> Option<Account> {
+pub fn choose<'a>(accounts: &'a [Account], user: &str, seen: &Seen) -> Option<&'a Account> {
     accounts
-        .into_iter()
+        .iter()
         .filter(|a| (a.user == user || a.user.is_empty()) && fits(&a.host, seen))
         .min_by_key(|a| (rank(&a.host), a.user.is_empty()))
 }
@@ -173,7 +173,8 @@ mod tests {
             host: host.to_owned(),
             ip: ip.parse().ok(),
         };
-        choose(accounts.collect(), "app", &seen).map(|a| format!("{}@{}", a.user, a.host))
+        let accounts: Vec<_> = accounts.collect();
+        choose(&accounts, "app", &seen).map(|a| format!("{}@{}", a.user, a.host))
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::auth::mysql::Credential;
 use crate::auth::mysql::client::{ClientError, ClientExchange};
 use crate::auth::mysql::proof::{self, Proof};
 use crate::backend::Endpoint;
+use crate::transport::proxy_header::{self, Route};
 use crate::transport::stream::Stream;
 use crate::transport::tls::Protocol;
 use crate::transport::{Address, ServerTls, SocketConfig, socket, tls};
@@ -84,6 +85,9 @@ pub struct Login<'a> {
     pub request: &'a Request,
     /// Proves who logs in; none where the server is expected to ask for nothing.
     pub credential: Option<&'a Credential>,
+    /// Which client it is for; none: nobody, or one without addresses. Only servers that are told (`server_proxy_protocol`)
+    /// learn of it.
+    pub client: Option<Route>,
     /// When to give up.
     pub deadline: Instant,
 }
@@ -163,6 +167,21 @@ impl From<ClientError> for ConnectError {
 }
 
 impl ConnectError {
+    /// The same, told with what may be behind it when the server was sent a PROXY header.
+    fn after_header(self) -> Self {
+        match self {
+            Self::Io { address, source } if proxy_header::may_be_refusal(source.kind()) => {
+                let source = io::Error::new(source.kind(), proxy_header::doubt(source));
+                Self::Io { address, source }
+            }
+            Self::Tls { address, reason } => Self::Tls {
+                address,
+                reason: proxy_header::doubt(reason),
+            },
+            other => other,
+        }
+    }
+
     /// The server is away, starting, stopping or full: waiting may help. The limits of one user (1203, 1226) and the
     /// server's refusal of a host (1129, 1130) will not pass.
     pub fn may_pass(&self) -> bool {
@@ -206,9 +225,12 @@ pub async fn connect(login: &Login<'_>) -> Result<Connected, ConnectError> {
     let timeout = || ConnectError::Timeout {
         address: login.endpoint.address.to_string(),
     };
-    Box::pin(tokio::time::timeout_at(login.deadline, log_in(login)))
-        .await
-        .map_err(|_| timeout())?
+    let done = Box::pin(tokio::time::timeout_at(login.deadline, log_in(login)));
+    let done = done.await.map_err(|_| timeout())?;
+    done.map_err(|error| match login.socket.proxy_protocol {
+        Some(_) => error.after_header(),
+        None => error,
+    })
 }
 
 /// What is to be ended on a server.
@@ -269,7 +291,8 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     };
     let malformed =
         |_: PacketError| ConnectError::Auth("the server does not speak MySQL's protocol".into());
-    let stream = socket::dial(&endpoint.address, login.socket, login.deadline).await;
+    let (socket, client) = (login.socket, login.client);
+    let stream = socket::dial(&endpoint.address, socket, client, login.deadline).await;
     let mut packets = Packets::new(stream.map_err(io)?, PAYLOAD_MAX);
     let first = packets.next().await.map_err(io)?;
     if first.first() == Some(&ERR) {
@@ -279,8 +302,7 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     let mut response = answer_to(login, &greeting)?;
     if wants_tls(endpoint, &greeting)? {
         response.capabilities = response.capabilities | Capabilities::SSL;
-        packets
-            .send(|out| response.put_ssl_request(out))
+        send(&mut packets, login, |out| response.put_ssl_request(out))
             .await
             .map_err(io)?;
         packets = encrypt(packets, endpoint).await?;
@@ -290,9 +312,11 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     let (mut exchange, answer) = ClientExchange::begin(login.credential, private, plugin, nonce);
     response.auth = answer;
     response.plugin = Some(Bytes::from_static(exchange.plugin().name().as_bytes()));
-    packets.send(|out| response.put(out)).await.map_err(io)?;
+    send(&mut packets, login, |out| response.put(out))
+        .await
+        .map_err(io)?;
     for _ in 0..EXCHANGE_MAX {
-        let payload = packets.next().await.map_err(io)?;
+        let payload = answer_of(&mut packets, login).await.map_err(io)?;
         let answer = match payload.first() {
             Some(&OK) => {
                 let ok = LoginOk::parse(&payload).map_err(malformed)?;
@@ -328,6 +352,40 @@ async fn log_in(login: &Login<'_>) -> Result<Connected, ConnectError> {
     }
     let text = "the server's authentication has no end";
     Err(ConnectError::Auth(text.to_owned()))
+}
+
+/// Sends a packet. To a server that has hung up, and has said why if that was a PROXY header.
+async fn send(
+    packets: &mut Packets<Stream>,
+    login: &Login<'_>,
+    payload: impl FnOnce(&mut BytesMut),
+) -> io::Result<()> {
+    match packets.send(payload).await {
+        Err(error) if login.socket.proxy_protocol.is_some() => {
+            Err(answer_of(packets, login).await.err().unwrap_or(error))
+        }
+        sent => sent,
+    }
+}
+
+/// The next packet. What a server says to a PROXY header that it does not take it says behind its greeting, before it has
+/// read an answer to that.
+async fn answer_of(packets: &mut Packets<Stream>, login: &Login<'_>) -> io::Result<Bytes> {
+    let error = match packets.next().await {
+        Err(error)
+            if login.socket.proxy_protocol.is_some()
+                && error.kind() == io::ErrorKind::InvalidData =>
+        {
+            error
+        }
+        done => return done,
+    };
+    packets.set_sequence(1);
+    let said = packets.next().await?;
+    match ErrorPacket::parse(&said) {
+        Ok(words) => Err(io::Error::new(error.kind(), words.to_string())),
+        Err(_) => Err(error),
+    }
 }
 
 fn refusal(payload: &Bytes) -> ConnectError {

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 /// Most verifiers that are kept for the time when the server is away; as many passwords.
 const CACHE_MAX: usize = 10_000;
@@ -40,9 +41,20 @@ pub enum Verifiers {
 #[derive(Debug, Default)]
 pub struct FromServer {
     /// The last ones, used only while the server is away.
-    cache: Mutex<HashMap<String, Option<Account>>>,
+    cache: Mutex<HashMap<String, Arc<Accounts>>>,
     /// Clients of one user that come together are one question to the server.
-    lookups: Lookups<Option<Account>>,
+    lookups: Lookups<Arc<Accounts>>,
+}
+
+/// What a server said of one user.
+#[derive(Debug, Default)]
+struct Accounts {
+    /// Those with its name, and those of anybody.
+    all: Vec<Account>,
+    /// Where the server sees the proxy come from, as it has it in `USER()`; none: there is no account.
+    proxy: Option<String>,
+    /// It looks up names for addresses.
+    resolves: bool,
 }
 
 impl Verifiers {
@@ -52,12 +64,12 @@ impl Verifiers {
     }
 
     /// What is known of a user; none where there is none. `ask` runs a statement on the service account's connection to
-    /// a server of this family, which comes from `address`.
+    /// a server of this family. `told`: where the client is, if the server will be told; else it sees the proxy.
     pub async fn find(
         &self,
         family: Family,
         user: &str,
-        address: Option<IpAddr>,
+        told: Option<IpAddr>,
         ask: impl AsyncFnOnce(&str) -> Result<Outcome, ExecError>,
     ) -> Result<Option<Known>, ExecError> {
         let server = match self {
@@ -77,18 +89,18 @@ impl Verifiers {
         let work = async {
             match ask(&question(family, user)).await {
                 Ok(outcome) => {
-                    let account = answer(family, user, address, outcome);
-                    remember(&mut cache.lock(), user, account.clone());
-                    Ok(account)
+                    let accounts = Arc::new(answer(family, outcome));
+                    remember(&mut cache.lock(), user, &accounts);
+                    Ok(accounts)
                 }
                 Err(error) => match (error.is_fatal(), cache.lock().get(user)) {
-                    (true, Some(known)) => Ok(known.clone()),
+                    (true, Some(known)) => Ok(Arc::clone(known)),
                     _ => Err(error),
                 },
             }
         };
-        let account = server.lookups.ask(user, work).await?;
-        Ok(account.map(|account| Known {
+        let accounts = server.lookups.ask(user, work).await?;
+        Ok(accounts.meant(user, told).map(|account| Known {
             secret: account.verifier.clone().map(Secret::Verifier),
             account: Some(account),
         }))
@@ -96,14 +108,14 @@ impl Verifiers {
 }
 
 /// Names that nobody has never crowd out those of users: anybody can ask for any name.
-fn remember<T>(cache: &mut HashMap<String, Option<T>>, user: &str, found: Option<T>) {
-    let room = if found.is_some() {
+fn remember(cache: &mut HashMap<String, Arc<Accounts>>, user: &str, found: &Arc<Accounts>) {
+    let room = if found.all.iter().any(|account| account.user == user) {
         CACHE_MAX
     } else {
         CACHE_MAX / 2
     };
     if cache.len() < room || cache.contains_key(user) {
-        cache.insert(user.to_owned(), found);
+        cache.insert(user.to_owned(), Arc::clone(found));
     }
 }
 
@@ -116,43 +128,64 @@ fn question(family: Family, user: &str) -> String {
     }
     match family {
         Family::MySql => format!(
-            "SELECT USER(), Host, User, plugin, HEX(authentication_string), account_locked = 'Y', password_expired = 'Y' \
-             FROM mysql.user WHERE User IN (x'{name}', '') LIMIT 10000"
+            "SELECT USER(), Host, User, plugin, HEX(authentication_string), account_locked = 'Y', password_expired = 'Y', \
+             @@skip_name_resolve FROM mysql.user WHERE User IN (x'{name}', '') LIMIT 10000"
         ),
         Family::MariaDb => format!(
-            "SELECT USER(), Host, User, Priv FROM mysql.global_priv WHERE User IN (x'{name}', '') LIMIT 10000"
+            "SELECT USER(), Host, User, Priv, @@skip_name_resolve FROM mysql.global_priv WHERE User IN (x'{name}', '') LIMIT 10000"
         ),
     }
 }
 
-/// The account that the server would choose for the proxy itself.
-fn answer(
-    family: Family,
-    user: &str,
-    address: Option<IpAddr>,
-    outcome: Outcome,
-) -> Option<Account> {
-    let mut host = None;
-    let mut accounts = Vec::new();
+/// What the server said.
+fn answer(family: Family, outcome: Outcome) -> Accounts {
+    let mut accounts = Accounts::default();
     for row in outcome.rows {
         let text = |at: usize| row.get(at)?.as_ref().map(text_of);
-        let own = text(0)?;
-        host.get_or_insert_with(|| {
-            own.rsplit_once('@')
-                .map_or(own.clone(), |(_, h)| h.to_owned())
-        });
-        let (account_host, name) = (text(1)?, text(2)?);
-        let account = match family {
-            Family::MySql => mysql_account(name, account_host, &text),
-            Family::MariaDb => mariadb_account(name, account_host, &text(3)?),
+        let (Some(own), Some(host), Some(user)) = (text(0), text(1), text(2)) else {
+            continue;
         };
-        accounts.extend(account);
+        accounts.proxy.get_or_insert_with(|| {
+            own.rsplit_once('@')
+                .map_or(own.clone(), |(_, host)| host.to_owned())
+        });
+        let (account, skips) = match family {
+            Family::MySql => (mysql_account(user, host, &text), 7),
+            Family::MariaDb => (
+                text(3).and_then(|json| mariadb_account(user, host, &json)),
+                4,
+            ),
+        };
+        accounts.resolves = text(skips).as_deref() == Some("0");
+        accounts.all.extend(account);
     }
-    let seen = Seen {
-        host: host?,
-        ip: address,
-    };
-    choose(accounts, user, &seen)
+    accounts
+}
+
+impl Accounts {
+    /// The account that the server chooses for who comes from the address that it is told, or else for the proxy.
+    fn meant(&self, user: &str, told: Option<IpAddr>) -> Option<Account> {
+        let seen = match told.map(|ip| ip.to_canonical()) {
+            // Servers know the name of these two themselves. Which name they find for others isn't known here.
+            Some(ip)
+                if self.resolves && (ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST) =>
+            {
+                Seen {
+                    host: "localhost".to_owned(),
+                    ip: Some(ip),
+                }
+            }
+            Some(ip) => Seen {
+                host: ip.to_string(),
+                ip: Some(ip),
+            },
+            None => Seen {
+                host: self.proxy.clone()?,
+                ip: None,
+            },
+        };
+        choose(&self.all, user, &seen).cloned()
+    }
 }
 
 fn text_of(value: &Bytes) -> String {
@@ -271,6 +304,11 @@ mod tests {
         }
     }
 
+    /// The account that is meant when the server sees the proxy.
+    fn meant(family: Family, outcome: Outcome) -> Option<Account> {
+        answer(family, outcome).meant("app", None)
+    }
+
     fn to_hex(text: &str) -> String {
         text.bytes().fold(String::new(), |mut hex, b| {
             write!(hex, "{b:02X}").expect("a String takes everything");
@@ -304,14 +342,14 @@ mod tests {
                 "0",
             ],
         ]);
-        let found = answer(Family::MySql, "app", None, told).expect("found");
+        let found = meant(Family::MySql, told).expect("found");
         assert_eq!(found.host, "10.0.0.%");
         assert!(found.locked && found.expired);
         assert!(matches!(found.verifier, Some(Verifier::Sha2(_))));
         let none = outcome(&[&[own, "%", "app", "auth_socket", "", "0", "0"]]);
-        let found = answer(Family::MySql, "app", None, none).expect("found");
+        let found = meant(Family::MySql, none).expect("found");
         assert!(found.verifier.is_none());
-        assert!(answer(Family::MySql, "app", None, outcome(&[])).is_none());
+        assert!(meant(Family::MySql, outcome(&[])).is_none());
     }
 
     #[test]
@@ -330,7 +368,7 @@ mod tests {
         );
         let found = |text: &str| {
             let told = outcome(&[&[own, "localhost", "app", text]]);
-            answer(Family::MariaDb, "app", None, told)
+            meant(Family::MariaDb, told)
         };
         let account = found(&native).expect("found");
         assert!(account.expired && !account.locked);
@@ -342,6 +380,31 @@ mod tests {
         assert!(found("no json").is_none());
         let empty = found(&json("")).expect("found");
         assert!(matches!(empty.verifier, Some(Verifier::Empty(_))));
+    }
+
+    #[test]
+    fn a_server_that_is_told_the_address_means_the_account_of_that_address() {
+        let json = format!("{{\"plugin\":\"\",\"authentication_string\":\"{HASH}\"}}");
+        let found = |skips: &str, told: Option<&str>| {
+            let row = |host| ["s@10.0.0.1", host, "app", &json, skips];
+            let rows = ["%", "10.0.0.1", "10.0.0.9", "localhost", "127.0.0.1"].map(row);
+            let rows: Vec<&[&str]> = rows.iter().map(|r| &r[..]).collect();
+            let accounts = answer(Family::MariaDb, outcome(&rows));
+            let told = told.map(|ip| ip.parse().expect("an address"));
+            accounts.meant("app", told).expect("found").host
+        };
+        for (skips, told, expected) in [
+            ("1", None, "10.0.0.1"),
+            ("1", Some("10.0.0.9"), "10.0.0.9"),
+            ("1", Some("::ffff:10.0.0.9"), "10.0.0.9"),
+            ("1", Some("10.0.0.8"), "%"),
+            ("1", Some("127.0.0.1"), "127.0.0.1"),
+            ("0", Some("127.0.0.1"), "localhost"),
+            ("0", Some("::1"), "localhost"),
+            ("0", Some("127.0.0.9"), "%"),
+        ] {
+            assert_eq!(found(skips, told), expected, "{skips} {told:?}");
+        }
     }
 
     #[tokio::test]

@@ -334,6 +334,15 @@ fn one_mistake_is_told_with_line_and_key() {
         (
             small(
                 "kind = \"static\"",
+                "kind = \"static\"\nserver_proxy_protocol = \"v3\"",
+            ),
+            14,
+            "clusters.shop.provider.server_proxy_protocol",
+            "\"off\", \"v1\", \"v2\" are",
+        ),
+        (
+            small(
+                "kind = \"static\"",
                 "kind = \"static\"\nserver_ca = \"/proc/version\"",
             ),
             14,

@@ -266,6 +266,26 @@ fn a_ladder_with_rungs_that_no_endpoint_has_is_narrowed_with_a_warning() {
 }
 
 #[test]
+fn servers_are_sent_a_proxy_header_where_that_is_said() {
+    for (word, expected) in [
+        ("", None),
+        ("off", None),
+        ("v1", Some(Version::V1)),
+        ("v2", Some(Version::V2)),
+    ] {
+        let key = match word {
+            "" => String::new(),
+            word => format!("server_proxy_protocol = \"{word}\""),
+        };
+        let config = parse(&format!("{SMALL}\n{key}\n")).unwrap();
+        let ProviderConfig::Static(keys) = &config.clusters[0].provider else {
+            panic!("static")
+        };
+        assert_eq!(keys.proxy_protocol, expected, "{word}");
+    }
+}
+
+#[test]
 fn local_servers_have_the_ladder_of_aurora() {
     let local = |extra: &str| {
         let (head, _) = SMALL.split_once("kind = ").unwrap();
@@ -324,6 +344,10 @@ fn local_servers_have_the_ladder_of_aurora() {
         (
             "switch = \"standby\"\nwal_keep_size = \"1MiB\"",
             "out of range",
+        ),
+        (
+            "server_proxy_protocol = \"v2\"",
+            "provider.server_proxy_protocol: is only there for kind = \"static\"",
         ),
         (
             "binaries = \"/proc\"",

@@ -54,6 +54,7 @@ impl Session<Mysql> {
             metrics: old.shared.metrics.cluster(&old.cluster.name),
             user: text(&request.user),
             database: text(&database),
+            client: old.client,
             login: Login {
                 entrance: Arc::clone(&old.login.entrance),
                 entry: old.login.entry,

@@ -74,3 +74,12 @@ pub fn insecure_transport() -> ErrorPacket {
         "Connections using insecure transport are prohibited while --require_secure_transport=ON.",
     )
 }
+
+/// It asks for a level of zstd that there is not.
+pub fn wrong_compression_level() -> ErrorPacket {
+    ErrorPacket::new(
+        3923,
+        *b"HY000",
+        "Invalid zstd compression level for algorithm 'zstd'.",
+    )
+}

@@ -10,13 +10,15 @@ use crate::backend::mysql::connect::Request;
 use crate::backend::mysql::frames::Packets;
 use crate::backend::mysql::offer::Offer;
 use crate::transport::ListenTls;
+use crate::transport::codec::{Algorithm, ZstdLevel};
 use crate::transport::proxy_header::Network;
 use crate::transport::stream::Stream;
 use crate::transport::tls::Certificates;
 use crate::wire::mysql::auth::{ErrorPacket, LoginOk};
 use crate::wire::mysql::capabilities::Capabilities;
 use crate::wire::mysql::handshake::{
-    FirstPacket, HandshakeResponse, MAX_LOGIN_PACKET, NONCE_LEN, Nonce, attributes, parse_first,
+    Family, FirstPacket, HandshakeResponse, MAX_LOGIN_PACKET, NONCE_LEN, Nonce, attributes,
+    parse_first,
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -74,8 +76,8 @@ pub struct Arrival {
     pub(super) fingerprint: Option<[u8; 32]>,
     /// What the last OK proves to it.
     pub(super) proof: Vec<u8>,
-    /// What follows the last OK is compressed.
-    compresses: bool,
+    /// What follows the last OK is compressed so.
+    compression: Option<Algorithm>,
     pub(super) mock_secret: Zeroizing<[u8; 32]>,
 }
 
@@ -120,9 +122,14 @@ impl Arrival {
             fingerprint: None,
             proof: Vec::new(),
             // The layer is there already.
-            compresses: false,
+            compression: None,
             mock_secret: Zeroizing::new(mock_secret),
         })
+    }
+
+    /// How what follows its log-in is compressed.
+    pub const fn compression(&self) -> Option<Algorithm> {
+        self.compression
     }
 
     /// Its connection.
@@ -175,8 +182,8 @@ impl Arrival {
         };
         self.packets.send(|out| ok.put(out)).await?;
         let (stream, buffered) = self.packets.into_parts();
-        if self.compresses {
-            return Ok((stream.compressed(buffered), BytesMut::new()));
+        if let Some(algorithm) = self.compression {
+            return Ok((stream.compressed(algorithm, buffered), BytesMut::new()));
         }
         Ok((stream, buffered))
     }
@@ -229,6 +236,10 @@ pub async fn accept(
     let nonce = nonce().map_err(HandshakeError::Io)?;
     let tls = config.tls != ListenTls::Off && !stream.is_private();
     let mut extra = Capabilities::COMPRESS;
+    if offer.family() == Family::MySql {
+        // MariaDB has no such flag.
+        extra = extra | Capabilities::ZSTD_COMPRESSION;
+    }
     if tls {
         extra = extra | Capabilities::SSL;
     }
@@ -270,6 +281,10 @@ pub async fn accept(
         return Err(refuse(packets, errors::old_client()).await);
     }
     response.capabilities = capabilities;
+    let compression = match agreed_compression(capabilities, response.zstd_level) {
+        Ok(compression) => compression,
+        Err(error) => return Err(refuse(packets, error).await),
+    };
     Ok(Accepted::Session(Box::new(Arrival {
         packets,
         connection_id,
@@ -278,9 +293,25 @@ pub async fn accept(
         nonce,
         fingerprint,
         proof: Vec::new(),
-        compresses: capabilities.contains(Capabilities::COMPRESS),
+        compression,
         mock_secret: Zeroizing::new(config.mock_secret),
     })))
+}
+
+/// How what follows the log-in is compressed: zlib where a client has both, as servers choose.
+fn agreed_compression(
+    granted: Capabilities,
+    level: Option<u8>,
+) -> Result<Option<Algorithm>, ErrorPacket> {
+    if granted.contains(Capabilities::COMPRESS) {
+        return Ok(Some(Algorithm::Zlib));
+    }
+    if !granted.contains(Capabilities::ZSTD_COMPRESSION) {
+        return Ok(None);
+    }
+    let level = level.and_then(ZstdLevel::new);
+    let level = level.ok_or_else(errors::wrong_compression_level)?;
+    Ok(Some(Algorithm::Zstd(level)))
 }
 
 async fn first_packet(packets: &mut Packets<Stream>) -> Result<FirstPacket, HandshakeError> {

@@ -29,8 +29,8 @@ pub trait Accounts: Send + Sync {
     /// Its name.
     fn name(&self) -> &str;
 
-    /// Where the service account's connection comes from, as an address.
-    fn address(&self) -> Option<IpAddr>;
+    /// Its servers are told where clients are, and choose accounts by that.
+    fn tells_address(&self) -> bool;
 
     /// Runs a statement of the service account.
     fn ask(&self, sql: &str) -> impl Future<Output = Result<Outcome, ExecError>> + Send;
@@ -265,10 +265,13 @@ pub(super) async fn find<C: Accounts>(
 ) -> Result<Option<Known>, Option<ExecError>> {
     let user = String::from_utf8_lossy(arrival.user()).into_owned();
     let cluster = &entry.cluster;
+    let address = arrival.stream().peer_address();
+    let told = address.filter(|_| cluster.tells_address());
+    let told = told.map(|address| address.ip());
     loop {
         let ask = async |sql: &str| cluster.ask(sql).await;
         let error = tokio::select! {
-            found = entry.verifiers.find(entry.family, &user, cluster.address(), ask) => match found {
+            found = entry.verifiers.find(entry.family, &user, told, ask) => match found {
                 Ok(known) => return Ok(known),
                 Err(error) => error,
             },

@@ -22,7 +22,6 @@ use crate::observe::error_kind::ErrorKind;
 use crate::session::mysql::machine::Machine;
 use crate::transport::socket::Newcomer;
 use crate::transport::stream::Stream;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
@@ -47,8 +46,8 @@ impl Accounts for Arc<Cluster> {
         &self.name
     }
 
-    fn address(&self) -> Option<IpAddr> {
-        None
+    fn tells_address(&self) -> bool {
+        self.socket.proxy_protocol.is_some()
     }
 
     async fn ask(&self, sql: &str) -> Result<Outcome, ExecError> {
@@ -258,6 +257,7 @@ async fn first_server(
         metrics: shared.metrics.cluster(&cluster.name),
         user: registered.handle.identity.user.clone(),
         database: registered.handle.identity.database.clone(),
+        client: arrival.stream().route(),
     });
     let opened = match log_in(&profile, arrival.stream(), deadline).await {
         Ok(opened) => opened,

@@ -65,6 +65,7 @@ pub(super) async fn log_in(
         socket: &profile.cluster.socket,
         request: &who.0,
         credential: Some(&who.1),
+        client: profile.client,
         deadline,
     };
     let mut connected = connect(&login).await?;
@@ -85,7 +86,7 @@ pub(super) async fn log_in(
         who: Arc::clone(who),
     };
     Ok(Ready {
-        link: Link::new(connected.stream, peer, lease),
+        link: Link::new(connected.stream, peer, profile.client, lease),
         greeting: Greeting {
             status,
             grammar,
@@ -354,6 +355,7 @@ pub(super) async fn takes_logins(profile: &Profile<Mysql>, serving: &Serving) ->
         socket: &profile.cluster.socket,
         request: &who.0,
         credential: Some(&who.1),
+        client: profile.client,
         deadline: Instant::now() + Duration::from_secs(2),
     };
     let sql = started_at_sql(profile.cluster.engine.into());

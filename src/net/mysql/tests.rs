@@ -12,6 +12,7 @@ use crate::backend::mysql::frames::Packets;
 use crate::backend::mysql::offer::Offer;
 use crate::backend::mysql::verifiers::Passwords;
 use crate::net::script::{self, in_time, pipe};
+use crate::transport::codec::{Algorithm, ZstdLevel};
 use crate::transport::stream::Stream;
 use crate::transport::{ListenTls, testing};
 use crate::wire::mysql::auth::{ERR, ErrorPacket, LoginOk, MORE_DATA, OK, SWITCH, parse_switch};
@@ -65,6 +66,8 @@ struct Client {
     plugin: Option<&'static str>,
     tls: bool,
     without: Capabilities,
+    /// The level of zstd that it asks for, where that is offered.
+    zstd: Option<u8>,
 }
 
 const CLIENT: Client = Client {
@@ -73,6 +76,7 @@ const CLIENT: Client = Client {
     plugin: None,
     tls: false,
     without: Capabilities::COMPRESS,
+    zstd: None,
 };
 
 /// What a client saw: each packet's first byte and length, and what ended it.
@@ -94,7 +98,10 @@ impl Client {
             database: None,
             plugin: None,
             attributes: attributes.freeze(),
-            zstd_level: None,
+            zstd_level: self.zstd.filter(|_| {
+                let offered = greeting.capabilities;
+                offered.contains(Capabilities::ZSTD_COMPRESSION)
+            }),
         };
         let mut fingerprint = None;
         if self.tls {
@@ -519,17 +526,88 @@ async fn strangers_words_are_bounded() {
     ));
 }
 
+/// What a client and a log-in without TLS agree on, by what the servers are.
+async fn agreed(client: &Client, servers: Plugin) -> Result<Option<Algorithm>, HandshakeError> {
+    let (near, far) = pipe();
+    let server = arrive(near, servers, ListenTls::Off);
+    let client = async {
+        let (seen, _) = client.log_in(far).await;
+        seen.1
+    };
+    let work = async {
+        tokio::select! {
+            arrived = server => arrived.map(|arrival| arrival.compression()),
+            seen = client => panic!("{seen:?} before anybody asked for a proof"),
+        }
+    };
+    Box::pin(in_time(work)).await
+}
+
+#[tokio::test]
+async fn zstd_is_offered_where_servers_are_mysql_and_zlib_goes_before_it() {
+    let (mysql, mariadb) = (Plugin::CachingSha2, Plugin::Native);
+    let zstd = |level| ZstdLevel::new(level).map(Algorithm::Zstd);
+    for (zlib, level, servers, expected) in [
+        (false, None, mysql, None),
+        (false, Some(1), mysql, zstd(1)),
+        (false, Some(22), mysql, zstd(22)),
+        (true, Some(3), mysql, Some(Algorithm::Zlib)),
+        (true, None, mysql, Some(Algorithm::Zlib)),
+        // A level that is not used is not looked at.
+        (true, Some(0), mysql, Some(Algorithm::Zlib)),
+        (false, Some(3), mariadb, None),
+        (true, Some(3), mariadb, Some(Algorithm::Zlib)),
+    ] {
+        let without = if zlib {
+            Capabilities::NONE
+        } else {
+            Capabilities::COMPRESS
+        };
+        let client = Client {
+            without,
+            zstd: level,
+            ..CLIENT
+        };
+        let found = agreed(&client, servers).await.expect("agreed");
+        assert_eq!(found, expected, "{zlib} {level:?} {servers:?}");
+    }
+    for level in [0, 23, 255] {
+        let client = Client {
+            zstd: Some(level),
+            ..CLIENT
+        };
+        let refused = agreed(&client, mysql).await.expect_err("no such level");
+        assert!(
+            matches!(&refused, HandshakeError::Refused(error) if error.code == 3923),
+            "{refused}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn what_follows_a_login_is_compressed_where_that_was_agreed_on() {
-    for tls in [false, true] {
+    let zstd = Algorithm::Zstd(ZstdLevel::new(9).expect("a level"));
+    for (tls, algorithm) in [
+        (false, Algorithm::Zlib),
+        (true, Algorithm::Zlib),
+        (false, zstd),
+        (true, zstd),
+    ] {
         let (near, far) = pipe();
+        let (without, level) = match algorithm {
+            Algorithm::Zlib => (Capabilities::NONE, None),
+            Algorithm::Zstd(_) => (Capabilities::COMPRESS, Some(9)),
+        };
         let client = Client {
             tls,
-            without: Capabilities::NONE,
+            without,
+            zstd: level,
+            // Asked for by a switch: the greeting is MySQL's.
+            plugin: Some("mysql_native_password"),
             ..CLIENT
         };
         let server = async {
-            let mut arrival = arrive(near, Plugin::Native, ListenTls::Prefer)
+            let mut arrival = arrive(near, Plugin::CachingSha2, ListenTls::Prefer)
                 .await
                 .expect("arrives");
             let passwords = Passwords::default();
@@ -551,7 +629,8 @@ async fn what_follows_a_login_is_compressed_where_that_was_agreed_on() {
         let client = async {
             let (seen, packets) = client.log_in(far).await;
             seen.1.expect("in");
-            let mut stream = packets.into_parts().0.compressed(BytesMut::new());
+            let stream = packets.into_parts().0;
+            let mut stream = stream.compressed(algorithm, BytesMut::new());
             let mut packet = [7; 1000];
             packet[..4].copy_from_slice(&[0xe4, 3, 0, 0]);
             stream.write_all(&packet).await.expect("written");

@@ -198,6 +198,7 @@ pub(super) async fn log_in(
         socket: &profile.cluster.socket,
         params: &profile.login.params,
         credential: Some(&profile.login.credential),
+        client: profile.client,
         deadline,
     };
     let connected = connect(&login).await?;
@@ -210,7 +211,7 @@ pub(super) async fn log_in(
     };
     Ok(Ready {
         notices,
-        link: Link::new(connected.stream, peer, lease),
+        link: Link::new(connected.stream, peer, profile.client, lease),
         greeting,
     })
 }
@@ -304,6 +305,7 @@ pub(super) async fn takes_logins(profile: &Profile<Pg>, serving: &Serving) -> bo
         socket: &profile.cluster.socket,
         params: &profile.login.params,
         credential: Some(&profile.login.credential),
+        client: profile.client,
         deadline: Instant::now() + Duration::from_secs(2),
     };
     match connect_and_query(&login, STARTED_AT).await {

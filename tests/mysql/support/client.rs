@@ -3,6 +3,7 @@
 use super::server::APP;
 use mysql::prelude::{FromValue, Queryable as _};
 use mysql::{Conn, Opts, OptsBuilder, Params, Row, Value};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// Where to connect, as whom.
@@ -15,6 +16,8 @@ pub(crate) struct Target {
     database: Option<String>,
     program: String,
     compressed: bool,
+    /// The address of this machine that it comes from; the system's choice when left out.
+    from: Option<IpAddr>,
     /// The client checks the certificate against this CA.
     pub(crate) ca: Option<PathBuf>,
 }
@@ -30,6 +33,7 @@ impl Target {
             database: Some("app".to_owned()),
             program: "test".to_owned(),
             compressed: false,
+            from: None,
             ca: None,
         }
     }
@@ -59,6 +63,23 @@ impl Target {
         }
     }
 
+    /// The same from another address.
+    pub(crate) fn at(&self, address: &str) -> Self {
+        Self {
+            from: Some(address.parse().expect("an address")),
+            ..self.clone()
+        }
+    }
+
+    /// The same as another user.
+    pub(crate) fn user(&self, (user, password): (&str, &str)) -> Self {
+        Self {
+            user: user.to_owned(),
+            password: password.to_owned(),
+            ..self.clone()
+        }
+    }
+
     fn options(&self) -> Opts {
         let attributes = [("program_name", self.program.as_str())]
             .into_iter()
@@ -71,6 +92,7 @@ impl Target {
             .db_name(self.database.as_ref())
             // It would ask the server for its socket, and go past the proxy.
             .prefer_socket(false)
+            .bind_address(self.from.map(|from| SocketAddr::new(from, 0)))
             .stmt_cache_size(0)
             .compress(self.compressed.then(mysql::Compression::fast))
             .max_allowed_packet(Some(64 << 20))

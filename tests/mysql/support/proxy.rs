@@ -16,6 +16,8 @@ use std::time::Duration;
 /// What a test wants other than the usual. The strings are lines of `proxy.toml` for that section.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Options {
+    /// Lines for `[listen.mysql]`.
+    pub(crate) listen: String,
     /// Lines for `[limits]`.
     pub(crate) limits: String,
     /// Lines for `[clusters.shop.scaling]`.
@@ -110,7 +112,7 @@ impl Proxy {
         let (port, admin_port) = (Port::take(), Port::take());
         let text = format!(
             "state_dir = \"{state}\"\n\
-             [listen.mysql]\naddress = [\"127.0.0.1:{port}\"]\ntls = \"prefer\"\n\
+             [listen.mysql]\naddress = [\"127.0.0.1:{port}\"]\ntls = \"prefer\"\n{listen}\n\
              [admin]\naddress = \"127.0.0.1:{admin}\"\n\
              [limits]\n{limits}\n\
              [clusters.{CLUSTER}]\nengine = \"{engine}\"\ndefault = true\n\
@@ -122,6 +124,7 @@ impl Proxy {
             state = dir.path().join("state").display(),
             port = port.number,
             admin = admin_port.number,
+            listen = options.listen,
             limits = options.limits,
             engine = kind.engine(),
             user = SERVICE.0,

@@ -4,8 +4,9 @@ use bytes::BytesMut;
 use slackwater::wire::mysql::command;
 use slackwater::wire::mysql::packet::{HEADER_LEN, Header, Reader, put_packet};
 use slackwater::wire::mysql::reply::{EOF, ERR, ErrPacket, OK, PrepareOk, text_row};
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// CLIENT_LONG_PASSWORD, LONG_FLAG, CONNECT_WITH_DB, LOCAL_FILES, PROTOCOL_41, TRANSACTIONS, SECURE_CONNECTION,
@@ -40,7 +41,17 @@ pub(crate) struct Raw {
 impl Raw {
     /// Logs in, with a name by which the session is found.
     pub(crate) fn connect(port: u16, program: &str) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        Self::from("127.0.0.1", b"", port, program)
+    }
+
+    /// Logs in from this address of the machine, after these bytes.
+    pub(crate) fn from(address: &str, before: &[u8], port: u16, program: &str) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let end = |ip: &str, port| SockAddr::from(SocketAddr::new(ip.parse().unwrap(), port));
+        socket.bind(&end(address, 0)).unwrap();
+        socket.connect(&end("127.0.0.1", port)).unwrap();
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(before).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
