@@ -28,5 +28,6 @@ mod ms3_blockers;
 mod ms4_versions;
 mod ms6_drivers;
 mod safety;
+mod standby;
 mod static_two;
 mod support;
