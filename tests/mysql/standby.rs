@@ -74,6 +74,9 @@ fn safety_21_mysql_a_switch_keeps_sessions_and_data_and_fences_the_old_server() 
     }
 }
 
+/// Of writers between two rows.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// A cluster with everybody at work: clients of the proxy, and writers past it.
 struct AtWork {
     proxy: Proxy,
@@ -87,7 +90,7 @@ impl AtWork {
         let proxy = Proxy::standby(&quick());
         let app: Target = proxy.app();
         Self {
-            ledger: Ledger::start(&app, &app, WRITERS),
+            ledger: Ledger::paced(&app, &app, WRITERS, PAUSE),
             direct: Direct::start(&app, proxy.local_dir()),
             proxy,
             kills: 0,

@@ -48,7 +48,7 @@ impl Direct {
                         while !stop.load(Ordering::Relaxed)
                             && write(&mut client, home, &start, &mut n, &accepted)
                         {
-                            std::thread::park_timeout(Duration::from_millis(1));
+                            std::thread::park_timeout(Duration::from_millis(5));
                         }
                     }
                     std::thread::park_timeout(Duration::from_millis(5));
