@@ -7,13 +7,13 @@ use crate::support::ledger::Ledger;
 use crate::support::proxy::{Options, Proxy};
 use crate::support::server::Server;
 use crate::support::{EVENT, SOON, sized, wait_until};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 
-const WRITERS: usize = 4;
+pub(crate) const WRITERS: usize = 4;
 
 /// Lets the ledger go on for a number of rows that differs from round to round.
-fn some_more(ledger: &Ledger, round: u64) {
+pub(crate) fn some_more(ledger: &Ledger, round: u64) {
     let written = ledger.written();
     let wanted = round * 37 % 101 + 20;
     wait_until("rows are written", SOON * 3, || {
@@ -21,7 +21,7 @@ fn some_more(ledger: &Ledger, round: u64) {
     });
 }
 
-fn check(ledger: Ledger, admin: &Target, kills: usize) {
+pub(crate) fn check(ledger: Ledger, admin: &Target, kills: usize) {
     let told = ledger.stop();
     told.must_be_right(admin);
     let of_sessions = told.errors.iter().filter(|e| !e.starts_with("log-in"));
@@ -52,14 +52,23 @@ fn fault_kills_of_the_server_at_random() {
     check(ledger, &server.admin(), rounds);
 }
 
-/// Starts an event and waits for one of its steps, or for its end when that was too quick to be seen.
-fn reach(proxy: &Proxy, step: &str) {
-    let admin = proxy.admin();
-    let id = admin.start_event(&json!({ "restart": true }));
-    while admin.outcome(id).is_none() && admin.event(id)["state"] != step {}
+/// The steps of an event, and none.
+pub(crate) const STEPS: [&str; 6] = ["prepare", "probe", "wait", "settle", "cut_over", "none"];
+
+/// Starts an event that comes to this step. For two of them somebody has to be in the way.
+pub(crate) fn reach(proxy: &Proxy, step: &str, options: &Value) -> Option<Client> {
+    let in_the_way = ["probe", "wait"].contains(&step).then(|| {
+        let mut client = proxy.client("in the way");
+        client.run("BEGIN");
+        client
+    });
+    if step != "none" {
+        proxy.admin().reach(step, options);
+    }
+    in_the_way
 }
 
-fn settled(proxy: &Proxy) {
+pub(crate) fn settled(proxy: &Proxy) {
     wait_until("no event is left", EVENT, || {
         proxy.admin().cluster()["event"].is_null()
     });
@@ -70,12 +79,13 @@ fn fault_kills_of_the_local_server_in_each_step_of_an_event() {
     let proxy = Proxy::local(&quick());
     let ledger = Ledger::start(&proxy.local_admin(), &proxy.app(), WRITERS);
     let mut kills = 0;
-    for step in ["prepare", "probe", "settle", "cut_over"] {
+    for step in STEPS {
         for round in 0..sized(1, 20) {
             some_more(&ledger, round as u64);
-            reach(&proxy, step);
+            let in_the_way = reach(&proxy, step, &json!({ "restart": true }));
             proxy.kill_server();
             kills += 1;
+            drop(in_the_way);
             settled(&proxy);
         }
     }
@@ -110,14 +120,13 @@ fn fault_kills_of_the_proxy_in_each_step_of_an_event() {
     let mut proxy = Proxy::local(&quick());
     let ledger = Ledger::start(&proxy.local_admin(), &proxy.app(), WRITERS);
     let mut kills = 0;
-    for step in ["prepare", "probe", "settle", "cut_over", "none"] {
+    for step in STEPS {
         for round in 0..sized(1, 20) {
             some_more(&ledger, round as u64);
-            if step != "none" {
-                reach(&proxy, step);
-            }
+            let in_the_way = reach(&proxy, step, &json!({ "restart": true }));
             proxy.kill_and_restart();
             kills += 1;
+            drop(in_the_way);
             assert_eq!(servers(proxy.local_dir()), 1, "{step}");
         }
     }

@@ -29,6 +29,7 @@ mod ms4_versions;
 mod ms6_drivers;
 mod proxy_header;
 mod safety;
+mod standby;
 mod static_two;
 mod support;
 mod zstd;

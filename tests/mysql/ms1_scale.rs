@@ -5,7 +5,8 @@ use crate::support::ledger::Ledger;
 use crate::support::proxy::{Options, Proxy};
 use crate::support::server::Server;
 use crate::support::sysbench::{self, Load};
-use crate::support::{SOON, sized, wait_until};
+use crate::support::{EVENT, SOON, sized, wait_until};
+use serde_json::json;
 
 const LOADS: [(&str, bool); 4] = [
     ("oltp_read_write", false),
@@ -14,16 +15,26 @@ const LOADS: [(&str, bool); 4] = [
     ("oltp_point_select", true),
 ];
 
-fn events_under_load(proxy: &Proxy, admin: &Target) {
+/// `proof`: what each event changes, for one that is not the same server.
+fn events_under_load(proxy: &Proxy, admin: &Target, proof: Option<&str>) {
     sysbench::fill(proxy.port());
     let events = sized(2, 13);
+    let mut witness = proxy.client("witness");
+    let mut ask = || proof.map(|sql| witness.value(sql));
+    let mut last = ask();
     for (test, prepared) in LOADS {
         let ledger = Ledger::start(admin, &proxy.app(), 4);
         let load = Load::start(proxy.port(), test, prepared, sized(8, 16));
         for _ in 0..events {
             let before = ledger.written();
             wait_until("rows are written", SOON, || ledger.written() > before + 20);
-            proxy.admin().swap();
+            let id = proxy.admin().start_event(&json!({}));
+            // A standby may have much to catch up with.
+            let event = proxy.admin().finished(id, EVENT * 3);
+            assert_eq!(event["outcome"], "completed", "{event:#}");
+            let now = ask();
+            assert!(proof.is_none() || now != last, "{now:?} as before");
+            last = now;
         }
         let before = ledger.written();
         wait_until("rows are written", SOON, || ledger.written() > before + 20);
@@ -38,13 +49,21 @@ fn events_under_load(proxy: &Proxy, admin: &Target) {
 fn ms1_static_under_sysbench() {
     let server = Server::start(&[]);
     let proxy = Proxy::on(&server);
-    events_under_load(&proxy, &server.admin());
+    events_under_load(&proxy, &server.admin(), None);
 }
 
 #[test]
 fn ms1_local_restarts_under_sysbench() {
     let proxy = Proxy::local(&Options::default());
-    events_under_load(&proxy, &proxy.local_admin());
+    let start = "SELECT @@GLOBAL.report_host";
+    events_under_load(&proxy, &proxy.local_admin(), Some(start));
+}
+
+#[test]
+fn ms1_standby_under_sysbench() {
+    let proxy = Proxy::standby(&Options::default());
+    // Where the ledger is changes with each event.
+    events_under_load(&proxy, &proxy.app(), Some("SELECT @@GLOBAL.server_id"));
 }
 
 #[test]

@@ -144,3 +144,8 @@ fn ms2_a_variable_that_a_prepared_statement_sets_keeps_its_type() {
 fn ms2_a_furnished_session_survives_restarts() {
     survives(&Proxy::local(&Options::default()), sized(2, 20));
 }
+
+#[test]
+fn ms2_a_furnished_session_survives_switches_to_standbys() {
+    survives(&Proxy::standby(&Options::default()), sized(5, 20));
+}

@@ -6,8 +6,8 @@ use crate::support::sized;
 /// What is run there: names of tests contain one of these. Those of lost servers only in the long variant.
 fn short() -> &'static [&'static str] {
     sized(
-        &["ms2_", "ms3_", "case_", "safety_18"],
-        &["ms2_", "ms3_", "case_", "safety_"],
+        &["ms1_standby_", "ms2_", "ms3_", "case_", "safety_18"],
+        &["ms1_standby_", "ms2_", "ms3_", "case_", "safety_"],
     )
 }
 

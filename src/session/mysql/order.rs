@@ -31,6 +31,11 @@ pub(super) fn is_carried(name: &str) -> bool {
             | "net_buffer_length"
             | "max_user_connections"
             | "session_track_transaction_info"
+            // No session has one of its own, MySQL shows them to each, and the promotion of a standby changes them: who
+            // logged in ahead has seen those of the standby.
+            | "event_scheduler"
+            | "read_only"
+            | "super_read_only"
     )
 }
 
@@ -54,4 +59,17 @@ pub(super) fn is_last(name: &str) -> bool {
 /// They follow the current database; to set them is deprecated, and needs a right with MySQL.
 pub(super) fn follows_database(name: &str) -> bool {
     matches!(name, "character_set_database" | "collation_database")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_promotion_changes_is_nobodys_state() {
+        for name in ["event_scheduler", "read_only", "super_read_only"] {
+            assert!(!is_carried(name), "{name}");
+        }
+        assert!(is_carried("transaction_read_only"));
+    }
 }

@@ -43,6 +43,11 @@ pub(crate) struct Entries {
 impl Ledger {
     /// Starts this many writers; the table is made new by `admin`.
     pub(crate) fn start(admin: &Target, app: &Target, writers: usize) -> Self {
+        Self::paced(admin, app, writers, Duration::ZERO)
+    }
+
+    /// The same with a pause after each row: a standby on a busy machine falls behind those who write without one.
+    pub(crate) fn paced(admin: &Target, app: &Target, writers: usize, pause: Duration) -> Self {
         let mut admin = Client::to(admin);
         admin.run("DROP TABLE IF EXISTS app.ledger");
         admin.run("CREATE TABLE app.ledger (client int, n bigint) ENGINE=InnoDB");
@@ -50,7 +55,7 @@ impl Ledger {
         let written = Arc::new(AtomicU64::new(0));
         let threads = (0..writers).map(|client| {
             let (app, stop, written) = (app.clone(), Arc::clone(&stop), Arc::clone(&written));
-            std::thread::spawn(move || write(&app, client, &stop, &written))
+            std::thread::spawn(move || write(&app, client, pause, &stop, &written))
         });
         Self {
             threads: threads.collect(),
@@ -82,7 +87,13 @@ impl Ledger {
     }
 }
 
-fn write(app: &Target, client: usize, stop: &AtomicBool, written: &AtomicU64) -> Book {
+fn write(
+    app: &Target,
+    client: usize,
+    pause: Duration,
+    stop: &AtomicBool,
+    written: &AtomicU64,
+) -> Book {
     let (mut told, mut errors, mut slow) = (Vec::new(), Vec::new(), Vec::new());
     let mut connection = None;
     while !stop.load(Ordering::Relaxed) {
@@ -120,6 +131,9 @@ fn write(app: &Target, client: usize, stop: &AtomicBool, written: &AtomicU64) ->
             Ok(()) => {
                 told.push(Told::Done);
                 written.fetch_add(1, Ordering::Relaxed);
+                if !pause.is_zero() {
+                    std::thread::park_timeout(pause);
+                }
             }
             Err((outcome, error)) => {
                 told.push(outcome);

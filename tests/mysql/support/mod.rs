@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "other test binaries use the rest")]
 pub(crate) mod admin;
 pub(crate) mod client;
+pub(crate) mod direct;
 #[path = "../../common/guard.rs"]
 mod guard;
 pub(crate) mod ledger;

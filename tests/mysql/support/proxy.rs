@@ -5,9 +5,10 @@ use super::client::{Client, Target, app};
 use super::guard::Guard;
 use super::ports::Port;
 use super::server::{Kind, SERVICE, SETUP, Server, give_away};
-use super::{SOON, wait_for};
+use super::{EVENT, SOON, wait_for, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -28,6 +29,46 @@ pub(crate) struct Options {
     pub(crate) provider: String,
     /// Lines for `[clusters.shop.auth]`, after the service account.
     pub(crate) auth: String,
+}
+
+/// One of the two places for a local server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Home {
+    First,
+    Second,
+}
+
+impl Home {
+    pub(crate) const BOTH: [Self; 2] = [Self::First, Self::Second];
+
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+
+    /// The name of its data directory.
+    pub(crate) fn data(self) -> &'static str {
+        match self {
+            Self::First => "data",
+            Self::Second => "data.2",
+        }
+    }
+}
+
+/// The port of the server in a home, once there is one, as the proxy wrote it down in its directory.
+pub(crate) fn port_of(local: &Path, home: Home) -> Option<u16> {
+    let field = match home {
+        Home::First => "port",
+        Home::Second => "second_port",
+    };
+    let port = read_json(&local.join("server.json"))?[field].as_u64()?;
+    u16::try_from(port).ok()
+}
+
+fn read_json(file: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(file).ok()?).ok()
 }
 
 /// A running proxy. Ended, with servers that it started, when the test ends, however it does.
@@ -71,10 +112,15 @@ impl Proxy {
 
     /// With a server of its own that it restarts at each event.
     pub(crate) fn local(options: &Options) -> Self {
-        Self::local_at(options)
+        Self::local_with("restart", options)
     }
 
-    fn local_at(options: &Options) -> Self {
+    /// With a server of its own from which a standby takes over at each event.
+    pub(crate) fn standby(options: &Options) -> Self {
+        Self::local_with("standby", options)
+    }
+
+    fn local_with(switch: &str, options: &Options) -> Self {
         let kind = Kind::wanted();
         let dir = tempfile::Builder::new()
             .prefix("slackwater-my-local-")
@@ -91,7 +137,7 @@ impl Proxy {
             kind => format!("binaries = \"{}\"\n", kind.programs().display()),
         };
         let provider = format!(
-            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"restart\"\n{programs}\
+            "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"{switch}\"\n{programs}\
              memory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
             data.display(),
             options.provider
@@ -188,13 +234,37 @@ impl Proxy {
         self.local.as_deref().expect("a local server")
     }
 
+    /// What it remembers of its servers on disk.
+    fn server_file(&self) -> Option<Value> {
+        read_json(&self.local_dir().join("server.json"))
+    }
+
+    /// The home of its server that takes writes, as it is written down.
+    pub(crate) fn primary(&self) -> Home {
+        let first = self.server_file().is_none_or(|f| f["primary"] != "second");
+        if first { Home::First } else { Home::Second }
+    }
+
+    /// The same once no promotion is under way, as it may be for a moment after an event too.
+    pub(crate) fn settled_primary(&self) -> Home {
+        let intent = self.local_dir().join("switch.json");
+        wait_until("no promotion is under way", EVENT, || {
+            let intent = read_json(&intent).unwrap_or_default();
+            intent["promotion"].is_null()
+        });
+        self.primary()
+    }
+
+    /// The port of the server in a home, once there is one.
+    pub(crate) fn port_of(&self, home: Home) -> Option<u16> {
+        port_of(self.local_dir(), home)
+    }
+
     /// The service account of its own server, over its socket.
     pub(crate) fn local_admin(&self) -> Target {
-        let run = fs::read_dir(self.local_dir().join("run")).unwrap();
-        let socket = run
-            .filter_map(|e| Some(e.ok()?.path()))
-            .find(|p| p.extension().is_some_and(|e| e == "sock"));
-        Target::socket(&socket.expect("a socket"), SERVICE.0, SERVICE.1)
+        let port = self.port_of(self.settled_primary()).expect("a port");
+        let socket = self.local_dir().join(format!("run/mysql.{port}.sock"));
+        Target::socket(&socket, SERVICE.0, SERVICE.1)
     }
 
     /// The certificate of the CA that the proxy made for itself.
@@ -204,18 +274,24 @@ impl Proxy {
 
     /// The process of the server that it runs itself.
     pub(crate) fn server_process(&self) -> Option<Pid> {
-        let run = fs::read_dir(self.local_dir().join("run")).ok()?;
-        let pid = run
-            .filter_map(|e| Some(e.ok()?.path()))
-            .find(|p| p.extension().is_some_and(|e| e == "pid"))?;
-        Some(Pid::from_raw(
-            fs::read_to_string(pid).ok()?.trim().parse().ok()?,
-        ))
+        self.process_in(self.primary())
+    }
+
+    /// The process of the server in a home.
+    pub(crate) fn process_in(&self, home: Home) -> Option<Pid> {
+        let file = self.local_dir().join(format!("run/{}.pid", home.data()));
+        let text = fs::read_to_string(file).ok()?;
+        Some(Pid::from_raw(text.trim().parse().ok()?))
     }
 
     /// Kills (SIGKILL) the server that it runs itself; returns when its sockets are closed.
     pub(crate) fn kill_server(&self) {
-        if let Some(pid) = self.server_process() {
+        self.kill_server_in(self.primary());
+    }
+
+    /// Kills (SIGKILL) the server in a home; returns when its sockets are closed.
+    pub(crate) fn kill_server_in(&self, home: Home) {
+        if let Some(pid) = self.process_in(home) {
             let _ = kill(pid, Signal::SIGKILL);
             // Its first thread may be gone long before the last one, which closes the sockets.
             wait_for("the server is gone", SOON, || kill(pid, None).err());

@@ -75,6 +75,11 @@ impl Kind {
         PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
     }
 
+    /// What it calls things of replication.
+    pub(crate) fn words(self) -> &'static Words {
+        if self.is_mysql() { &MYSQL } else { &MARIADB }
+    }
+
     fn daemon(self) -> PathBuf {
         let name = if self.is_mysql() {
             "mysqld"
@@ -84,6 +89,46 @@ impl Kind {
         self.programs().join(name)
     }
 }
+
+/// Statements of replication, which have other words in each engine.
+pub(crate) struct Words {
+    pub(crate) read_only: &'static str,
+    pub(crate) writable: &'static str,
+    pub(crate) transactions: &'static str,
+    /// A function of transactions and seconds.
+    wait: &'static str,
+    /// Empties the log.
+    forget: &'static str,
+    follow: &'static str,
+    pub(crate) stop_receiving: &'static str,
+    pub(crate) stop_following: &'static str,
+    pub(crate) follow_nobody: &'static str,
+}
+
+const MARIADB: Words = Words {
+    read_only: "SET GLOBAL read_only = ON",
+    writable: "SET GLOBAL read_only = OFF",
+    transactions: "SELECT @@GLOBAL.gtid_binlog_pos",
+    wait: "MASTER_GTID_WAIT",
+    forget: "RESET MASTER",
+    follow: "START SLAVE",
+    stop_receiving: "STOP SLAVE IO_THREAD",
+    stop_following: "STOP SLAVE",
+    follow_nobody: "RESET SLAVE ALL",
+};
+
+const MYSQL: Words = Words {
+    read_only: "SET GLOBAL super_read_only = ON",
+    // It turns off super_read_only as well.
+    writable: "SET GLOBAL read_only = OFF",
+    transactions: "SELECT REPLACE(@@GLOBAL.gtid_executed, CHAR(10), '')",
+    wait: "WAIT_FOR_EXECUTED_GTID_SET",
+    forget: "RESET BINARY LOGS AND GTIDS",
+    follow: "START REPLICA",
+    stop_receiving: "STOP REPLICA IO_THREAD",
+    stop_following: "STOP REPLICA",
+    follow_nobody: "RESET REPLICA ALL",
+};
 
 /// Runs the tests of this binary whose names have one of `filters` in them on another server than the installed one.
 pub(crate) fn on_another_server(kind: Kind, filters: &[&str]) {
@@ -156,6 +201,12 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a fresh server of the kind to test with, with more arguments.
     pub(crate) fn start(settings: &[&str]) -> Self {
+        let mut server = Self::copied(settings);
+        server.run_again();
+        server
+    }
+
+    fn copied(settings: &[&str]) -> Self {
         let kind = Kind::wanted();
         let dir = tempfile::Builder::new()
             .prefix("slackwater-my-")
@@ -164,16 +215,68 @@ impl Server {
         give_away(dir.path());
         let guard = Guard::over(&[dir.path()]);
         copy_template(kind, &dir.path().join("data"));
-        let mut server = Self {
+        Self {
             kind,
             dir,
             port: Port::take(),
             settings: settings.iter().map(|&s| s.to_owned()).collect(),
             child: None,
             _guard: guard,
+        }
+    }
+
+    /// Two servers with the same settings, those for replication among them. The second one follows the first.
+    pub(crate) fn pair(settings: &[&str]) -> [Self; 2] {
+        let pair = ["--server-id=1", "--server-id=2"].map(|number| {
+            let mut server = Self::copied(settings);
+            server.set(&[number]);
+            // Both are copies of the same server, which MySQL knows by this.
+            let _ = fs::remove_file(server.dir.path().join("data/auto.cnf"));
+            server.run_again();
+            // What the template's server wrote to its log has no global transaction ids.
+            server.run(&[server.kind.words().forget]);
+            server
+        });
+        pair[1].follow(&pair[0]);
+        pair
+    }
+
+    /// Has it follow another server from where it is, taking no writes of its own.
+    pub(crate) fn follow(&self, primary: &Self) {
+        let words = self.kind.words();
+        let port = primary.port.number;
+        let (user, password) = SERVICE;
+        let source = if self.kind.is_mysql() {
+            format!(
+                "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {port}, SOURCE_USER = '{user}', \
+                 SOURCE_PASSWORD = '{password}', SOURCE_AUTO_POSITION = 1, GET_SOURCE_PUBLIC_KEY = 1"
+            )
+        } else {
+            format!(
+                "CHANGE MASTER TO MASTER_HOST = '127.0.0.1', MASTER_PORT = {port}, MASTER_USER = '{user}', \
+                 MASTER_PASSWORD = '{password}', MASTER_SSL = 0, MASTER_USE_GTID = slave_pos"
+            )
         };
-        server.run_again();
-        server
+        let mut admin = Client::to(&self.admin());
+        admin.run(words.read_only);
+        if !self.kind.is_mysql() {
+            admin.run("SET GLOBAL gtid_slave_pos = @@GLOBAL.gtid_current_pos");
+        }
+        admin.run(&source);
+        admin.run(words.follow);
+        self.wait_for_all(&mut admin, &primary.transactions());
+    }
+
+    /// The global transaction ids of all that is in its log.
+    pub(crate) fn transactions(&self) -> String {
+        Client::to(&self.admin()).value(self.kind.words().transactions)
+    }
+
+    /// Waits until this server, which follows another one, has all of these transactions.
+    pub(crate) fn wait_for_all(&self, admin: &mut Client, transactions: &str) {
+        let wait = self.kind.words().wait;
+        let answer = admin.value(&format!("SELECT {wait}('{transactions}', 60)"));
+        assert!(answer.contains('0'), "{answer}");
     }
 
     /// Starts it, after it was stopped or killed.
