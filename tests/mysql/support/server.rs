@@ -339,7 +339,7 @@ impl Server {
         }
     }
 
-    /// Freezes it (SIGSTOP), or lets it go on.
+    /// Freezes it (SIGSTOP), or lets it go on. A thread that runs stops a little after the signal: it is waited for.
     pub(crate) fn freeze(&self, frozen: bool) {
         let signal = if frozen {
             Signal::SIGSTOP
@@ -348,6 +348,14 @@ impl Server {
         };
         let pid = self.child.as_ref().expect("it runs").id();
         kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+        let stopped = |entry: fs::DirEntry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            stat.contains(") T ")
+        };
+        wait_for("its threads stand still", SOON, || {
+            let mut threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+            (!frozen || threads.all(stopped)).then_some(())
+        });
     }
 }
 
