@@ -259,12 +259,21 @@ impl Server {
         };
         let mut admin = Client::to(&self.admin());
         admin.run(words.read_only);
+        // It would fall behind whenever clients write all the time.
+        admin.run("SET GLOBAL innodb_flush_log_at_trx_commit = 2, GLOBAL sync_binlog = 0");
         if !self.kind.is_mysql() {
+            admin.run("SET GLOBAL slave_parallel_threads = 4");
             admin.run("SET GLOBAL gtid_slave_pos = @@GLOBAL.gtid_current_pos");
         }
         admin.run(&source);
         admin.run(words.follow);
         self.wait_for_all(&mut admin, &primary.transactions());
+    }
+
+    /// Has a standby that is to be a primary write as safely as servers do by themselves.
+    pub(crate) fn durable(&self) -> String {
+        let binlog = u8::from(self.kind.is_mysql());
+        format!("SET GLOBAL innodb_flush_log_at_trx_commit = 1, GLOBAL sync_binlog = {binlog}")
     }
 
     /// The global transaction ids of all that is in its log.
