@@ -5,7 +5,7 @@ use super::super::engine::{self, Part};
 use super::super::files::Intent;
 use super::super::slot;
 use super::super::succession::Succession;
-use super::super::tests::{completed, place::Place, say, until};
+use super::super::tests::{completed, place::Place, polled, say, until};
 use super::super::{LocalConfig, LocalProvider, fence};
 use super::replication::ACCOUNT;
 use super::tests::{Kind, ask, kinds, switched, value};
@@ -137,19 +137,7 @@ async fn safety_25_mysql_a_proxy_that_ends_in_any_step_leaves_one_writer_with_ev
         let to = Capacity(if now.capacity == Capacity(1) { 2 } else { 1 });
         provider.prepare(&now, to).await.unwrap();
         write(&provider, n).await;
-        let done = {
-            let mut cut_over = Box::pin(provider.cut_over(&now, to));
-            let mut left = polls;
-            std::future::poll_fn(|context| {
-                left -= 1;
-                match cut_over.as_mut().poll(context) {
-                    std::task::Poll::Ready(done) => std::task::Poll::Ready(Some(done)),
-                    std::task::Poll::Pending if left == 0 => std::task::Poll::Ready(None),
-                    std::task::Poll::Pending => std::task::Poll::Pending,
-                }
-            })
-            .await
-        };
+        let done = polled(provider.cut_over(&now, to), polls).await;
         provider = next_proxy(&kind, provider, &config).await;
         let next = provider.start(Capacity(8)).await.unwrap();
         one_writer(&provider).await;

@@ -58,6 +58,21 @@ pub(super) fn say(line: &str) {
     eprintln!("{line}");
 }
 
+/// Runs a future for so many polls and drops it where it then waits, as if the proxy ended there; what it came to, if it did.
+pub(super) async fn polled<T>(future: impl Future<Output = T>, polls: u32) -> Option<T> {
+    let mut future = Box::pin(future);
+    let mut left = polls;
+    std::future::poll_fn(|context| {
+        left -= 1;
+        match future.as_mut().poll(context) {
+            std::task::Poll::Ready(done) => std::task::Poll::Ready(Some(done)),
+            std::task::Poll::Pending if left == 0 => std::task::Poll::Ready(None),
+            std::task::Poll::Pending => std::task::Poll::Pending,
+        }
+    })
+    .await
+}
+
 pub(super) fn completed(cut_over: CutOver) -> Instance {
     match cut_over {
         CutOver::Completed(instance) => instance,
