@@ -13,6 +13,7 @@ const POSTGRES_SIGNAL: &str = "standby.signal";
 /// MySQL and MariaDB have no such file of their own. This one is an option file: `mysqld_safe` and `mariadbd-safe` read it
 /// in the data directory, and Slackwater starts what has it read-only.
 const MYSQL_SIGNAL: &str = "my.cnf";
+const MYSQL_MARK: &str = "# Slackwater:";
 const MYSQL_FENCE: &str = "# Slackwater: this data directory has, or had, a newer copy elsewhere (see ../server.json). A server\n\
     # that is started here may not take a write.\n\
     [mysqld]\n\
@@ -44,8 +45,15 @@ pub(super) fn signal(engine: Engine) -> &'static str {
     }
 }
 
+/// Whether the file is there. A `my.cnf` that somebody else put into the data directory is none; one without a word is a
+/// fence that was just being put up.
 pub(super) fn is_fenced(data_dir: &DataDir, data: &Path) -> bool {
-    data.join(signal(data_dir.engine())).exists()
+    let engine = data_dir.engine();
+    let signal = data.join(signal(engine));
+    if !engine.speaks_mysql() {
+        return signal.exists();
+    }
+    fs::read_to_string(signal).is_ok_and(|text| text.is_empty() || text.starts_with(MYSQL_MARK))
 }
 
 /// Whether what is in `home` is whole and can only start as a standby.
@@ -53,10 +61,24 @@ pub(super) fn is_standby(data_dir: &DataDir, home: Home) -> bool {
     data_dir.holds_data(home) && is_fenced(data_dir, &data_dir.data_of(home))
 }
 
+/// Whether a fence could be put up. Asked before a server is stopped for it.
+pub(super) fn see_that_a_fence_fits(data_dir: &DataDir, data: &Path) -> Result<(), ProviderError> {
+    let signal = data.join(signal(data_dir.engine()));
+    if !signal.exists() || is_fenced(data_dir, data) {
+        return Ok(());
+    }
+    Err(ProviderError::Server(format!(
+        "{} is not Slackwater's, and a file of this name of its own has to be there: move what it says to {}",
+        signal.display(),
+        data_dir.path().join(MYSQL_SIGNAL).display()
+    )))
+}
+
 /// A server in this data directory can't come up as a primary any more. Durable when this returns.
 pub(super) fn fence(data_dir: &DataDir, data: &Path) -> Result<(), ProviderError> {
     let engine = data_dir.engine();
     let signal = data.join(signal(engine));
+    see_that_a_fence_fits(data_dir, data)?;
     File::create(&signal)
         .and_then(|mut file| {
             if engine.speaks_mysql() {
@@ -71,6 +93,9 @@ pub(super) fn fence(data_dir: &DataDir, data: &Path) -> Result<(), ProviderError
 
 /// It can again. Durable when this returns.
 pub(super) fn unfence(data_dir: &DataDir, data: &Path) -> Result<(), ProviderError> {
+    if !is_fenced(data_dir, data) {
+        return Ok(());
+    }
     let signal = data.join(signal(data_dir.engine()));
     match fs::remove_file(&signal) {
         Ok(()) => sync_directory(data),
@@ -196,5 +221,31 @@ mod tests {
             unfence(&data_dir, &data).unwrap();
             assert!(!is_fenced(&data_dir, &data));
         }
+    }
+
+    #[test]
+    fn a_my_cnf_of_somebody_elses_is_no_fence_and_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let config = LocalConfig {
+            engine: Engine::Mysql,
+            data_dir: place.path().join("data_dir"),
+            ..LocalConfig::for_tests()
+        };
+        let data_dir = DataDir::open(&config).unwrap();
+        let data = data_dir.data_of(Home::First);
+        fs::create_dir(&data).unwrap();
+        let file = data.join(MYSQL_SIGNAL);
+        let own = "[mysqld]\nsql_mode = ANSI\n";
+        fs::write(&file, own).unwrap();
+        assert!(!is_fenced(&data_dir, &data));
+        unfence(&data_dir, &data).unwrap();
+        let error = fence(&data_dir, &data).unwrap_err().to_string();
+        assert!(error.contains("is not Slackwater's"), "{error}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), own);
+        // Half a fence, as a power cut leaves it.
+        fs::write(&file, "").unwrap();
+        assert!(is_fenced(&data_dir, &data));
+        fence(&data_dir, &data).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), MYSQL_FENCE);
     }
 }

@@ -2,7 +2,7 @@
 //! name.
 
 use super::super::super::{Instance, ProviderError, QueryError, Rows, ServerSession};
-use super::super::slot;
+use super::super::{fence, slot};
 use super::Mysql;
 use super::accounts::identifier;
 use super::replication::{ask, first};
@@ -198,6 +198,8 @@ impl Mysql {
             );
             return Ok(());
         }
+        fence::see_that_a_fence_fits(&self.data_dir, &self.data_dir.data())
+            .map_err(|e| refused(e.to_string()))?;
         if let Some(why) = self.in_the_way(session).await.map_err(unreachable)? {
             return Err(refused(format!("{why}; or use switch = \"restart\"")));
         }

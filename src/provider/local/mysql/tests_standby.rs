@@ -286,6 +286,10 @@ async fn safety_20_mysql_what_a_standby_would_not_have_is_refused_by_name() {
         .await;
         refused(&["XA transaction x is prepared"]).await;
         ask(&provider, "XA COMMIT 'x'").await;
+        let own = provider.data_dir.data().join("my.cnf");
+        fs::write(&own, "[mysqld]\n").unwrap();
+        refused(&["my.cnf is not Slackwater's"]).await;
+        fs::remove_file(&own).unwrap();
         // Read by both at each start.
         let my_cnf = provider.data_dir.path().join("my.cnf");
         let before = fs::read_to_string(&my_cnf).unwrap();
