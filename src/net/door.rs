@@ -1,8 +1,12 @@
 //! What happens at the door whatever the engine: who is let in at all, as whom, and how long he waits.
 
 use super::admission::Admission;
+use super::shared::Shared;
+use crate::observe::error_kind::ErrorKind;
 use crate::transport::proxy_header::{self, Network};
+use crate::transport::socket::Newcomer;
 use crate::transport::stream::Stream;
+use bytes::BytesMut;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -37,15 +41,22 @@ pub(super) async fn behind_balancer(
     }
 }
 
-/// A load balancer's address is nobody's: whom it connects is not known yet.
-pub(super) fn is_shut_out(
-    address: Option<IpAddr>,
-    admission: &Admission,
+/// Turns an accepted connection away whose address is shut out, with `words`, before anything is spent on it. A load
+/// balancer's address is nobody's: whom it connects is not known yet.
+pub(super) fn at_the_door(
+    newcomer: Newcomer,
+    (admission, shared): (&Admission, &Shared),
     proxied: &[Network],
-) -> bool {
-    address.is_some_and(|address| {
-        !proxied.iter().any(|network| network.contains(address)) && admission.shuts_out(address)
-    })
+    words: impl FnOnce(IpAddr) -> BytesMut,
+) -> Option<Newcomer> {
+    let known = newcomer.address();
+    let one = known.filter(|&a| !proxied.iter().any(|network| network.contains(a)));
+    let Some(address) = one.filter(|&address| admission.shuts_out(address)) else {
+        return Some(newcomer);
+    };
+    shared.count_error(ErrorKind::Limit);
+    newcomer.turn_away(&words(address));
+    None
 }
 
 /// Whether the server's answer about a user, asked for at `asked`, took more than it left to the user.

@@ -5,9 +5,7 @@ use super::admission::{Admission, Pass, Refused, Standing};
 use super::authentication::{
     AuthError, Challenge, ClientCertificate, Method, authenticate, check_certificate,
 };
-use super::door::{
-    RETRY, behind_balancer, gone, is_shut_out, matches_host, server_was_slow, spread_age,
-};
+use super::door::{self, RETRY, behind_balancer, gone, matches_host, server_was_slow, spread_age};
 use super::handshake::{Accepted, Arrival, HandshakeConfig, HandshakeError, accept, say_goodbye};
 use super::pg::{Pg, PgLogin, PgSeen, process_of, server_words};
 use super::relay::Leg;
@@ -146,16 +144,13 @@ pub fn at_the_door(
     entrance: &Entrance,
     config: &HandshakeConfig,
 ) -> Option<Newcomer> {
-    let address = newcomer.address();
-    if !is_shut_out(address, &entrance.admission, &config.proxied) {
-        return Some(newcomer);
-    }
-    entrance.shared.count_error(ErrorKind::Limit);
-    let mut out = BytesMut::new();
-    let (text, hint) = words_for(Refused::Failures);
-    put_error(&mut out, &ErrorMessage::fatal("53300", &text).hint(hint));
-    newcomer.turn_away(&out);
-    None
+    let who = (&*entrance.admission, &*entrance.shared);
+    door::at_the_door(newcomer, who, &config.proxied, |_| {
+        let mut out = BytesMut::new();
+        let (text, hint) = words_for(Refused::Failures);
+        put_error(&mut out, &ErrorMessage::fatal("53300", &text).hint(hint));
+        out
+    })
 }
 
 /// Refuses a connection that was not listened to at all.

@@ -59,13 +59,12 @@ pub trait ServerSession: Send + Sync {
     /// Runs the one statement `sql` and returns its rows.
     fn query<'a>(&'a mut self, sql: &'a str) -> BoxFuture<'a, Result<Rows, QueryError>>;
 
-    /// The same with a limit of the caller's, for a statement that may run for hours.
+    /// The same for a statement that may run for hours: an implementation with a limit of its own takes the caller's.
     fn query_within<'a>(
         &'a mut self,
         sql: &'a str,
-        limit: Duration,
+        _limit: Duration,
     ) -> BoxFuture<'a, Result<Rows, QueryError>> {
-        let _ = limit;
         self.query(sql)
     }
 }
@@ -260,6 +259,14 @@ pub enum ProviderError {
 }
 
 impl ProviderError {
+    /// Makes a function for `map_err` that says which server could not be asked.
+    fn unreachable(at: &Endpoint) -> impl Fn(QueryError) -> Self + Copy {
+        move |source| Self::Unreachable {
+            address: at.address.to_string(),
+            source,
+        }
+    }
+
     /// Makes a function for `map_err` that says what was tried on which file.
     fn io(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();

@@ -209,10 +209,7 @@ impl StaticProvider {
     }
 
     async fn log_of(&self, endpoint: &Endpoint, sql: &str) -> Result<Log, ProviderError> {
-        let unreachable = |source| ProviderError::Unreachable {
-            address: endpoint.address.to_string(),
-            source,
-        };
+        let unreachable = ProviderError::unreachable(endpoint);
         let rows = self.query.query(endpoint, sql).await.map_err(unreachable)?;
         Log::parse(&rows).ok_or_else(|| {
             unreachable(QueryError::Other(

@@ -106,21 +106,19 @@ pub async fn refuse_entry(stream: Stream, refused: Refused) {
     tracing::debug!(client = %stream.peer(), %refused, "a connection was turned away");
     let address = stream.peer_address().map(|address| address.ip());
     let error = match refused {
-        Refused::Failures => shut_out(address),
+        Refused::Failures => {
+            errors::host_is_blocked(&address.map_or_else(String::new, |a| a.to_string()))
+        }
         Refused::Full => errors::turned_away(),
     };
     turn_away(stream, &error).await;
 }
 
-fn shut_out(address: Option<IpAddr>) -> ErrorPacket {
-    let host = address.map(|address| address.to_string());
-    errors::host_is_blocked(&host.unwrap_or_default())
-}
-
 /// All that a connection from a shut out address reads, in place of a greeting.
-pub fn words_for_the_shut_out(address: Option<IpAddr>) -> BytesMut {
+pub fn words_for_the_shut_out(address: IpAddr) -> BytesMut {
     let mut out = BytesMut::new();
-    put(&mut out, 0, |out| shut_out(address).put(out));
+    let error = errors::host_is_blocked(&address.to_string());
+    put(&mut out, 0, |out| error.put(out));
     out
 }
 

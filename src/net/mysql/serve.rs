@@ -1,7 +1,7 @@
 //! From an accepted socket to a session of MySQL or MariaDB: admission, log-in, first server connection.
 
 use super::super::admission::{Admission, Standing};
-use super::super::door::{RETRY, behind_balancer, gone, is_shut_out, spread_age};
+use super::super::door::{self, RETRY, behind_balancer, gone, spread_age};
 use super::super::leg::Leg;
 use super::super::session::Session;
 use super::super::shared::{Place, Shared};
@@ -96,13 +96,9 @@ pub fn at_the_door(
     entrance: &Entrance,
     config: &HandshakeConfig,
 ) -> Option<Newcomer> {
-    let address = newcomer.address();
-    if !is_shut_out(address, &entrance.admission, &config.proxied) {
-        return Some(newcomer);
-    }
-    entrance.shared.count_error(ErrorKind::Limit);
-    newcomer.turn_away(&login::words_for_the_shut_out(address));
-    None
+    let who = (&*entrance.admission, &*entrance.shared);
+    let words = login::words_for_the_shut_out;
+    door::at_the_door(newcomer, who, &config.proxied, words)
 }
 
 /// Serves one accepted socket to its end.

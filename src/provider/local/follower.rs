@@ -23,6 +23,7 @@ use tokio::time::Instant;
 pub(super) const STANDBY: &str = "slackwater_standby";
 /// By this one a copy of its data that is made.
 pub(super) const COPYING: &str = "slackwater_copy";
+
 /// What a standby says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Seen {

@@ -118,7 +118,7 @@ impl Succession for Postgres {
             .map_err(|error| error.to_string())
     }
 
-    fn took_over(&self, process: &Process) {
+    fn refresh(&self, process: &Process) {
         if let Err(error) = process.reload() {
             tracing::warn!(%error, "its configuration files may be older than the old server's");
         }

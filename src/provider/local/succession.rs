@@ -96,8 +96,8 @@ pub(super) trait Succession: Sync {
         home: Home,
     ) -> impl Future<Output = Result<bool, String>> + Send;
 
-    /// A standby that was found and promoted serves.
-    fn took_over(&self, process: &Process);
+    /// A standby that was found and promoted serves: its configuration may have been copied while it ran.
+    fn refresh(&self, process: &Process);
 }
 
 impl LocalProvider {
@@ -292,7 +292,7 @@ impl LocalProvider {
             .map_err(|e| Stuck::Unknown(e.to_string()))?;
         let proven = self.promote(own, intent, promotion, None).await?;
         drop(standby);
-        own.took_over(&proven.process);
+        own.refresh(&proven.process);
         Ok(self.took_over(own, state, home, intent.from, proven))
     }
 

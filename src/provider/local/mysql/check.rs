@@ -47,10 +47,7 @@ impl LocalProvider {
         }
         let refused = |why: String| ProviderError::Refused { to, why };
         let at = &from.endpoint;
-        let unreachable = |source| ProviderError::Unreachable {
-            address: at.address.to_string(),
-            source,
-        };
+        let unreachable = ProviderError::unreachable(at);
         let now = self.who(at).await.map_err(unreachable)?;
         if now.identity.started_at != from.identity.started_at {
             return Err(refused(
@@ -106,10 +103,7 @@ async fn filled_memory_tables(
     session: &mut dyn ServerSession,
     at: &Endpoint,
 ) -> Result<Option<String>, ProviderError> {
-    let unreachable = |source| ProviderError::Unreachable {
-        address: at.address.to_string(),
-        source,
-    };
+    let unreachable = ProviderError::unreachable(at);
     let tables = session.query(MEMORY_TABLES).await.map_err(unreachable)?;
     let mut filled = Vec::new();
     for row in tables {

@@ -50,10 +50,7 @@ impl Mysql {
     }
 
     async fn clone_data(&self, primary: &Endpoint, to: &Path) -> Result<(), ProviderError> {
-        let unreachable = |source| ProviderError::Unreachable {
-            address: primary.address.to_string(),
-            source,
-        };
+        let unreachable = ProviderError::unreachable(primary);
         let mut session = self.query.session(primary).await.map_err(unreachable)?;
         let sql = format!(
             "CLONE LOCAL DATA DIRECTORY = {}",

@@ -13,16 +13,14 @@ use super::super::succession::{Proven, Succession};
 use super::super::switch::NotReady;
 use super::super::{LocalProvider, blocking};
 use super::accounts::literal;
-use super::replication::{ACCOUNT, BINLOG, Seen, ask, first};
+use super::replication::{ACCOUNT, BINLOG, Seen, ask, first, new_password};
 use super::{Mysql, Role, binlog, events};
 use crate::backend::{Capacity, Engine};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::time::Instant;
 
-/// For one step of a drain: `SET GLOBAL read_only` waits for commits and for locks of tables. The server gives up
-/// long before: what it did after nobody waited for it any more would come behind what takes it back.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// `SET GLOBAL read_only` waits for commits and for locks of tables. The server gives up long before [`ask`] does: what it
+/// did after nobody waited for it any more would come behind what takes it back.
 const DRAIN_LOCKS: &str = "SET SESSION lock_wait_timeout = 1";
 
 /// A primary that takes no more writes.
@@ -67,10 +65,7 @@ impl Mysql {
         let session = &mut *session;
         ask(session, DRAIN_LOCKS).await.map_err(told)?;
         for sql in self.read_only(true) {
-            tokio::time::timeout(DRAIN_PATIENCE, ask(session, sql))
-                .await
-                .map_err(|_| "it can't be made read-only: a lock is in the way".to_owned())?
-                .map_err(told)?;
+            ask(session, sql).await.map_err(told)?;
         }
         let drained = self.read_drained(session).await.map_err(told)?;
         if let Some(row) = ask(session, "XA RECOVER").await.map_err(told)?.first() {
@@ -151,9 +146,9 @@ impl Mysql {
                 )));
             }
         }
-        for what in ["STOP", "RESET"] {
-            let all = if what == "RESET" { " ALL" } else { "" };
-            ask(session, &format!("{what} {}{all}", self.replica())).await?;
+        let replica = self.replica();
+        for sql in [format!("STOP {replica}"), format!("RESET {replica} ALL")] {
+            ask(session, &sql).await?;
         }
         // From here on it may have taken a write.
         blocking(&provider.data_dir, move |d| {
@@ -175,8 +170,8 @@ impl Mysql {
         session: &mut dyn ServerSession,
         end: &BinlogEnd,
     ) -> Result<(), QueryError> {
-        let password = super::replication::new_password()
-            .map_err(|e| QueryError::Other(format!("no random number: {e}")))?;
+        let password =
+            new_password().map_err(|e| QueryError::Other(format!("no random number: {e}")))?;
         let sql = format!("ALTER USER {ACCOUNT} IDENTIFIED BY {}", literal(&password));
         ask(session, &sql).await?;
         let now = self.gtids_of(session).await?;
@@ -341,5 +336,5 @@ impl Succession for Arc<Mysql> {
         Ok(fence::is_standby(&provider.data_dir, home))
     }
 
-    fn took_over(&self, _process: &Process) {}
+    fn refresh(&self, _process: &Process) {}
 }

@@ -188,7 +188,7 @@ impl Mysql {
 
     /// What keeps a standby from following, in its own words.
     async fn complaint(&self, session: &mut dyn ServerSession) -> String {
-        // Last_Error, Last_IO_Error and Last_SQL_Error; the columns are the same since MySQL 5.6 and MariaDB 10.
+        // Last_IO_Error, Last_SQL_Error and Last_Error; the columns are the same since MySQL 5.6 and MariaDB 10.
         const ERRORS: [usize; 3] = [35, 37, 19];
         let sql = format!("SHOW {} STATUS", self.replica());
         let rows = ask(session, &sql).await.unwrap_or_default();
@@ -307,10 +307,7 @@ impl Mysql {
         self.set_position(session, home).await?;
         let told = |e: QueryError| ProviderError::Server(format!("the standby: {e}"));
         let here = self.look(session).await.map_err(told)?.gtids;
-        let unreachable = |source| ProviderError::Unreachable {
-            address: primary.address.to_string(),
-            source,
-        };
+        let unreachable = ProviderError::unreachable(primary);
         let mut source = self.query.session(primary).await.map_err(unreachable)?;
         let there = self.gtids_of(&mut *source).await.map_err(unreachable)?;
         if !self.has(session, &there, &here).await.map_err(told)? {
@@ -440,10 +437,7 @@ impl Maker for Mysql {
     }
 
     async fn written(&self, primary: &Endpoint) -> Result<Gtids, ProviderError> {
-        let unreachable = |source| ProviderError::Unreachable {
-            address: primary.address.to_string(),
-            source,
-        };
+        let unreachable = ProviderError::unreachable(primary);
         let mut session = self.query.session(primary).await.map_err(unreachable)?;
         self.gtids_of(&mut *session).await.map_err(unreachable)
     }

@@ -176,10 +176,7 @@ impl Mysql {
         to: Capacity,
     ) -> Result<(), ProviderError> {
         let refused = |why: String| ProviderError::Refused { to, why };
-        let unreachable = |source| ProviderError::Unreachable {
-            address: from.endpoint.address.to_string(),
-            source,
-        };
+        let unreachable = ProviderError::unreachable(&from.endpoint);
         let mut session = self
             .query
             .session(&from.endpoint)
@@ -275,23 +272,25 @@ impl Mysql {
         let Some(standby) = kept.as_mut() else {
             return Ok(None);
         };
-        let mut differs = BTreeSet::new();
-        for attempt in 0..2 {
-            let there = present(primary).await?;
-            let here = present(&mut *standby.session).await?;
-            let now: BTreeSet<String> = there.symmetric_difference(&here).cloned().collect();
-            differs = if attempt == 0 {
-                now
-            } else {
-                differs.intersection(&now).cloned().collect()
-            };
-            if differs.is_empty() {
-                return Ok(None);
-            }
-            tokio::time::sleep(slot::LEVEL).await;
+        let session = &mut *standby.session;
+        let before = differences(primary, session).await?;
+        if before.is_empty() {
+            return Ok(None);
         }
-        Ok((!differs.is_empty()).then(|| named(differs.into_iter())))
+        tokio::time::sleep(slot::LEVEL).await;
+        let after = differences(primary, session).await?;
+        let both: BTreeSet<String> = before.intersection(&after).cloned().collect();
+        Ok((!both.is_empty()).then(|| named(both.into_iter())))
     }
+}
+
+async fn differences(
+    primary: &mut dyn ServerSession,
+    standby: &mut dyn ServerSession,
+) -> Result<BTreeSet<String>, QueryError> {
+    let there = present(primary).await?;
+    let here = present(standby).await?;
+    Ok(there.symmetric_difference(&here).cloned().collect())
 }
 
 async fn present(session: &mut dyn ServerSession) -> Result<BTreeSet<String>, QueryError> {

@@ -12,7 +12,6 @@ use super::tests::{Kind, ask, kinds, switched, value};
 use super::*;
 use nix::sys::signal::Signal;
 use std::time::Duration;
-use tokio::time::Instant;
 
 fn config(kind: &Kind, place: &Place) -> LocalConfig {
     LocalConfig {
@@ -455,11 +454,10 @@ async fn safety_23_mysql_a_standby_that_cannot_be_promoted_leads_back_or_forward
     assert_eq!(written(&provider).await, "1 1");
     one_writer(&provider).await;
     // The old one, started by hand as nobody should, has its fence; taken away, nothing is started at all.
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while provider.data_dir.intent().unwrap().is_some() {
-        assert!(Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until("the intent is put away", || {
+        provider.data_dir.intent().unwrap().is_none()
+    })
+    .await;
     let provider = next_proxy(&kind, provider, &config).await;
     fence::unfence(&provider.data_dir, &provider.data_dir.data_of(Home::First)).unwrap();
     let error = provider.start(Capacity(1)).await.unwrap_err().to_string();
