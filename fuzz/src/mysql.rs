@@ -232,6 +232,8 @@ pub fn readers(data: &[u8]) {
         baseline: None,
         held: &held,
         side: None,
+        known: None,
+        in_full: false,
     };
     let mut out = BytesMut::new();
     let mut probe = if setting.client_tracks {

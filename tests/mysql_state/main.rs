@@ -441,6 +441,76 @@ fn hostile_settings_do_not_fool_a_probe() {
 }
 
 #[test]
+fn limits_that_a_probe_runs_without_are_carried() {
+    let server = &Server::start();
+    let mut settings = vec![
+        // Each of these two switches sql_big_selects.
+        "SET SESSION max_join_size=1000000",
+        "SET SESSION max_join_size=1000000; SET SESSION sql_big_selects=1",
+        "SET SESSION sql_big_selects=0",
+        "SET SESSION sql_select_limit=3, sql_big_selects=0",
+    ];
+    if server.family == Family::MariaDb {
+        settings.push("SET SESSION max_statement_time=7.5");
+        settings.push("SET SESSION max_statement_time=30, max_join_size=1000000");
+    } else {
+        settings.push("SET SESSION max_execution_time=7500");
+    }
+    for setting in settings {
+        let mut client = server.app();
+        client.all(&setting.split(';').collect::<Vec<_>>());
+        let before = client.dump(&[]);
+        let probe = server.probe(&mut client).unwrap();
+        assert_eq!(
+            client.dump(&[]),
+            before,
+            "{setting}: a probe changes nothing"
+        );
+        assert!(!probe.snapshot.is_plain(), "{setting}");
+        let (mut client, _) = server.moved(client, &probe);
+        assert_eq!(client.dump(&[]), before, "{setting}");
+    }
+}
+
+#[test]
+fn a_digest_of_the_variables_tells_each_change_of_one() {
+    let server = &Server::start();
+    let mut client = server.app();
+    let mut before = server.probe(&mut client).unwrap();
+    assert!(before.snapshot.is_plain());
+    assert_eq!(before.known.is_some(), server.family == Family::MariaDb);
+    for (setting, name) in [
+        ("SET SESSION long_query_time=1.25", "long_query_time"),
+        ("SET SESSION long_query_time=1.125", "long_query_time"),
+        ("SET SESSION sql_mode='ANSI_QUOTES'", "sql_mode"),
+        (
+            "SET SESSION character_set_results=NULL",
+            "character_set_results",
+        ),
+        ("SET SESSION max_join_size=1000000", "max_join_size"),
+    ] {
+        client.all(&[setting]);
+        let probe = server.probe(&mut client).unwrap();
+        assert_ne!(
+            probe.variables.get(name),
+            before.variables.get(name),
+            "{setting}"
+        );
+        // Neither a fresh login's nor new: the one of the last time.
+        let again = server.probe(&mut client).unwrap();
+        assert_eq!(again.variables, probe.variables, "{setting}");
+        assert_eq!(again.snapshot, probe.snapshot, "{setting}");
+        before = again;
+    }
+    client.command(&[command::RESET_CONNECTION]);
+    let probe = server.probe(&mut client).unwrap();
+    let own = probe.snapshot.state().variables.iter();
+    let own: Vec<_> = own.map(|(name, _)| &**name).collect();
+    assert!(!own.contains(&"long_query_time"), "{own:?}");
+    assert!(!own.contains(&"max_join_size"), "{own:?}");
+}
+
+#[test]
 fn case_23_mysql_what_was_set_for_the_next_transaction_is_gone_when_that_is_over() {
     let server = &Server::start();
     for deprecate_eof in [true, false] {

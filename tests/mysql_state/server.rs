@@ -4,7 +4,9 @@ use crate::mysql::{Mysql, Version};
 use bytes::BytesMut;
 use slackwater::session::mysql::grammar::{Family, Grammar};
 use slackwater::session::mysql::machine::{ClientFrame, Machine, ServerFrame};
-use slackwater::session::mysql::probe::{Probe, ProbeError, ProbeSpec, ProbeStep, put_probe};
+use slackwater::session::mysql::probe::{
+    Known, Probe, ProbeError, ProbeSpec, ProbeStep, put_probe,
+};
 use slackwater::session::mysql::restore::{RestoreStep, Restored, put_restore, verify};
 use slackwater::session::mysql::side::{Side, read_side, side_query};
 use slackwater::session::mysql::snapshot::{Baseline, Snapshot};
@@ -121,6 +123,7 @@ impl Server {
             version: self.version,
             seq: 0,
             real_id: 0,
+            known: None,
         };
         let greeting = client.read_raw();
         let mut reader = Reader::new(&greeting);
@@ -205,6 +208,7 @@ pub(crate) struct Client {
     version: u32,
     seq: u8,
     pub(crate) real_id: u64,
+    known: Option<Known>,
 }
 
 impl Client {
@@ -390,6 +394,8 @@ impl Client {
             baseline,
             held: &held,
             side,
+            known: self.known.as_ref(),
+            in_full: false,
         };
         let mut out = BytesMut::new();
         let mut reader = put_probe(&mut out, &spec);
@@ -405,6 +411,7 @@ impl Client {
         self.machine.answered(&probe.answer);
         self.machine.proven(probe.proven);
         self.machine.set_ansi_quotes(probe.ansi_quotes);
+        self.known.clone_from(&probe.known);
         Ok(probe)
     }
 
@@ -435,7 +442,7 @@ impl Client {
                 "SET STATEMENT sql_big_selects=1 FOR SELECT variable_name,HEX(session_value) FROM information_schema.system_variables WHERE variable_scope<>'GLOBAL' {limit}"
             ),
             Family::MySql => format!(
-                "SELECT /*+ SET_VAR(sql_big_selects=1) SET_VAR(max_join_size=18446744073709551615) */ variable_name,HEX(variable_value) FROM performance_schema.session_variables {limit}"
+                "SELECT /*+ SET_VAR(sql_big_selects=1) */ variable_name,HEX(variable_value) FROM performance_schema.session_variables {limit}"
             ),
         };
         for row in self.rows(&sql) {
@@ -445,6 +452,15 @@ impl Client {
                     .map(|v| String::from_utf8_lossy(v).into_owned())
             };
             all.insert(text(0).unwrap().to_lowercase(), format!("{:?}", text(1)));
+        }
+        let mut apart = vec!["sql_big_selects", "max_join_size"];
+        if family == Family::MariaDb {
+            apart.push("max_statement_time");
+        }
+        // Read as the session has them, which the statement above changes.
+        for name in apart {
+            let value = self.value(&format!("SELECT @@{name} LIMIT 1"));
+            all.insert(name.to_owned(), format!("{value:?}"));
         }
         for own in [
             "timestamp",

@@ -19,7 +19,7 @@ use crate::session::blocker::{Blocker, BlockerKind};
 use crate::session::mysql::grammar::Grammar;
 use crate::session::mysql::kill::{Kill, Target};
 use crate::session::mysql::machine::Held;
-use crate::session::mysql::probe::Probe;
+use crate::session::mysql::probe::{Known, Probe};
 use crate::session::mysql::snapshot::{Baseline, Snapshot};
 use crate::transport::stream::Stream;
 use crate::wire::mysql::reply::Status;
@@ -59,6 +59,8 @@ pub(in crate::net) struct Greeting {
     pub(super) text_prepares: u64,
     /// What the login found there, if it had to look.
     pub(super) checked: Option<Box<Probe>>,
+    /// It was made before its server served.
+    pub(super) is_ahead: bool,
 }
 
 impl Greeting {
@@ -74,6 +76,8 @@ pub(in crate::net) struct Asked {
     pub(super) grammar: Grammar,
     pub(super) version: u32,
     pub(super) baseline: Arc<Baseline>,
+    /// What the last probe found of variables.
+    pub(super) known: Option<Known>,
     /// The number of the server connection.
     pub(super) connection: u32,
 }
@@ -154,6 +158,7 @@ impl Engine for Mysql {
             grammar: self.machine.grammar(),
             version: self.version,
             baseline: Arc::clone(&self.baseline),
+            known: self.known.clone(),
             connection: self.connection,
         }
     }
@@ -162,6 +167,7 @@ impl Engine for Mysql {
         self.machine.answered(&probe.answer);
         self.machine.set_ansi_quotes(probe.ansi_quotes);
         self.machine.proven(probe.proven);
+        self.known.clone_from(&probe.known);
         let found = blame::blockers(&probe.findings, &self.machine);
         if found.is_empty() {
             self.machine.probed_clean();
@@ -189,6 +195,7 @@ impl Engine for Mysql {
             .moved(greeting.status, &greeting.ids, greeting.text_prepares);
         self.version = greeting.version;
         self.baseline = greeting.baseline;
+        self.known = None;
     }
 
     fn moved(
@@ -274,22 +281,20 @@ impl Engine for Mysql {
     async fn may_be_ahead(
         ready: &mut Ready<Self>,
         _profile: &Profile<Self>,
-        _deadline: Instant,
+        deadline: Instant,
     ) -> Result<(), OpenError> {
-        // Whether `init_connect` runs something the provider has asked before it named who is to take over. What the
-        // session holds there is looked at once that server serves.
-        ready.greeting.checked = None;
-        Ok(())
+        // Whether `init_connect` runs something the provider has asked before it named who is to take over.
+        state::check_ahead(ready, deadline).await
     }
 
     async fn carry(
         ready: Ready<Self>,
-        _profile: &Profile<Self>,
+        profile: &Profile<Self>,
         snapshot: &Snapshot,
         (): (),
         deadline: Instant,
     ) -> Result<Opened<Self>, OpenError> {
-        state::carry(ready, snapshot, deadline).await
+        state::carry(ready, profile, snapshot, deadline).await
     }
 
     async fn takes_logins(profile: &Profile<Self>, serving: &Serving) -> bool {

@@ -4,6 +4,7 @@ use super::super::protocol::{Alone, Came, Discard, Frame, Kind, Protocol, Refusa
 use super::super::relay::Fatal;
 use crate::session::mysql::kill::{Kill, Target};
 use crate::session::mysql::machine::{ClientFrame, Machine, ServerFrame};
+use crate::session::mysql::probe::Known;
 use crate::session::mysql::refuse::{self, Refused};
 use crate::session::mysql::snapshot::Baseline;
 use crate::wire::mysql::auth::ErrorPacket;
@@ -34,6 +35,8 @@ pub struct Mysql {
     pub(super) version: u32,
     /// What a fresh login of this kind holds there.
     pub(super) baseline: Arc<Baseline>,
+    /// What the last probe found of variables, on the present server connection.
+    pub(super) known: Option<Known>,
     /// The number that the server has for the present connection; 0: there is none.
     pub(super) connection: u32,
     /// Sequence number of the next packet that the client would take.
@@ -51,6 +54,7 @@ impl Mysql {
             user: Arc::from(user),
             version: 0,
             baseline: Arc::default(),
+            known: None,
             connection: 0,
             next: 0,
             refused: None,

@@ -11,7 +11,7 @@ use crate::backend::mysql::exec::{self, ExecError};
 use crate::backend::mysql::frames::Packets;
 use crate::backend::mysql::started::started_at_sql;
 use crate::session::Portable;
-use crate::session::mysql::arrival::{ArrivalError, put_arrival};
+use crate::session::mysql::arrival::{ArrivalError, Arrived, put_arrival};
 use crate::session::mysql::grammar::{Family, Grammar};
 use crate::session::mysql::machine::Held;
 use crate::session::mysql::probe::{
@@ -95,6 +95,7 @@ pub(super) async fn log_in(
             ids: std::collections::BTreeMap::new(),
             text_prepares: 0,
             checked,
+            is_ahead: false,
         },
         notices: BytesMut::new(),
     })
@@ -117,18 +118,7 @@ async fn begin(
     proven: &str,
 ) -> Result<Begun, OpenError> {
     let mut replies = Packets::replies(&mut *stream, MAX_REPLY);
-    let mut out = BytesMut::new();
-    let sql = started_at_sql(profile.cluster.engine.into());
-    let mut reader = put_arrival(&mut out, grammar, sql);
-    replies.write(&out).await?;
-    let arrived = loop {
-        if let Some(told) = reader.on_packet(&replies.next().await?) {
-            break told.map_err(not_arrived)?;
-        }
-    };
-    if !proven.is_empty() && *proven != *arrived.started_at {
-        return Err(OpenError::OtherServer);
-    }
+    let arrived = arrive(&mut replies, profile, grammar, proven).await?;
     let status = arrived.status;
     let key = profile.kind(&arrived.started_at);
     let known = |baseline| Begun {
@@ -145,15 +135,7 @@ async fn begin(
     if let Some(baseline) = profile.cluster.baseline(&key) {
         return Ok(known(baseline));
     }
-    let held = Held::fresh(grammar);
-    let spec = ProbeSpec {
-        grammar,
-        version,
-        baseline: None,
-        held: &held,
-        side: None,
-    };
-    let probe = check(&mut replies, &spec).await.map_err(state)?;
+    let probe = check_login(&mut replies, grammar, version, None).await?;
     profile
         .cluster
         .note_baseline(key, Arc::clone(&probe.baseline));
@@ -162,6 +144,70 @@ async fn begin(
         baseline: Arc::clone(&probe.baseline),
         checked: Some(Box::new(probe)),
     })
+}
+
+/// Which start of the server answers: it has to be the one that was proven to serve. Tracking is on afterwards.
+async fn arrive(
+    replies: &mut Replies<'_>,
+    profile: &Profile<Mysql>,
+    grammar: Grammar,
+    proven: &str,
+) -> Result<Arrived, OpenError> {
+    let mut out = BytesMut::new();
+    let sql = started_at_sql(profile.cluster.engine.into());
+    let mut reader = put_arrival(&mut out, grammar, sql);
+    replies.write(&out).await?;
+    let arrived = loop {
+        if let Some(told) = reader.on_packet(&replies.next().await?) {
+            break told.map_err(not_arrived)?;
+        }
+    };
+    if !proven.is_empty() && *proven != *arrived.started_at {
+        return Err(OpenError::OtherServer);
+    }
+    Ok(arrived)
+}
+
+/// What a connection holds that has just logged in.
+async fn check_login(
+    replies: &mut Replies<'_>,
+    grammar: Grammar,
+    version: u32,
+    baseline: Option<&Arc<Baseline>>,
+) -> Result<Probe, OpenError> {
+    let held = Held::fresh(grammar);
+    let spec = ProbeSpec {
+        grammar,
+        version,
+        baseline,
+        held: &held,
+        side: None,
+        known: None,
+        in_full: false,
+    };
+    check(replies, &spec).await.map_err(state)
+}
+
+/// Looks at what a login ahead holds, while nobody waits. A promotion changes nothing of that but variables that no
+/// session has for itself.
+pub(super) async fn check_ahead(
+    ready: &mut Ready<Mysql>,
+    deadline: Instant,
+) -> Result<(), OpenError> {
+    let Ready { link, greeting, .. } = ready;
+    greeting.is_ahead = true;
+    if greeting.checked.is_some() {
+        return Ok(());
+    }
+    let stream = link.stream().ok_or(OpenError::Timeout)?;
+    let mut replies = Packets::replies(stream, MAX_REPLY);
+    let (grammar, version) = (greeting.grammar, greeting.version);
+    let work = check_login(&mut replies, grammar, version, Some(&greeting.baseline));
+    let probe = tokio::time::timeout_at(deadline, work)
+        .await
+        .map_err(|_| OpenError::Timeout)??;
+    greeting.checked = Some(Box::new(probe));
+    Ok(())
 }
 
 /// Asks the server what the session holds. Dropping it half-way breaks the connection.
@@ -178,6 +224,8 @@ pub(super) async fn probe(
         baseline: Some(&asked.baseline),
         held: &asked.held,
         side: side.as_ref(),
+        known: asked.known.as_ref(),
+        in_full: false,
     };
     let mut replies = Packets::replies(stream, MAX_REPLY);
     let work = async {
@@ -255,6 +303,7 @@ async fn read_probe(
 /// Restores a session onto a connection that is ready, and verifies it.
 pub(super) async fn carry(
     ready: Ready<Mysql>,
+    profile: &Profile<Mysql>,
     snapshot: &Snapshot,
     deadline: Instant,
 ) -> Result<Opened<Mysql>, OpenError> {
@@ -264,9 +313,20 @@ pub(super) async fn carry(
         mut greeting,
         ..
     } = ready;
+    let proven = link
+        .serving()
+        .map(|s| Arc::clone(&s.started_at))
+        .unwrap_or_default();
     let stream = link.stream().ok_or(OpenError::Timeout)?;
     let checked = greeting.checked.take();
-    let work = put_on(stream, &greeting, snapshot, checked);
+    let work = async {
+        if greeting.is_ahead {
+            let mut replies = Packets::replies(&mut *stream, MAX_REPLY);
+            let arrived = arrive(&mut replies, profile, greeting.grammar, &proven).await?;
+            greeting.status = arrived.status;
+        }
+        put_on(stream, &greeting, snapshot, checked).await
+    };
     let restored = tokio::time::timeout_at(deadline, work)
         .await
         .map_err(|_| OpenError::Timeout)??;
@@ -297,6 +357,8 @@ async fn put_on(
         baseline: Some(&greeting.baseline),
         held: &held,
         side: Some(&side),
+        known: None,
+        in_full: !snapshot.state().variables.is_empty(),
     };
     let fresh = &greeting.baseline;
     if snapshot.is_plain() {

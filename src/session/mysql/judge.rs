@@ -1,8 +1,9 @@
 //! What of a probe's answers is in the way.
 
+use super::answers::Answers;
 use super::findings::{Detection, Finding, name_some};
 use super::grammar::Family;
-use super::probe::{Answers, LISTS_TEMPORARY, ProbeReader};
+use super::probe::{LISTS_TEMPORARY, ProbeReader};
 use crate::session::blocker::BlockerKind;
 use std::collections::BTreeMap;
 

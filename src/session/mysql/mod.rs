@@ -1,5 +1,6 @@
 //! What a MySQL or MariaDB session owes, holds and can be restored from.
 
+mod answers;
 pub mod arrival;
 mod batch;
 mod client;

@@ -51,7 +51,7 @@ pub(super) const MEANING: [&str; 5] = [
 
 /// They would change what the rest of a restore does.
 pub(super) fn is_last(name: &str) -> bool {
-    matches!(name, "autocommit" | "gtid_next")
+    matches!(name, "autocommit" | "gtid_next" | "max_statement_time")
         || name.starts_with("transaction_")
         || name.starts_with("tx_")
 }

@@ -3,23 +3,26 @@
 //! Statements in text form, written in one go and answered one by one; an error of one of them leaves the rest as
 //! they are. The first switches tracking on once more: its OK packet tells the flags, and anew what is tracked
 //! ([`Probe::answer`] is for [`super::machine::Machine::answered`]). What needs names that the first answers tell,
-//! user variables' values above all, is asked in a second round. Send it only when nothing is owed.
+//! user variables' values above all, is asked in a later round. Send it only when nothing is owed.
+//!
+//! MariaDB's list of session variables costs the server several times what all other questions do. It tells a digest
+//! of them instead, and the list only when that is neither the one of a fresh login nor the one of the session's last
+//! probe on the same server connection.
 
+use super::answers::Answers;
 use super::batch::{Batch, Event, Expect};
 use super::findings::{Detection, Finding, proven};
 use super::grammar::{Family, Grammar};
 use super::hints::Hint;
 use super::machine::Held;
-use super::order::is_carried;
 use super::probe_sql as sql;
-use super::side::{Side, unhex, unhex_text};
-use super::snapshot::{Baseline, Snapshot, State, UserValue, Value, prepared};
+use super::side::{Side, unhex_text};
+use super::snapshot::{Baseline, Digest, Snapshot, State, Variables, prepared};
 use super::tracker::{TRACKING_SQL, Tracked};
-use super::values::{user_value, variable};
 use crate::wire::mysql::command::put_query;
-use crate::wire::mysql::reply::{OkPacket, Status};
+use crate::wire::mysql::reply::OkPacket;
 use bytes::BytesMut;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Largest packet of a reply to a probe or a restore that is taken, in bytes. A session whose state is larger
@@ -27,7 +30,10 @@ use std::sync::Arc;
 pub const MAX_REPLY: usize = 16 << 20;
 
 /// User variables that are asked for by one statement.
-const VALUES_AT_ONCE: usize = 100;
+pub(super) const VALUES_AT_ONCE: usize = 100;
+
+/// A server that takes smaller packets than this many bytes is not asked for a digest: the question might not fit.
+const DIGEST_FROM: u64 = 64 << 10;
 
 /// No such table in information_schema.
 const UNKNOWN_TABLE: [u16; 2] = [1109, 1146];
@@ -48,6 +54,18 @@ pub struct ProbeSpec<'a> {
     pub held: &'a Held,
     /// MySQL: what the service connection saw; `None`: there is none.
     pub side: Option<&'a Side>,
+    /// What the last probe on the same server connection found.
+    pub known: Option<&'a Known>,
+    /// Variables are expected to be neither those of a fresh login nor the known ones: they are asked for at once.
+    pub in_full: bool,
+}
+
+/// What a probe found of session variables, and by what the server tells that they are still the same. It holds for
+/// one server connection.
+#[derive(Debug, Clone)]
+pub struct Known {
+    told: Box<str>,
+    snapshot: Snapshot,
 }
 
 /// What a probe found.
@@ -63,8 +81,10 @@ pub struct Probe {
     pub connection_id: u64,
     /// Everything that a fresh login of this kind holds, if this is one.
     pub baseline: Arc<Baseline>,
-    /// Session variables, all of them.
-    pub variables: BTreeMap<Box<str>, Value>,
+    /// Session variables, all that are carried.
+    pub variables: Arc<Variables>,
+    /// For the next probe on this server connection.
+    pub known: Option<Known>,
     /// What this server can't show.
     pub missing: Vec<Detection>,
     /// Hints that the probe has an answer to: for [`super::machine::Machine::proven`].
@@ -99,9 +119,12 @@ pub enum ProbeStep {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ask {
+pub(super) enum Ask {
     Status,
     Facts,
+    /// What the guards of the other questions hide.
+    Apart,
+    Digest,
     Variables,
     UserVariables,
     Locks,
@@ -114,19 +137,13 @@ enum Ask {
     Temporary,
 }
 
-/// What was answered so far.
-#[derive(Debug, Default)]
-pub(super) struct Answers {
-    pub(super) ok: Box<[u8]>,
-    pub(super) status: Status,
-    pub(super) facts: Vec<Option<Box<str>>>,
-    pub(super) variables: BTreeMap<Box<str>, Value>,
-    pub(super) locks: Vec<(String, String, String)>,
-    pub(super) counters: BTreeMap<String, u64>,
-    pub(super) clock: Option<Box<str>>,
-    pub(super) temporary: Vec<String>,
-    pub(super) values: Vec<(Box<str>, UserValue)>,
-    pub(super) missing: Vec<Detection>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    First,
+    /// Session variables one by one, or their digest.
+    Variables,
+    /// What the answers made a question of.
+    Last,
 }
 
 /// Reads the reply to [`put_probe`] or [`put_check`]. After an error or [`ProbeStep::Done`] it takes nothing more.
@@ -138,9 +155,10 @@ pub struct ProbeReader {
     pub(super) held: Held,
     pub(super) side: Option<Side>,
     pub(super) checks: bool,
+    known: Option<Known>,
     asks: Vec<Ask>,
     batch: Batch,
-    second: bool,
+    round: Round,
     names: BTreeSet<Box<str>>,
     kinds: Vec<(u8, u16)>,
     rows: usize,
@@ -153,7 +171,7 @@ pub struct ProbeReader {
 
 /// Appends the probe and returns what reads its reply.
 pub fn put_probe(out: &mut BytesMut, spec: &ProbeSpec<'_>) -> ProbeReader {
-    let mut asks = vec![Ask::Status, Ask::Facts, Ask::Variables];
+    let mut asks = vec![Ask::Status, Ask::Facts, variables(spec), Ask::Apart];
     if spec.grammar.family == Family::MariaDb {
         asks.extend([Ask::UserVariables, Ask::Locks]);
     }
@@ -164,12 +182,17 @@ pub fn put_probe(out: &mut BytesMut, spec: &ProbeSpec<'_>) -> ProbeReader {
 /// Appends a probe of a fresh login for a session that holds nothing else ([`crate::session::Portable::is_plain`]):
 /// it asks for none of what only a session that has worked can hold.
 pub fn put_check(out: &mut BytesMut, spec: &ProbeSpec<'_>) -> ProbeReader {
-    put(
-        out,
-        spec,
-        vec![Ask::Status, Ask::Facts, Ask::Variables],
-        true,
-    )
+    let asks = vec![Ask::Status, Ask::Facts, variables(spec), Ask::Apart];
+    put(out, spec, asks, true)
+}
+
+fn variables(spec: &ProbeSpec<'_>) -> Ask {
+    let digest = spec.baseline.and_then(|b| b.digest.as_ref());
+    if digest.is_some() && !spec.in_full {
+        Ask::Digest
+    } else {
+        Ask::Variables
+    }
 }
 
 fn put(out: &mut BytesMut, spec: &ProbeSpec<'_>, asks: Vec<Ask>, checks: bool) -> ProbeReader {
@@ -179,6 +202,11 @@ fn put(out: &mut BytesMut, spec: &ProbeSpec<'_>, asks: Vec<Ask>, checks: bool) -
             // Said again, it has the server tell all anew that it tracks.
             Ask::Status => put_query(out, TRACKING_SQL),
             Ask::Facts => put_query(out, &sql::facts(family)),
+            Ask::Apart => put_query(out, &sql::apart(family)),
+            Ask::Digest => {
+                let digest = spec.baseline.and_then(|b| b.digest.as_ref());
+                put_query(out, digest.map_or("", |d| &d.sql));
+            }
             Ask::Variables => put_query(out, &sql::variables(family)),
             Ask::UserVariables => put_query(out, &sql::user_variables()),
             Ask::Locks => put_query(out, &sql::locks()),
@@ -194,9 +222,10 @@ fn put(out: &mut BytesMut, spec: &ProbeSpec<'_>, asks: Vec<Ask>, checks: bool) -
         held: spec.held.clone(),
         side: spec.side.cloned(),
         checks,
+        known: spec.known.cloned(),
         batch: Batch::new(spec.grammar, vec![Expect::Query; asks.len()]),
         asks,
-        second: false,
+        round: Round::First,
         names: BTreeSet::new(),
         kinds: Vec::new(),
         rows: 0,
@@ -234,7 +263,11 @@ impl ProbeReader {
             Event::Column(column) => self.kinds.push((column.kind, column.flags)),
             Event::Row(row) => {
                 self.rows += 1;
-                if self.on_row(ask, &row).is_none() {
+                let family = self.grammar.family;
+                let read = self
+                    .answers
+                    .take(ask, family, &row, &mut self.names, &self.kinds);
+                if read.is_none() {
                     self.fail(0, "a row that can't be read");
                 }
             }
@@ -293,10 +326,14 @@ impl ProbeReader {
         let missing = match ask {
             Ask::Locks => Detection::LockInfo,
             Ask::UserVariables => Detection::UserVariables,
-            Ask::Counters if !self.second && self.grammar.family == Family::MySql => {
+            Ask::Counters if self.round == Round::First && self.grammar.family == Family::MySql => {
                 self.recount = true;
                 return;
             }
+            // It can't be told: the list is asked for.
+            Ask::Digest => return,
+            // The session's own time limit: once more.
+            Ask::Apart if self.round == Round::First => return,
             Ask::Setting => {
                 // The limits may not be what they were.
                 self.fail(code, &String::from_utf8_lossy(message));
@@ -320,7 +357,7 @@ impl ProbeReader {
         if ask == Ask::Counters {
             let family = self.grammar.family;
             let whole = sql::counted(family).all(|name| self.answers.counters.contains_key(name));
-            if !whole && family == Family::MySql && !self.second {
+            if !whole && family == Family::MySql && self.round == Round::First {
                 self.recount = true;
             } else if !whole {
                 self.fail(0, "counters are missing");
@@ -330,90 +367,29 @@ impl ProbeReader {
         if rows == 0
             && matches!(
                 ask,
-                Ask::Facts | Ask::Variables | Ask::Clock | Ask::Values(_)
+                Ask::Facts | Ask::Apart | Ask::Variables | Ask::Clock | Ask::Values(_)
             )
         {
             self.fail(0, "no rows");
         }
     }
 
-    fn on_row(&mut self, ask: Ask, row: &[Option<&[u8]>]) -> Option<()> {
-        let text = |at: usize| match row.get(at) {
-            Some(Some(value)) => std::str::from_utf8(value).ok(),
-            _ => None,
-        };
-        match ask {
-            Ask::Status | Ask::Setting => return None,
-            Ask::Facts => {
-                if row.len() != 7 {
-                    return None;
-                }
-                self.answers.facts = (0..7).map(|at| text(at).map(Into::into)).collect();
-            }
-            Ask::Variables => {
-                let name = text(0)?.to_ascii_lowercase();
-                let value = match row.get(1)? {
-                    None => None,
-                    Some(_) => Some(unhex_text(text(1)?)?),
-                };
-                let value = variable(self.grammar.family, &name, value, text(2)?);
-                self.answers.variables.insert(name.into(), value);
-            }
-            Ask::UserVariables => {
-                self.names.insert(unhex_text(text(0)?)?.into());
-            }
-            Ask::Locks => {
-                let name = |at: usize| match row.get(at)? {
-                    None => Some(String::new()),
-                    Some(_) => unhex(text(at)?).map(|b| String::from_utf8_lossy(&b).into_owned()),
-                };
-                let (schema, table) = (name(2)?, name(3)?);
-                let dot = if schema.is_empty() || table.is_empty() {
-                    ""
-                } else {
-                    "."
-                };
-                let lock = (
-                    text(1)?.to_owned(),
-                    format!("{schema}{dot}{table}"),
-                    text(0)?.to_owned(),
-                );
-                self.answers.locks.push(lock);
-            }
-            Ask::Counters => {
-                let value = text(1)?.parse().ok()?;
-                self.answers
-                    .counters
-                    .insert(text(0)?.to_ascii_lowercase(), value);
-            }
-            Ask::Clock => self.answers.clock = text(0).map(Into::into),
-            Ask::Temporary => {
-                let table = format!("{}.{}", unhex_text(text(0)?)?, unhex_text(text(1)?)?);
-                self.answers.temporary.push(table);
-            }
-            Ask::Values(first) => {
-                let names: Vec<_> = self.names.iter().skip(first).take(VALUES_AT_ONCE).collect();
-                if row.len() != 4 * names.len() || self.kinds.len() != row.len() {
-                    return None;
-                }
-                for (index, name) in names.into_iter().enumerate() {
-                    let kind = *self.kinds.get(4 * index)?;
-                    let value = user_value(kind, row.get(4 * index..4 * index + 4)?)?;
-                    self.answers.values.push((name.clone(), value));
-                }
+    fn on_over(&mut self) -> Result<ProbeStep, ProbeError> {
+        let mut out = BytesMut::new();
+        if self.error.is_none() && self.round == Round::First {
+            self.round = Round::Variables;
+            self.put_variables(&mut out);
+        }
+        if self.error.is_none() && self.round == Round::Variables && out.is_empty() {
+            self.answers.put_apart();
+            if !self.checks {
+                self.round = Round::Last;
+                self.put_last(&mut out);
             }
         }
-        Some(())
-    }
-
-    fn on_over(&mut self) -> Result<ProbeStep, ProbeError> {
-        if self.error.is_none() && !self.second && !self.checks {
-            self.second = true;
-            let mut out = BytesMut::new();
-            self.put_second(&mut out);
-            if !out.is_empty() {
-                return Ok(ProbeStep::Send(out));
-            }
+        if !out.is_empty() {
+            self.batch = Batch::new(self.grammar, vec![Expect::Query; self.asks.len()]);
+            return Ok(ProbeStep::Send(out));
         }
         self.over = true;
         if let Some(error) = self.error.take() {
@@ -428,8 +404,51 @@ impl ProbeReader {
         }
     }
 
-    /// What the first answers made a question of.
-    fn put_second(&mut self, out: &mut BytesMut) {
+    /// The list of variables, if the digest says that it is another; the digest of a fresh login.
+    fn put_variables(&mut self, out: &mut BytesMut) {
+        let mut asks = Vec::new();
+        if self.asks.contains(&Ask::Digest) {
+            let told = self.answers.digest.as_deref();
+            let same = told.and_then(|told| {
+                let known = self.known.as_ref().filter(|k| *k.told == *told);
+                let baseline = self.baseline.as_ref()?;
+                let fresh = baseline.digest.as_ref().filter(|d| *d.told == *told);
+                match (fresh, known) {
+                    (Some(_), _) => Some(Arc::clone(&baseline.variables)),
+                    (None, Some(known)) => {
+                        let mut all = (*baseline.variables).clone();
+                        all.extend(known.snapshot.state().variables.iter().cloned());
+                        Some(Arc::new(all))
+                    }
+                    (None, None) => None,
+                }
+            });
+            if let Some(same) = same {
+                self.answers.variables = same;
+            } else {
+                put_query(out, &sql::variables(self.grammar.family));
+                asks.push(Ask::Variables);
+            }
+        } else if self.baseline.is_none() && self.grammar.family == Family::MariaDb {
+            let fits = self.answers.max_packet >= Some(DIGEST_FROM);
+            let sql = fits.then(|| sql::digest(self.answers.digested()));
+            if let Some(sql) = sql.flatten() {
+                put_query(out, &sql);
+                self.answers.digest_sql = Some(sql.into());
+                asks.push(Ask::Digest);
+            }
+        }
+        if !self.answers.has_apart() {
+            put_query(out, &sql::apart(self.grammar.family));
+            asks.push(Ask::Apart);
+        }
+        if !asks.is_empty() {
+            self.asks = asks;
+        }
+    }
+
+    /// What the answers made a question of.
+    fn put_last(&mut self, out: &mut BytesMut) {
         let family = self.grammar.family;
         let mut asks = Vec::new();
         if let Some(side) = &self.side {
@@ -463,7 +482,6 @@ impl ProbeReader {
             put_query(out, &sql::limited(&limit, &big));
             asks.extend([Ask::Setting, Ask::Counters, Ask::Setting]);
         }
-        self.batch = Batch::new(self.grammar, vec![Expect::Query; asks.len()]);
         self.asks = asks;
     }
 
@@ -496,21 +514,19 @@ impl ProbeReader {
         let of_innodb = answers
             .variable("default_tmp_storage_engine")
             .is_some_and(innodb);
-        let is_tracked = answers
-            .variable("session_track_transaction_info")
-            .is_some_and(|v| v.eq_ignore_ascii_case("CHARACTERISTICS"));
+        let is_tracked = answers.is_tracked();
         let ansi = answers
             .variable("sql_mode")
             .is_some_and(|v| v.contains("ANSI_QUOTES"));
-        let variables: BTreeMap<_, _> = answers
-            .variables
-            .iter()
-            .filter(|(name, _)| is_carried(name))
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect();
+        let variables = Arc::clone(&answers.variables);
+        let digest = answers.digest.take();
         let baseline = self.baseline.take().unwrap_or_else(|| {
+            let sql = answers.digest_sql.take();
             Arc::new(Baseline {
-                variables: variables.clone(),
+                variables: Arc::clone(&variables),
+                digest: sql
+                    .zip(digest.clone())
+                    .map(|(sql, told)| Digest { sql, told }),
                 role: role.clone(),
                 database: database.clone(),
             })
@@ -540,8 +556,13 @@ impl ProbeReader {
         } else if self.grammar.family == Family::MySql && !of_innodb {
             proven.0 &= !Hint::TEMP_TABLE.0;
         }
+        let snapshot = Snapshot::new(state);
         Some(Probe {
-            snapshot: Snapshot::new(state),
+            known: digest.map(|told| Known {
+                told,
+                snapshot: snapshot.clone(),
+            }),
+            snapshot,
             findings,
             connection_id,
             baseline,
@@ -552,21 +573,5 @@ impl ProbeReader {
             answer: answers.ok,
             missing: answers.missing,
         })
-    }
-}
-
-impl Answers {
-    fn variable(&self, name: &str) -> Option<&str> {
-        self.variables.get(name)?.text.as_deref()
-    }
-
-    pub(super) fn count(&self, name: &str) -> u64 {
-        self.counters.get(name).copied().unwrap_or_default()
-    }
-
-    /// MariaDB: a temporary table or sequence may have been made at some time.
-    pub(super) fn made_temporary(&self) -> bool {
-        let count = |name: &str| self.counters.get(name).is_none_or(|n| *n > 0);
-        count("com_create_temporary_table") || count("com_create_sequence")
     }
 }

@@ -2,6 +2,7 @@
 //! settings may be any. What may hold other characters is read as hexadecimal digits.
 
 use super::grammar::Family;
+use std::fmt::Write as _;
 
 /// More rows than there are.
 pub(super) const ALL: &str = " LIMIT 18446744073709551615";
@@ -17,9 +18,60 @@ pub(super) const fn guarded(family: Family) -> &'static str {
     match family {
         Family::MariaDb => "SET STATEMENT sql_big_selects=1,max_statement_time=0 FOR SELECT ",
         Family::MySql => {
-            "SELECT /*+ SET_VAR(sql_big_selects=1) SET_VAR(max_join_size=18446744073709551615) MAX_EXECUTION_TIME(0) */ "
+            "SELECT /*+ SET_VAR(sql_big_selects=1) MAX_EXECUTION_TIME(0) */ "
         }
     }
+}
+
+/// What the server tells to its clients of transactions.
+pub(super) const TRACKING: &str = "session_track_transaction_info";
+
+/// Variables that are asked for one by one, without the guard that would change them, and one that no session carries.
+pub(super) const fn asked_apart(family: Family) -> &'static [&'static str] {
+    const ALL: [&str; 4] = [
+        TRACKING,
+        "sql_big_selects",
+        "max_join_size",
+        "max_statement_time",
+    ];
+    match family {
+        Family::MariaDb => &ALL,
+        Family::MySql => ALL.split_at(3).0,
+    }
+}
+
+/// A digest does not tell of it.
+pub(super) fn is_apart(name: &str) -> bool {
+    asked_apart(Family::MariaDb).contains(&name)
+}
+
+pub(super) fn apart(family: Family) -> String {
+    let names: Vec<_> = asked_apart(family)
+        .iter()
+        .map(|name| format!("@@{name}"))
+        .collect();
+    // It joins nothing. That hint changes no variable.
+    let hint = match family {
+        Family::MariaDb => "",
+        Family::MySql => "/*+ MAX_EXECUTION_TIME(0) */ ",
+    };
+    format!("SELECT {hint}{} LIMIT 1", names.join(","))
+}
+
+/// MariaDB: one value that tells of all these variables whether they have changed. `None`: a name is out of the
+/// ordinary.
+pub(super) fn digest<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut sql = format!("{}SHA2(CONCAT_WS(','", guarded(Family::MariaDb));
+    for name in names {
+        let ordinary = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        if !name.bytes().all(ordinary) {
+            return None;
+        }
+        // HEX alone would round what has a fraction.
+        let _ = write!(sql, ",IFNULL(HEX(CONCAT(@@{name})),'-')");
+    }
+    sql.push_str("),256) LIMIT 1");
+    Some(sql)
 }
 
 pub(super) fn variables(family: Family) -> String {

@@ -161,6 +161,13 @@ impl Writer<'_> {
                 self.variable(name, value);
             }
         }
+        let own = |name| own_variables(snapshot, fresh).any(|(own, _)| own == name);
+        if own("max_join_size") && !own("sql_big_selects") {
+            // The one that was just set has switched it.
+            if let Some(value) = fresh.variables.get("sql_big_selects") {
+                self.variable("sql_big_selects", value);
+            }
+        }
         for name in MEANING {
             let own = state.variables.iter().find(|(n, _)| &**n == name);
             if let Some(value) = own.map(|(_, v)| v).or(fresh.variables.get(name)) {
@@ -449,7 +456,7 @@ pub fn verify(
     if !probe.is_tracked {
         return same("tracking of transactions", &"on", &"off");
     }
-    for (name, found) in &probe.variables {
+    for (name, found) in &*probe.variables {
         let own = old.variables.iter().find(|(n, _)| n == name);
         if restored.global.contains(name) || !is_carried(name) {
             continue;

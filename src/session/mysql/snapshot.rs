@@ -7,15 +7,29 @@ use aws_lc_rs::digest;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Session variables by name.
+pub type Variables = BTreeMap<Box<str>, Value>;
+
 /// What a fresh login of one kind holds: same server process, user, database, capabilities and character set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Baseline {
     /// Session variables.
-    pub variables: BTreeMap<Box<str>, Value>,
+    pub variables: Arc<Variables>,
+    /// How to ask at less cost whether they are still these.
+    pub digest: Option<Digest>,
     /// The current role.
     pub role: Option<Box<str>>,
     /// The current database.
     pub database: Option<Box<str>>,
+}
+
+/// One value that stands for all session variables that are carried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digest {
+    /// The question.
+    pub sql: Box<str>,
+    /// A fresh login's answer.
+    pub told: Box<str>,
 }
 
 /// A session variable's value.
