@@ -42,6 +42,18 @@ impl ExecError {
         }
     }
 
+    /// Nobody answers there.
+    pub fn is_away(&self) -> bool {
+        use super::mysql::connect::ConnectError as MysqlConnect;
+        use super::mysql::exec::ExecError as Mysql;
+        matches!(
+            self,
+            Self::Io(_)
+                | Self::Connect(ConnectError::Io { .. })
+                | Self::Mysql(Mysql::Io(_) | Mysql::Connect(MysqlConnect::Io { .. }))
+        )
+    }
+
     /// The connection can't be used again.
     pub fn breaks(&self) -> bool {
         match self {

@@ -34,9 +34,7 @@ pub struct Rests {
 pub async fn run(cluster: Arc<Cluster>, rests: Rests, limits: Limits) {
     let mut next_round = Instant::now();
     let mut rounds = 0_u64;
-    // What is known before the first sessions come is what they are compared with.
-    let first = Arc::clone(&cluster);
-    tokio::spawn(async move { first.read_access().await });
+    tokio::spawn(first_look(Arc::clone(&cluster)));
     loop {
         let pause = if cluster.gate.waiting() > 0 {
             PRESSED
@@ -57,6 +55,18 @@ pub async fn run(cluster: Arc<Cluster>, rests: Rests, limits: Limits) {
                 look(&handle, &rests, &limits, now.into_std(), again);
             }
         }
+    }
+}
+
+/// What is known before the first sessions come is what they are compared with. Clients of MySQL and MariaDB are
+/// greeted in a server's words: one that is away is asked until it has told them.
+async fn first_look(cluster: Arc<Cluster>) {
+    loop {
+        cluster.read_access().await;
+        if !cluster.engine.speaks_mysql() || cluster.offer().is_some() {
+            return;
+        }
+        tokio::time::sleep(ROUND).await;
     }
 }
 

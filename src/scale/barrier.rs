@@ -54,6 +54,7 @@ impl Run {
                         return ended;
                     }
                     self.log_in_ahead().await;
+                    self.probe_resting().await;
                     if let Some(ended) = self.attempt(force).await {
                         return ended;
                     }

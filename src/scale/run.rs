@@ -2,9 +2,9 @@
 
 use super::coordinator::Coordinator;
 use super::event::{Event, InTheWay, Step};
+use crate::backend::Engine;
 use crate::backend::cluster::Cluster;
-use crate::backend::connect::ConnectError;
-use crate::backend::exec::ExecError;
+use crate::backend::mysql::started::started_at_sql;
 use crate::backend::registry::{Ask, Handle, State};
 use crate::observe::EventOutcome;
 use crate::provider::{Instance, SwitchKind};
@@ -22,6 +22,9 @@ const ANSWER_MAX: Duration = Duration::from_millis(500);
 /// What Prepare found out is asked again after so long: tables and settings change, and a checkpoint that is
 /// long ago makes the stop long.
 const PREPARED_MAX: Duration = Duration::from_secs(10);
+
+/// A client that has asked for nothing for so long is not in the middle of its work.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// How long a forced session may take to end.
 pub(super) const FORCE_MAX: Duration = Duration::from_secs(15);
@@ -191,6 +194,24 @@ impl Run {
         }
     }
 
+    /// Once more those that rest and have worked since, so that nobody has to be asked in the hold who is not at work
+    /// then. Who is in the middle of its work would only be kept from it.
+    pub(super) async fn probe_resting(&self) {
+        let now = Instant::now().into_std();
+        let resting = self.cluster().registry.resting(now).into_iter();
+        let paused: Vec<_> = resting
+            .filter(|(rest, handle)| *rest >= PAUSE && handle.state() == State::AtRest)
+            .map(|(_, handle)| handle)
+            .collect();
+        for handle in &paused {
+            handle.ask(Ask::Probe);
+        }
+        if !paused.is_empty() {
+            // Who answers this has been probed.
+            reports(self.cluster()).await;
+        }
+    }
+
     /// Nobody else is left: replication connections are asked to give way.
     pub(super) fn ask_to_give_way(&mut self, those: &[Arc<Handle>]) {
         self.gave_way = self.gave_way.max(those.len() as u64);
@@ -208,15 +229,17 @@ impl Run {
         let Some(serving) = cluster.gate.view().serving else {
             return false;
         };
-        let answer = cluster.service.query(&cluster.gate, STARTED_AT, &[]).await;
-        match answer {
+        let sql = match cluster.engine {
+            Engine::Postgres => STARTED_AT,
+            engine => started_at_sql(engine.into()),
+        };
+        match cluster.service.query(&cluster.gate, sql, &[]).await {
             Ok(rows) => {
                 let started = rows.into_iter().flatten().flatten().next();
                 started.is_some_and(|started| *started != *serving.started_at)
             }
-            Err(ExecError::Io(_) | ExecError::Connect(ConnectError::Io { .. })) => true,
-            // It answers, or nobody knows.
-            Err(_) => false,
+            // Otherwise it answers, or nobody knows.
+            Err(error) => error.is_away(),
         }
     }
 

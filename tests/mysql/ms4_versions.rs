@@ -7,7 +7,13 @@ use crate::support::sized;
 /// long variant.
 fn short() -> &'static [&'static str] {
     sized(
-        &["ms2_", "ms3_", "case_", "safety_18"],
+        &[
+            "ms2_",
+            "ms3_",
+            "case_",
+            "safety_18",
+            "fault_a_server_that_is_away",
+        ],
         &["ms1_standby_", "ms2_", "ms3_", "case_", "safety_"],
     )
 }

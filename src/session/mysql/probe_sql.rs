@@ -17,9 +17,7 @@ pub(super) fn facts(family: Family) -> String {
 pub(super) const fn guarded(family: Family) -> &'static str {
     match family {
         Family::MariaDb => "SET STATEMENT sql_big_selects=1,max_statement_time=0 FOR SELECT ",
-        Family::MySql => {
-            "SELECT /*+ SET_VAR(sql_big_selects=1) MAX_EXECUTION_TIME(0) */ "
-        }
+        Family::MySql => "SELECT /*+ SET_VAR(sql_big_selects=1) MAX_EXECUTION_TIME(0) */ ",
     }
 }
 

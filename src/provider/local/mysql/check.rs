@@ -8,7 +8,7 @@ use super::super::check::{free_memory, unreadable};
 use super::super::process::run;
 use super::accounts::identifier;
 use super::survey::named;
-use super::{Mysql, Role, Sizes};
+use super::{Mysql, READS_SETTINGS, Role, Sizes};
 use crate::backend::{Capacity, Endpoint, Engine};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -88,10 +88,11 @@ impl LocalProvider {
     /// Has the server's program read its configuration with the new settings, as it would at a start.
     async fn read_my_cnf(&self, my: &Mysql, to: Capacity) -> Result<(), ProviderError> {
         let mut command = my.server(self.data_dir.primary(), to, Role::Primary)?;
+        let [validate, help] = READS_SETTINGS;
         match my.engine {
-            Engine::Mysql => command.arg("--validate-config"),
+            Engine::Mysql => command.arg(validate),
             // Says which values it would have, after it has read them all.
-            _ => command.args(["--help", "--verbose"]),
+            _ => command.args([help, "--verbose"]),
         };
         let name = super::programs::server_name(my.engine);
         run(&mut command, name, PROGRAM_PATIENCE).await.map(drop)

@@ -265,16 +265,22 @@ pub(super) fn find(data: &Path) -> Option<Process> {
         .find(|process| process.works_in(data))
 }
 
+/// Has a server's program read its settings and end: MySQL's, MariaDB's.
+const READS_SETTINGS: [&str; 2] = ["--validate-config", "--help"];
+
 /// Whether one of the first words of its command line is the name of a server. The very first need not be: it may
-/// run through a dynamic linker of its own.
+/// run through a dynamic linker of its own. One that only reads its settings, and was left behind by a proxy that was
+/// killed, is none.
 fn is_server(pid: i32) -> bool {
     const WORDS: usize = 5;
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let mut words = line.split(|b| *b == 0).take(WORDS);
-    words.any(|word| {
-        let name = word.rsplit(|b| *b == b'/').next().unwrap_or_default();
-        SERVERS.iter().any(|server| server.as_bytes() == name)
-    })
+    let words = || line.split(|b| *b == 0);
+    let reads = words().any(|word| READS_SETTINGS.iter().any(|r| r.as_bytes() == word));
+    !reads
+        && words().take(WORDS).any(|word| {
+            let name = word.rsplit(|b| *b == b'/').next().unwrap_or_default();
+            SERVERS.iter().any(|server| server.as_bytes() == name)
+        })
 }
 
 /// Whether this very process has written its pid file. Both do that just before they accept connections.

@@ -566,3 +566,32 @@ async fn places_and_programs_that_do_not_fit_are_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn what_only_reads_its_settings_is_no_server() {
+    let place = tempfile::tempdir().unwrap();
+    let program = place.path().join("mariadbd");
+    // Until its standard input ends.
+    fs::write(&program, "#!/bin/sh\nread -r line\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    for (last, is_one) in [
+        ("--skip-log-error", true),
+        ("--help", false),
+        ("--validate-config", false),
+    ] {
+        let mut child = std::process::Command::new(&program)
+            .args(["--defaults-file=/x", "--datadir=/x", last, "--verbose"])
+            .current_dir(place.path())
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert_eq!(
+            find(place.path()),
+            Process::of(pid).filter(|_| is_one),
+            "{last}"
+        );
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+}
