@@ -8,6 +8,7 @@ mod accounts;
 mod binlog;
 mod check;
 mod copy;
+mod durability;
 mod events;
 mod make;
 mod programs;

@@ -95,6 +95,9 @@ impl Mysql {
         let stop = format!("STOP {} IO_THREAD", self.replica());
         let stopped = ask(&mut *standby.session, &stop).await;
         stopped.map_err(|e| format!("the standby: {e}"))?;
+        let home = standby.home;
+        let firm = self.firm(&mut *standby.session, home).await;
+        firm.map_err(|e| format!("the standby, before it is promoted: {e}"))?;
         let readers = ask(
             session,
             "SELECT ID FROM information_schema.PROCESSLIST WHERE COMMAND LIKE 'Binlog Dump%'",
@@ -150,6 +153,8 @@ impl Mysql {
         for sql in [format!("STOP {replica}"), format!("RESET {replica} ALL")] {
             ask(session, &sql).await?;
         }
+        // It was before this was decided.
+        self.firm(session, home).await?;
         // From here on it may have taken a write.
         blocking(&provider.data_dir, move |d| {
             fence::unfence(d, &d.data_of(home))

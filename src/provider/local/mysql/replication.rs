@@ -13,7 +13,7 @@ use super::super::settings::capacity_of;
 use super::super::slot::{LOGIN_PATIENCE, LOOK, Maker, Progress, Slot, Standby};
 use super::super::{blocking, engine, fence};
 use super::accounts::literal;
-use super::{Mysql, Role, Sizes, identity_sql, is_up, my_cnf};
+use super::{Mysql, Role, Sizes, durability, identity_sql, is_up, my_cnf};
 use crate::backend::{Capacity, Endpoint, Engine};
 use base64::Engine as _;
 use std::fs;
@@ -374,6 +374,7 @@ impl Maker for Mysql {
         };
         Ok(match self.look(&mut *session).await {
             Ok(seen) if seen.read_only && seen.streaming && seen.capacity == Some(to) => {
+                self.relax(&mut *session, home, false).await?;
                 Some(Self::as_standby(home, process, to, &seen, session))
             }
             _ => None,
@@ -388,6 +389,7 @@ impl Maker for Mysql {
         deadline: Instant,
     ) -> Result<Standby, ProviderError> {
         blocking(&self.data_dir, move |d| {
+            durability::see_to_boot(d, home)?;
             d.see_to_port(home)?;
             fence::copy_configuration(d, home).map(drop)
         })
@@ -416,6 +418,7 @@ impl Maker for Mysql {
                         return Err(failed("takes writes of its own"));
                     }
                     if seen.streaming {
+                        self.relax(&mut *session, home, true).await?;
                         return Ok(Self::as_standby(home, process, to, &seen, session));
                     }
                 }

@@ -463,3 +463,49 @@ async fn safety_23_mysql_a_standby_that_cannot_be_promoted_leads_back_or_forward
     let error = provider.start(Capacity(1)).await.unwrap_err().to_string();
     assert!(error.contains("has no my.cnf"), "{error}");
 }
+
+/// How the server in `home` writes to its disk.
+async fn flushes(provider: &LocalProvider, home: Home) -> String {
+    let sql = "SELECT CONCAT(@@GLOBAL.innodb_flush_log_at_trx_commit, ' ', @@GLOBAL.sync_binlog)";
+    at(provider, home, sql).await.unwrap()
+}
+
+#[tokio::test]
+async fn safety_21_a_standby_that_did_not_wait_for_its_disk_does_before_it_is_promoted() {
+    for kind in kinds() {
+        let place = Place::new();
+        let config = config(&kind, &place);
+        let own = "[mysqld]\ninnodb_flush_log_at_trx_commit = 1\nsync_binlog = 3\n";
+        let provider = kind.provider_with(config.clone());
+        fs::write(my_cnf(&provider.data_dir), own).unwrap();
+        let now = provider.start(Capacity(1)).await.unwrap();
+        table(&provider).await;
+        provider.prepare(&now, Capacity(2)).await.unwrap();
+        assert_eq!(flushes(&provider, Home::First).await, "1 3");
+        assert_eq!(flushes(&provider, Home::Second).await, "2 100");
+        // The next proxy finds it so, and knows how it was.
+        let provider = next_proxy(&kind, provider, &config).await;
+        let now = provider.start(Capacity(8)).await.unwrap_or(now);
+        provider.prepare(&now, Capacity(2)).await.unwrap();
+        assert_eq!(flushes(&provider, Home::Second).await, "2 100");
+        let now = completed(provider.cut_over(&now, Capacity(2)).await);
+        assert_eq!(provider.data_dir.primary(), Home::Second);
+        assert_eq!(flushes(&provider, Home::Second).await, "1 3");
+        let note = |home| provider.data_dir.data_of(home).join("slackwater.relaxed");
+        assert!(!note(Home::Second).exists());
+
+        // The one that was relaxed when the machine ended is no good any more.
+        provider.prepare(&now, Capacity(1)).await.unwrap();
+        let made = || provider.part.slot().told().made.unwrap().1;
+        assert_eq!(made(), "from the data directory that was there");
+        let text = fs::read_to_string(note(Home::First)).unwrap();
+        let (_, values) = text.split_once(' ').unwrap();
+        let standby = find(&provider.data_dir.data_of(Home::First)).expect("a standby runs");
+        standby.signal(Signal::SIGKILL).unwrap();
+        until("it is gone", || !standby.alive()).await;
+        fs::write(note(Home::First), format!("another-boot {values}")).unwrap();
+        provider.prepare(&now, Capacity(1)).await.unwrap();
+        assert_eq!(made(), "by a copy of the data");
+        assert_eq!(flushes(&provider, Home::First).await, "2 100");
+    }
+}
