@@ -168,12 +168,17 @@ impl Direct {
 
     /// The server has read all that was sent, and waits for the client.
     fn waits(&mut self) -> bool {
-        // First the one, then the other: a server that has just read does not wait yet.
+        let sql = format!(
+            "select wait_event from pg_stat_activity where pid = {}",
+            self.client.process
+        );
+        // First the one, then the other: a server that has just read does not wait yet. One that has crashed answers
+        // neither.
         is_read(self.server.port(), self.client.local_port())
-            && self.watcher.value(&format!(
-                "select wait_event from pg_stat_activity where pid = {}",
-                self.client.process
-            )) == "ClientRead"
+            && self.watcher.query(&sql).is_ok_and(|rows| {
+                let told = rows.first().and_then(|row| row.first());
+                told.and_then(Option::as_deref) == Some("ClientRead")
+            })
     }
 }
 
