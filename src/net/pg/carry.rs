@@ -29,7 +29,7 @@ pub(super) async fn restore(
 ) -> Result<Probed, OpenError> {
     let none = BTreeSet::new();
     if snapshot.is_checkable() {
-        match check(frames, profile, snapshot).await {
+        match check(frames, profile, Some(snapshot)).await {
             Ok(probed)
                 if *probed.probe.snapshot.state() == *snapshot.state()
                     && mend::late(snapshot, &probed.probe).is_empty() =>

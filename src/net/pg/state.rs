@@ -73,11 +73,11 @@ pub(super) async fn run_probe(
 pub(super) async fn check(
     frames: &mut Frames<'_>,
     profile: &Profile<Pg>,
-    snapshot: &Snapshot,
+    snapshot: Option<&Snapshot>,
 ) -> Result<Probed<Pg>, ProbeFailure> {
     let names = profile.cluster.names(&profile.database);
     let mut out = BytesMut::new();
-    let mut reader = put_check(&mut out, &spec(profile, &names, Some(snapshot)));
+    let mut reader = put_check(&mut out, &spec(profile, &names, snapshot));
     frames.send(&out).await.map_err(ProbeFailure::Broken)?;
     read_probe(frames, &mut reader).await
 }
@@ -128,7 +128,11 @@ pub(super) async fn read_probe(
     }
 }
 
-/// The first probe of a server process reads catalogs that the second finds in its caches.
+/// So often is a check made on a connection that no session has yet: each time takes half of the last one's time.
+const WARMING_CHECKS: usize = 2;
+
+/// The first probe of a server process reads catalogs that the second finds in its caches. The check as well, which is
+/// what the session will wait for.
 pub(super) async fn warm(
     ready: &mut Ready<Pg>,
     profile: &Profile<Pg>,
@@ -140,6 +144,10 @@ pub(super) async fn warm(
     let work = async {
         let probed = run_probe(&mut frames, profile, None, BytesMut::new()).await;
         let mut for_client = probed.map_err(open_error)?.for_client;
+        for _ in 0..WARMING_CHECKS {
+            let probed = check(&mut frames, profile, None).await;
+            for_client.unsplit(probed.map_err(open_error)?.for_client);
+        }
         read_ahead(&mut frames, &mut for_client).await?;
         take_parameters(&for_client, params);
         Ok::<_, OpenError>(())
