@@ -464,7 +464,7 @@ async fn first_server(
     registered.handle.process.store(told, Ordering::Relaxed);
     let key = shared.add_key(told, secret, &registered.handle);
     let mut out = BytesMut::new();
-    for (name, value) in &opened.greeting.0 {
+    for (name, value) in &opened.greeting.params {
         put_parameter_status(&mut out, name, value);
     }
     put_backend_key_data(&mut out, told, secret);

@@ -13,6 +13,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn admin(proxy: &Proxy) -> Target {
@@ -147,6 +149,56 @@ fn safety_19_sessions_log_in_ahead_and_their_clients_see_nothing_of_it() {
         "{}",
         proxy.log()
     );
+}
+
+/// What was found of a log-in ahead holds only as long as nothing has changed that a log-in brings.
+#[test]
+fn safety_19_what_is_set_for_a_role_behind_a_log_in_ahead_stays_out_of_its_session() {
+    let options = Options {
+        environment: vec![("SLACKWATER_LOG".to_owned(), "debug".to_owned())],
+        scaling: "max_hold = \"10s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::standby(&options);
+    let mut owner = Client::connect(&direct(&proxy, 0)).unwrap();
+    let mut client = proxy.client("plain");
+    let mut slow = proxy.client("slow");
+    let before = client.value("show work_mem");
+    // It is not in the way, and the hold waits for it.
+    owner.run("select pg_advisory_lock(19)");
+    slow.start("select pg_advisory_xact_lock(19)").unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&over);
+    let works = std::thread::spawn(move || {
+        while !told.load(Ordering::Relaxed) {
+            client.value("select 1");
+        }
+        client
+    });
+    let id = proxy.admin().reach("settle", &json!({}));
+    owner.run("alter role app set work_mem = '77MB'");
+    owner.run("alter database app set app.tenant = 'theirs'");
+    assert_eq!(proxy.admin().event(id)["step"], "settle");
+    owner.run("select pg_advisory_unlock(19)");
+    slow.until_ready().unwrap();
+    assert_eq!(proxy.admin().finished(id, EVENT)["outcome"], "completed");
+    over.store(true, Ordering::Relaxed);
+    let mut client = works.join().unwrap();
+    let tenant = "select coalesce(current_setting('app.tenant', true), '')";
+    assert_eq!(client.value("show work_mem"), before);
+    assert_eq!(client.value(tenant), "");
+    let mut fresh = proxy.client("fresh");
+    assert_eq!(fresh.value("show work_mem"), "77MB");
+    assert_eq!(fresh.value(tenant), "theirs");
+    let log = proxy.log();
+    assert!(log.contains("where it had logged in ahead"), "{log}");
+    // And what was set before it is there in both.
+    for _ in 0..2 {
+        fresh.value("select 1");
+        proxy.scale_by_command();
+        assert_eq!(fresh.value("show work_mem"), "77MB");
+        assert_eq!(client.value("show work_mem"), before);
+    }
 }
 
 /// What such a function does on a standby need not be what it does on a primary.

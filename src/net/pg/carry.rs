@@ -1,7 +1,8 @@
 //! Puts a session's state onto a server connection that was just logged in.
 
 use super::super::state::{OpenError, ProbeFailure};
-use super::engine::Seen;
+use super::ahead;
+use super::engine::{Greeting, Seen};
 use super::front::Pg;
 use super::state::{check, open_error, read_probe, spec};
 
@@ -10,7 +11,7 @@ type Profile = super::super::state::Profile<Pg>;
 
 use crate::backend::frames::Frames;
 use crate::session::pg::mend::{self, CHANGED_ROWS};
-use crate::session::pg::probe::put_probe;
+use crate::session::pg::probe::{Probe, put_probe};
 use crate::session::pg::restore::{RestoreStep, put_restore, verify};
 use crate::session::pg::snapshot::Snapshot;
 use crate::wire::pg::frame::{HEADER_LEN, Header, Reader, put};
@@ -25,15 +26,26 @@ pub(super) async fn restore(
     profile: &Profile,
     snapshot: &Snapshot,
     seen: Seen,
-    params: &mut Vec<(Bytes, Bytes)>,
+    greeting: &mut Greeting,
 ) -> Result<Probed, OpenError> {
     let none = BTreeSet::new();
+    let params = &mut greeting.params;
+    if let Some(checked) = greeting.checked.take()
+        && snapshot.is_checkable()
+    {
+        let mut for_client = BytesMut::new();
+        let still = ahead::still(frames, *checked, profile, snapshot, &mut for_client).await?;
+        if let Some(probe) = still
+            && is_the_same(snapshot, &probe)
+        {
+            restore_unnamed(frames, seen.unnamed).await?;
+            return Ok(Probed { probe, for_client });
+        }
+        take_parameters(&for_client, params);
+    }
     if snapshot.is_checkable() {
         match check(frames, profile, Some(snapshot)).await {
-            Ok(probed)
-                if *probed.probe.snapshot.state() == *snapshot.state()
-                    && mend::late(snapshot, &probed.probe).is_empty() =>
-            {
+            Ok(probed) if is_the_same(snapshot, &probed.probe) => {
                 restore_unnamed(frames, seen.unnamed).await?;
                 return Ok(probed);
             }
@@ -78,6 +90,11 @@ pub(super) async fn restore(
         let prepared = wanted.state().prepared.iter();
         made = prepared.map(|p| p.name.clone()).collect();
     }
+}
+
+/// A fresh login holds what the session does, and nothing that the session has not.
+fn is_the_same(snapshot: &Snapshot, fresh: &Probe) -> bool {
+    *fresh.snapshot.state() == *snapshot.state() && mend::late(snapshot, fresh).is_empty()
 }
 
 /// How putting a session's state onto a connection ended.

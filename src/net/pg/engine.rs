@@ -5,6 +5,7 @@ use super::super::engine::{Engine, Meaning};
 use super::super::relay::Fatal;
 use super::super::session::Session;
 use super::super::state::{OpenError, Opened, ProbeFailure, Probed, Profile, Ready};
+use super::ahead::{self, Checked};
 use super::front::{Pg, ProcessNames};
 use super::{blame, end, state};
 use crate::auth::Credential;
@@ -43,8 +44,13 @@ impl Login {
     }
 }
 
-/// ParameterStatus, last value of each.
-pub(in crate::net) struct Greeting(pub(in crate::net) Vec<(Bytes, Bytes)>);
+/// What a new server connection is.
+pub(in crate::net) struct Greeting {
+    /// ParameterStatus, last value of each.
+    pub(in crate::net) params: Vec<(Bytes, Bytes)>,
+    /// What was found of a log-in ahead.
+    pub(super) checked: Option<Box<Checked>>,
+}
 
 /// What of a session only the wire has shown, and a new server connection needs as well.
 #[derive(Debug, Default)]
@@ -147,11 +153,14 @@ impl Engine for Pg {
     }
 
     fn greeted(&mut self, greeting: &Greeting) {
-        self.adopt_parameters(&greeting.0);
+        self.adopt_parameters(&greeting.params);
     }
 
     fn installed(&mut self, greeting: Greeting, out: &mut BytesMut) {
-        let params = greeting.0.iter().map(|(name, value)| (&**name, &**value));
+        let params = greeting
+            .params
+            .iter()
+            .map(|(name, value)| (&**name, &**value));
         self.tell_parameters(params, out);
     }
 
@@ -249,7 +258,8 @@ impl Engine for Pg {
         profile: &Profile<Self>,
         deadline: Instant,
     ) -> Result<(), OpenError> {
-        state::may_be_ahead(ready, profile, deadline).await
+        state::may_be_ahead(ready, profile, deadline).await?;
+        ahead::look(ready, profile, deadline).await
     }
 
     async fn carry(

@@ -1,5 +1,6 @@
 //! PostgreSQL on the client's side of a session.
 
+mod ahead;
 mod blame;
 mod carry;
 mod end;

@@ -45,7 +45,10 @@ pub(super) async fn probe(
 }
 
 /// What was read with an answer and comes behind it: the server may say such things at any time.
-async fn read_ahead(frames: &mut Frames<'_>, for_client: &mut BytesMut) -> io::Result<()> {
+pub(super) async fn read_ahead(
+    frames: &mut Frames<'_>,
+    for_client: &mut BytesMut,
+) -> io::Result<()> {
     while frames.is_ahead() {
         let message = frames.next().await?;
         if !message.is_asynchronous() {
@@ -139,7 +142,7 @@ pub(super) async fn warm(
     deadline: Instant,
 ) -> Result<(), OpenError> {
     let stream = ready.link.stream().ok_or(OpenError::Timeout)?;
-    let params = &mut ready.greeting.0;
+    let params = &mut ready.greeting.params;
     let mut frames = Frames::new(stream);
     let work = async {
         let probed = run_probe(&mut frames, profile, None, BytesMut::new()).await;
@@ -211,7 +214,10 @@ pub(super) async fn log_in(
     };
     let connected = connect(&login).await?;
     note_version(profile, &connected);
-    let greeting = Greeting(connected.params.clone());
+    let greeting = Greeting {
+        params: connected.params.clone(),
+        checked: None,
+    };
     let notices = connected.notices.clone();
     let peer = Peer::Pg {
         process: connected.process,
@@ -246,10 +252,10 @@ pub(super) async fn carry(
     let stream = link.stream().ok_or(OpenError::Timeout)?;
     let mut frames = Frames::new(stream);
     let work = async {
-        let mut probed = restore(&mut frames, profile, snapshot, seen, &mut greeting.0).await?;
+        let mut probed = restore(&mut frames, profile, snapshot, seen, &mut greeting).await?;
         read_ahead(&mut frames, &mut probed.for_client).await?;
         // What is told while nobody's client listens is told with the rest.
-        probed.for_client = take_parameters(&probed.for_client, &mut greeting.0);
+        probed.for_client = take_parameters(&probed.for_client, &mut greeting.params);
         Ok::<_, OpenError>(probed)
     };
     let probed = tokio::time::timeout_at(deadline, work)

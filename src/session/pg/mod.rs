@@ -1,6 +1,7 @@
 //! What a PostgreSQL session owes, holds and can be restored from.
 
 pub mod aborted;
+pub mod arrival;
 mod copy_error;
 mod copying;
 mod exit;

@@ -127,7 +127,7 @@ pub fn put_check(out: &mut BytesMut, spec: &ProbeSpec<'_>) -> ProbeReader {
 }
 
 /// Names of custom settings to ask for, and the same as a text array.
-fn asked_names(spec: &ProbeSpec<'_>) -> (BTreeSet<Box<str>>, String) {
+pub fn asked_names(spec: &ProbeSpec<'_>) -> (BTreeSet<Box<str>>, String) {
     let names: BTreeSet<Box<str>> = spec
         .custom_names
         .iter()
