@@ -88,8 +88,9 @@ pub struct Cluster {
     access_changed: Mutex<Instant>,
     processes: Mutex<Processes>,
     role_settings: Mutex<(String, Instant)>,
+    variables: Mutex<Option<u64>>,
     offer: Mutex<Option<Offer>>,
-    baselines: Mutex<HashMap<[u8; 32], Arc<Baseline>>>,
+    baselines: Mutex<HashMap<[u8; 32], (Arc<Baseline>, Instant)>>,
     baseline_turns: Mutex<HashMap<[u8; 32], Arc<tokio::sync::Mutex<()>>>>,
     missing: Mutex<BTreeSet<Detection>>,
     trouble: tokio::sync::Notify,
@@ -166,6 +167,7 @@ impl Cluster {
                 ..Processes::default()
             }),
             role_settings: Mutex::new((String::new(), Instant::now())),
+            variables: Mutex::default(),
             offer: Mutex::default(),
             baselines: Mutex::default(),
             baseline_turns: Mutex::default(),
@@ -227,6 +229,16 @@ impl Cluster {
     /// Snapshots are tried out ahead of a hold.
     pub fn rehearsals_wanted(&self) -> bool {
         self.rehearsals.lock().wanted
+    }
+
+    /// MariaDB: how many session variables there are, while an event sees to it that this is so.
+    pub fn note_variables(&self, count: Option<u64>) {
+        *self.variables.lock() = count;
+    }
+
+    /// A digest of so many session variables tells of all of them.
+    pub fn has_variables(&self, listed: u64) -> bool {
+        *self.variables.lock() == Some(listed)
     }
 
     /// Role and database settings as a digest; a change makes older probes stale.
@@ -354,7 +366,8 @@ impl Cluster {
 
     /// What a fresh login of this kind holds.
     pub fn baseline(&self, kind: &[u8; 32]) -> Option<Arc<Baseline>> {
-        self.baselines.lock().get(kind).cloned()
+        let known = self.baselines.lock();
+        known.get(kind).map(|(baseline, _)| Arc::clone(baseline))
     }
 
     /// Who holds it looks at a fresh login of this kind; the others wait for what it finds.
@@ -385,7 +398,19 @@ impl Cluster {
         if known.len() >= BASELINES_MAX {
             known.clear();
         }
-        known.insert(kind, baseline);
+        known.insert(kind, (baseline, Instant::now()));
+    }
+
+    /// A login that began at `login` holds something else: SET GLOBAL changes what new sessions get. Whether it was
+    /// looked at before that, so that a look at the next one may help.
+    pub fn forget_baseline(&self, kind: &[u8; 32], login: Instant) -> bool {
+        let mut known = self.baselines.lock();
+        match known.get(kind) {
+            Some((_, noted)) if *noted >= login => false,
+            Some(_) => known.remove(kind).is_some(),
+            // Another has found out as well.
+            None => true,
+        }
     }
 
     /// The number to tell a client whose first server process is `real`: that one, unless a living

@@ -5,12 +5,16 @@ use super::shared::Limits;
 use crate::backend::cluster::Cluster;
 use crate::backend::registry::{Ask, Handle, Report, State};
 use crate::session::blocker::{Blocker, BlockerKind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant};
 use tokio::time::Instant;
 
 /// How often it looks.
 const ROUND: Duration = Duration::from_millis(250);
+
+/// The longest pause between two questions to a server that has not answered yet.
+const FIRST_MAX: Duration = Duration::from_secs(5);
 
 /// How often it looks while sessions wait for a server connection.
 const PRESSED: Duration = Duration::from_millis(5);
@@ -34,7 +38,8 @@ pub struct Rests {
 pub async fn run(cluster: Arc<Cluster>, rests: Rests, limits: Limits) {
     let mut next_round = Instant::now();
     let mut rounds = 0_u64;
-    tokio::spawn(first_look(Arc::clone(&cluster)));
+    let mut first = pin!(first_look(&cluster));
+    let mut looked = false;
     loop {
         let pause = if cluster.gate.waiting() > 0 {
             PRESSED
@@ -44,6 +49,7 @@ pub async fn run(cluster: Arc<Cluster>, rests: Rests, limits: Limits) {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = cluster.gate.pressure() => {}
+            () = &mut first, if !looked => looked = true,
         }
         let now = Instant::now();
         make_room(&cluster, now.into_std());
@@ -60,13 +66,16 @@ pub async fn run(cluster: Arc<Cluster>, rests: Rests, limits: Limits) {
 
 /// What is known before the first sessions come is what they are compared with. Clients of MySQL and MariaDB are
 /// greeted in a server's words: one that is away is asked until it has told them.
-async fn first_look(cluster: Arc<Cluster>) {
+async fn first_look(cluster: &Cluster) {
+    let mut pause = ROUND;
     loop {
         cluster.read_access().await;
         if !cluster.engine.speaks_mysql() || cluster.offer().is_some() {
             return;
         }
-        tokio::time::sleep(ROUND).await;
+        tokio::time::sleep(pause).await;
+        // A password that is wrong would be refused for ever.
+        pause = (pause * 2).min(FIRST_MAX);
     }
 }
 

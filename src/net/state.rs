@@ -106,6 +106,9 @@ pub(super) enum OpenError {
     /// The server that answered is not the one that was proven.
     #[error("another server answered than the one that serves this generation")]
     OtherServer,
+    /// New sessions get other settings than they did.
+    #[error("the server has other settings for new sessions by now: {0}")]
+    Changed(String),
     /// No answer in time.
     #[error("the server did not answer in time")]
     Timeout,
@@ -117,7 +120,7 @@ impl OpenError {
         match self {
             Self::Pg(error) => error.may_pass(),
             Self::Mysql(error) => error.may_pass(),
-            Self::Io(_) | Self::OtherServer | Self::Timeout => true,
+            Self::Io(_) | Self::OtherServer | Self::Changed(_) | Self::Timeout => true,
             Self::State(_) => false,
         }
     }

@@ -53,8 +53,12 @@ impl Run {
                     if let Err(ended) = self.prepare_again().await {
                         return ended;
                     }
+                    self.count_variables().await;
                     self.log_in_ahead().await;
                     self.probe_resting().await;
+                    if !force && self.look(not_before).await.blocker_known {
+                        continue;
+                    }
                     if let Some(ended) = self.attempt(force).await {
                         return ended;
                     }

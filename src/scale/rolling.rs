@@ -14,6 +14,9 @@ use tokio::time::Instant;
 /// Moves that run at the same time.
 const MOVES: usize = 4;
 
+/// How often session variables are counted anew.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+
 /// How long a session may take to come to a safe point with the second end of its move ready, before
 /// another session gets its turn.
 const OFFER_MAX: Duration = Duration::from_secs(1);
@@ -62,6 +65,7 @@ impl Run {
         let mut tried = HashMap::new();
         let mut next_report = Instant::now();
         let mut next_probe = next_report + OFFER_MAX;
+        let mut next_count = next_report + COUNT_EVERY;
         let mut turn = 0_usize;
         loop {
             let left = self.left_behind(generation);
@@ -81,6 +85,10 @@ impl Run {
             let now = Instant::now();
             if now >= next_report {
                 next_report = now + LOOK;
+                if now >= next_count {
+                    next_count = now + COUNT_EVERY;
+                    self.count_variables().await;
+                }
                 self.event.waiting_for = self.in_the_way().await;
                 let old: BTreeSet<_> = left.iter().map(|h| h.identity.id).collect();
                 self.event.waiting_for.retain(|w| old.contains(&w.session));

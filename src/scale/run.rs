@@ -8,6 +8,7 @@ use crate::backend::mysql::started::started_at_sql;
 use crate::backend::registry::{Ask, Handle, State};
 use crate::observe::EventOutcome;
 use crate::provider::{Instance, SwitchKind};
+use crate::session::mysql::probe::count_sql;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +73,7 @@ impl Run {
         let (id, from, to) = (self.event.id, self.event.from, self.event.request.to);
         tracing::info!(cluster = %cluster.name, event = id, %from, %to, "scale event begins");
         let ended = Box::pin(self.go()).await;
+        cluster.note_variables(None);
         self.event.ended = Some(Instant::now());
         self.event.outcome = Some(ended.outcome);
         self.event.reason = ended.reason;
@@ -127,11 +129,36 @@ impl Run {
         }
     }
 
+    /// MariaDB: a plugin may have brought session variables. Probes that knew nothing of them are made again.
+    pub(super) async fn count_variables(&self) {
+        let cluster = self.cluster();
+        if cluster.engine != Engine::Mariadb {
+            return;
+        }
+        let rows = cluster
+            .service
+            .query(&cluster.gate, &count_sql(), &[])
+            .await;
+        let count = rows.map(|rows| rows.into_iter().flatten().flatten().next());
+        match count {
+            Ok(Some(count)) => {
+                cluster.note_variables(count.parse().ok());
+                cluster.note_role_settings(count);
+            }
+            Ok(None) => cluster.note_variables(None),
+            Err(error) => {
+                tracing::debug!(%error, "session variables could not be counted");
+                cluster.note_variables(None);
+            }
+        }
+    }
+
     /// What others changed in the databases since sessions were probed.
     async fn learn(&mut self) {
         let cluster = Arc::clone(self.cluster());
         if cluster.engine.speaks_mysql() {
             // Nothing there gives new sessions other settings by user or database.
+            self.count_variables().await;
             return;
         }
         match cluster

@@ -254,3 +254,41 @@ fn safety_29_mysql_a_client_that_leaves_in_mid_statement_leaves_nothing_behind()
     let counts = thread::spawn(move || other.value("SELECT COUNT(*) FROM t"));
     assert_eq!(counts.join().unwrap(), "0");
 }
+
+#[test]
+fn safety_10_mysql_sessions_keep_their_values_when_new_ones_get_others() {
+    let server = Server::start(&[]);
+    let options = Options {
+        sessions: "snapshot_after = \"200ms\"\npark_after = \"1s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    let parked = |name: &str| {
+        wait_until("it is parked", SOON, || state(&proxy, name) == "parked");
+    };
+    let read = "SELECT CONCAT(@@sort_buffer_size, ' ', @@net_read_timeout)";
+    let (mut plain, mut full) = (proxy.client("plain"), proxy.client("full"));
+    let before = plain.value(read);
+    full.run("SET @mine = 'mine', sort_buffer_size = 400000");
+    let of_full = full.value(read);
+    for (sort, wait) in [(500_000, 41), (600_000, 42)] {
+        for name in ["plain", "full"] {
+            parked(name);
+        }
+        // What new sessions get; of one that a user may not set for itself as well.
+        server.run(&[
+            &format!("SET GLOBAL sort_buffer_size = {sort}"),
+            &format!("SET GLOBAL net_read_timeout = {wait}"),
+            &format!("SET GLOBAL binlog_cache_size = {}", 32_768 + 4096 * wait),
+        ]);
+        assert_eq!(plain.value(read), before);
+        assert_eq!(full.value(read), of_full);
+        assert_eq!(full.value("SELECT @mine"), "mine");
+        let mut fresh = proxy.client("fresh");
+        assert_eq!(fresh.value(read), format!("{sort} {wait}"));
+        // The next server start decides anew, and what a session has set itself stays.
+        proxy.admin().swap();
+        assert_eq!(plain.value("SELECT 5"), "5");
+        assert_eq!(full.value("SELECT @@sort_buffer_size"), "400000");
+    }
+}

@@ -18,6 +18,7 @@ use server::{Client, Server};
 use slackwater::session::Portable as _;
 use slackwater::session::blocker::BlockerKind;
 use slackwater::session::mysql::grammar::Family;
+use slackwater::session::mysql::probe::count_sql;
 use slackwater::wire::mysql::command;
 use slackwater::wire::mysql::reply::ERR;
 
@@ -479,6 +480,10 @@ fn a_digest_of_the_variables_tells_each_change_of_one() {
     let mut before = server.probe(&mut client).unwrap();
     assert!(before.snapshot.is_plain());
     assert_eq!(before.known.is_some(), server.family == Family::MariaDb);
+    if let Some(digest) = &server.baseline().digest {
+        // More than that, and a plugin has brought some that it does not tell of.
+        assert_eq!(client.value(&count_sql()), Some(digest.listed.to_string()));
+    }
     for (setting, name) in [
         ("SET SESSION long_query_time=1.25", "long_query_time"),
         ("SET SESSION long_query_time=1.125", "long_query_time"),

@@ -51,6 +51,10 @@ pub(in crate::net) struct Greeting {
     pub(super) version: u32,
     /// What a fresh login of this kind holds there.
     pub(super) baseline: Arc<Baseline>,
+    /// Which kind of login it is.
+    pub(super) kind: [u8; 32],
+    /// When it began.
+    pub(super) began: Instant,
     /// Status flags of the login, or of what came of the restore.
     pub(super) status: Status,
     /// Numbers of prepared statements there by those that the client knows.
@@ -70,6 +74,13 @@ impl Greeting {
     }
 }
 
+/// What the session's last login was given by its server.
+#[derive(Debug, Default)]
+pub(in crate::net) struct Former {
+    pub(super) kind: [u8; 32],
+    pub(super) baseline: Arc<Baseline>,
+}
+
 /// What the wire knows and a probe has to.
 pub(in crate::net) struct Asked {
     pub(super) held: Held,
@@ -78,6 +89,8 @@ pub(in crate::net) struct Asked {
     pub(super) baseline: Arc<Baseline>,
     /// What the last probe found of variables.
     pub(super) known: Option<Known>,
+    /// There may be variables that no digest tells of.
+    pub(super) in_full: bool,
     /// The number of the server connection.
     pub(super) connection: u32,
 }
@@ -109,7 +122,7 @@ impl Engine for Mysql {
     type Snapshot = Snapshot;
     type Asked = Asked;
     type Probe = Probe;
-    type Seen = ();
+    type Seen = Former;
     type Greeting = Greeting;
 
     fn begin(&mut self, _profile: &Profile<Self>) {}
@@ -152,8 +165,10 @@ impl Engine for Mysql {
         None
     }
 
-    fn asking(&mut self, _profile: &Profile<Self>) -> Asked {
+    fn asking(&mut self, profile: &Profile<Self>) -> Asked {
+        let digest = self.baseline.digest.as_ref();
         Asked {
+            in_full: !digest.is_some_and(|d| profile.cluster.has_variables(d.listed)),
             held: self.machine.held(),
             grammar: self.machine.grammar(),
             version: self.version,
@@ -184,7 +199,12 @@ impl Engine for Mysql {
         (probe.snapshot, silence)
     }
 
-    fn seen(&self) {}
+    fn seen(&self) -> Former {
+        Former {
+            kind: self.kind,
+            baseline: Arc::clone(&self.baseline),
+        }
+    }
 
     fn pass_on(&mut self, _frames: &[u8], _out: &mut BytesMut) {}
 
@@ -195,6 +215,7 @@ impl Engine for Mysql {
             .moved(greeting.status, &greeting.ids, greeting.text_prepares);
         self.version = greeting.version;
         self.baseline = greeting.baseline;
+        self.kind = greeting.kind;
         self.known = None;
     }
 
@@ -291,10 +312,10 @@ impl Engine for Mysql {
         ready: Ready<Self>,
         profile: &Profile<Self>,
         snapshot: &Snapshot,
-        (): (),
+        former: Former,
         deadline: Instant,
     ) -> Result<Opened<Self>, OpenError> {
-        state::carry(ready, profile, snapshot, deadline).await
+        state::carry(ready, profile, snapshot, &former, deadline).await
     }
 
     async fn takes_logins(profile: &Profile<Self>, serving: &Serving) -> bool {

@@ -35,6 +35,8 @@ pub struct Mysql {
     pub(super) version: u32,
     /// What a fresh login of this kind holds there.
     pub(super) baseline: Arc<Baseline>,
+    /// Which kind of login that is.
+    pub(super) kind: [u8; 32],
     /// What the last probe found of variables, on the present server connection.
     pub(super) known: Option<Known>,
     /// The number that the server has for the present connection; 0: there is none.
@@ -54,6 +56,7 @@ impl Mysql {
             user: Arc::from(user),
             version: 0,
             baseline: Arc::default(),
+            kind: [0; 32],
             known: None,
             connection: 0,
             next: 0,

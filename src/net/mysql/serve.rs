@@ -7,7 +7,7 @@ use super::super::session::Session;
 use super::super::shared::{Place, Shared};
 use super::super::state::{self, OpenError, Opened, Profile};
 use super::end::server_words;
-use super::engine::Login;
+use super::engine::{Former, Login};
 use super::errors;
 use super::front::Mysql;
 use super::handshake::{Arrival, HandshakeConfig, turn_away};
@@ -299,7 +299,7 @@ pub(super) async fn log_in(
             () = tokio::time::sleep_until(deadline) => return Err(Some(last)),
             () = gone(client) => return Err(None),
         };
-        match state::open(profile, lease, None, None, (), deadline).await {
+        match state::open(profile, lease, None, None, Former::default(), deadline).await {
             Ok(opened) => return Ok(opened),
             Err(error) if !error.may_pass() => return Err(Some(error)),
             // Of two reasons the server's own words are the better ones.

@@ -2,7 +2,7 @@
 //! `session::mysql::{probe, restore}`.
 
 use super::super::state::{OpenError, Opened, ProbeFailure, Probed, Profile, Ready};
-use super::engine::{Asked, Greeting};
+use super::engine::{Asked, Former, Greeting};
 use super::front::Mysql;
 use crate::backend::gate::{Lease, Serving};
 use crate::backend::link::{Link, Peer};
@@ -17,7 +17,7 @@ use crate::session::mysql::machine::Held;
 use crate::session::mysql::probe::{
     MAX_REPLY, Probe, ProbeReader, ProbeSpec, ProbeStep, put_check, put_probe,
 };
-use crate::session::mysql::restore::{RestoreStep, Restored, put_restore, verify};
+use crate::session::mysql::restore::{Mismatch, RestoreStep, Restored, put_restore, verify};
 use crate::session::mysql::side::{Side, read_side, side_query};
 use crate::session::mysql::snapshot::{Baseline, Snapshot};
 use crate::transport::stream::Stream;
@@ -60,6 +60,7 @@ pub(super) async fn log_in(
     deadline: Instant,
 ) -> Result<Ready<Mysql>, OpenError> {
     let who = &profile.login.who;
+    let login_began = Instant::now();
     let login = Login {
         endpoint: &lease.serving().endpoint,
         socket: &profile.cluster.socket,
@@ -77,6 +78,7 @@ pub(super) async fn log_in(
     let Begun {
         status,
         baseline,
+        kind,
         checked,
     } = tokio::time::timeout_at(deadline, work)
         .await
@@ -92,6 +94,8 @@ pub(super) async fn log_in(
             grammar,
             version,
             baseline,
+            kind,
+            began: login_began,
             ids: std::collections::BTreeMap::new(),
             text_prepares: 0,
             checked,
@@ -105,6 +109,7 @@ pub(super) async fn log_in(
 struct Begun {
     status: Status,
     baseline: Arc<Baseline>,
+    kind: [u8; 32],
     checked: Option<Box<Probe>>,
 }
 
@@ -124,6 +129,7 @@ async fn begin(
     let known = |baseline| Begun {
         status,
         baseline,
+        kind: key,
         checked: None,
     };
     if let Some(baseline) = profile.cluster.baseline(&key) {
@@ -142,6 +148,7 @@ async fn begin(
     Ok(Begun {
         status,
         baseline: Arc::clone(&probe.baseline),
+        kind: key,
         checked: Some(Box::new(probe)),
     })
 }
@@ -225,7 +232,7 @@ pub(super) async fn probe(
         held: &asked.held,
         side: side.as_ref(),
         known: asked.known.as_ref(),
-        in_full: false,
+        in_full: asked.in_full,
     };
     let mut replies = Packets::replies(stream, MAX_REPLY);
     let work = async {
@@ -305,6 +312,7 @@ pub(super) async fn carry(
     ready: Ready<Mysql>,
     profile: &Profile<Mysql>,
     snapshot: &Snapshot,
+    former: &Former,
     deadline: Instant,
 ) -> Result<Opened<Mysql>, OpenError> {
     let began = Instant::now();
@@ -319,13 +327,18 @@ pub(super) async fn carry(
         .unwrap_or_default();
     let stream = link.stream().ok_or(OpenError::Timeout)?;
     let checked = greeting.checked.take();
+    // The same start of the server gives other values to new sessions than it gave to this one.
+    let changed =
+        former.kind == greeting.kind && !Arc::ptr_eq(&former.baseline, &greeting.baseline);
+    let kept = changed.then(|| snapshot.keeping(&former.baseline, &greeting.baseline));
+    let snapshot = kept.as_ref().unwrap_or(snapshot);
     let work = async {
         if greeting.is_ahead {
             let mut replies = Packets::replies(&mut *stream, MAX_REPLY);
             let arrived = arrive(&mut replies, profile, greeting.grammar, &proven).await?;
             greeting.status = arrived.status;
         }
-        put_on(stream, &greeting, snapshot, checked).await
+        put_on(stream, profile, &greeting, snapshot, checked).await
     };
     let restored = tokio::time::timeout_at(deadline, work)
         .await
@@ -345,6 +358,7 @@ pub(super) async fn carry(
 
 async fn put_on(
     stream: &mut Stream,
+    profile: &Profile<Mysql>,
     greeting: &Greeting,
     snapshot: &Snapshot,
     checked: Option<Box<Probe>>,
@@ -361,6 +375,15 @@ async fn put_on(
         in_full: !snapshot.state().variables.is_empty(),
     };
     let fresh = &greeting.baseline;
+    let differs = |mismatch: Mismatch| {
+        let reason = mismatch.to_string();
+        let cluster = &profile.cluster;
+        if cluster.forget_baseline(&greeting.kind, greeting.began) {
+            OpenError::Changed(reason)
+        } else {
+            OpenError::State(reason)
+        }
+    };
     if snapshot.is_plain() {
         // Nobody has used the connection since the login looked at it.
         let probe = match checked {
@@ -368,7 +391,7 @@ async fn put_on(
             None => check(&mut replies, &spec).await.map_err(state)?,
         };
         let nothing = Restored::default();
-        verify(snapshot, fresh, &probe, &nothing).map_err(mismatch)?;
+        verify(snapshot, fresh, &probe, &nothing).map_err(differs)?;
         return Ok(None);
     }
     let mut out = BytesMut::new();
@@ -389,7 +412,7 @@ async fn put_on(
     let probe = read_probe(&mut replies, &mut probe_reader)
         .await
         .map_err(state)?;
-    verify(snapshot, fresh, &probe, &restored).map_err(mismatch)?;
+    verify(snapshot, fresh, &probe, &restored).map_err(differs)?;
     Ok(Some(*restored))
 }
 
@@ -427,10 +450,6 @@ pub(super) async fn takes_logins(profile: &Profile<Mysql>, serving: &Serving) ->
         Err(ExecError::Connect(ConnectError::Server { error, .. })) => error.code != SHUTDOWN,
         Err(_) => false,
     }
-}
-
-fn mismatch(error: impl std::fmt::Display) -> OpenError {
-    OpenError::State(error.to_string())
 }
 
 fn not_arrived(error: ArrivalError) -> OpenError {

@@ -148,8 +148,15 @@ pub(super) async fn warm(
         let probed = run_probe(&mut frames, profile, None, BytesMut::new()).await;
         let mut for_client = probed.map_err(open_error)?.for_client;
         for _ in 0..WARMING_CHECKS {
-            let probed = check(&mut frames, profile, None).await;
-            for_client.unsplit(probed.map_err(open_error)?.for_client);
+            match check(&mut frames, profile, None).await {
+                Ok(probed) => for_client.unsplit(probed.for_client),
+                // It runs without the guards of a probe: a time limit of the role's, say.
+                Err(ProbeFailure::Refused(_, more)) => {
+                    for_client.unsplit(more);
+                    break;
+                }
+                Err(failure) => return Err(open_error(failure)),
+            }
         }
         read_ahead(&mut frames, &mut for_client).await?;
         take_parameters(&for_client, params);

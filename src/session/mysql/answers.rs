@@ -21,6 +21,8 @@ pub(super) struct Answers {
     pub(super) variables: Arc<Variables>,
     /// What the guards of other questions hide, and what is not carried.
     apart: Vec<(Box<str>, Value)>,
+    /// How many there were, with those that are not.
+    pub(super) listed: u64,
     /// Largest packet that the server takes.
     pub(super) max_packet: Option<u64>,
     pub(super) digest: Option<Box<str>>,
@@ -78,6 +80,7 @@ impl Answers {
                     None => None,
                     Some(_) => Some(unhex_text(text(1)?)?),
                 };
+                self.listed += 1;
                 if name == "max_allowed_packet" {
                     self.max_packet = value.as_deref().and_then(|v| v.parse().ok());
                 }

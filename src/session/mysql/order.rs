@@ -36,6 +36,8 @@ pub(super) fn is_carried(name: &str) -> bool {
             | "event_scheduler"
             | "read_only"
             | "super_read_only"
+            | "innodb_flush_log_at_trx_commit"
+            | "sync_binlog"
     )
 }
 
@@ -67,7 +69,13 @@ mod tests {
 
     #[test]
     fn what_a_promotion_changes_is_nobodys_state() {
-        for name in ["event_scheduler", "read_only", "super_read_only"] {
+        for name in [
+            "event_scheduler",
+            "read_only",
+            "super_read_only",
+            "innodb_flush_log_at_trx_commit",
+            "sync_binlog",
+        ] {
             assert!(!is_carried(name), "{name}");
         }
         assert!(is_carried("transaction_read_only"));

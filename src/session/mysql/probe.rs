@@ -56,7 +56,8 @@ pub struct ProbeSpec<'a> {
     pub side: Option<&'a Side>,
     /// What the last probe on the same server connection found.
     pub known: Option<&'a Known>,
-    /// Variables are expected to be neither those of a fresh login nor the known ones: they are asked for at once.
+    /// Variables are expected to be neither those of a fresh login nor the known ones, or there may be more: they are
+    /// asked for at once.
     pub in_full: bool,
 }
 
@@ -93,6 +94,11 @@ pub struct Probe {
     pub ansi_quotes: bool,
     /// Transactions are tracked, as Slackwater wants them to be.
     pub is_tracked: bool,
+}
+
+/// MariaDB: asks how many session variables there are. Another number than a baseline's: a digest may not tell of all.
+pub fn count_sql() -> String {
+    sql::count()
 }
 
 /// Why nothing is known about a session.
@@ -524,9 +530,11 @@ impl ProbeReader {
             let sql = answers.digest_sql.take();
             Arc::new(Baseline {
                 variables: Arc::clone(&variables),
-                digest: sql
-                    .zip(digest.clone())
-                    .map(|(sql, told)| Digest { sql, told }),
+                digest: sql.zip(digest.clone()).map(|(sql, told)| Digest {
+                    sql,
+                    told,
+                    listed: answers.listed,
+                }),
                 role: role.clone(),
                 database: database.clone(),
             })
@@ -548,6 +556,7 @@ impl ProbeReader {
             multi_statements: (self.held.multi_statements, self.grammar.multi_statements),
             prepared: prepared(&self.held),
             texts: self.held.texts.clone().into(),
+            kept: BTreeSet::new(),
         };
         let findings = self.findings(&answers);
         let mut proven = proven(&answers.missing);

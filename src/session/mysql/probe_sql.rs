@@ -74,14 +74,23 @@ pub(super) fn digest<'a>(names: impl Iterator<Item = &'a str>) -> Option<String>
 
 pub(super) fn variables(family: Family) -> String {
     let select = match family {
-        Family::MariaDb => {
-            "variable_name,HEX(session_value),variable_type FROM information_schema.system_variables WHERE variable_scope<>'GLOBAL' AND read_only='NO'"
-        }
+        Family::MariaDb => format!("variable_name,HEX(session_value),variable_type {LISTED}"),
         Family::MySql => {
             "variable_name,HEX(variable_value),'' FROM performance_schema.session_variables"
+                .to_owned()
         }
     };
     format!("{}{select}{ALL}", guarded(family))
+}
+
+/// MariaDB: the session variables.
+const LISTED: &str =
+    "FROM information_schema.system_variables WHERE variable_scope<>'GLOBAL' AND read_only='NO'";
+
+/// How many session variables a server of MariaDB has: INSTALL PLUGIN may bring more, which no digest tells of that was
+/// made before.
+pub(super) fn count() -> String {
+    format!("SELECT COUNT(*) {LISTED}")
 }
 
 /// MariaDB.

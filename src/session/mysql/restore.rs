@@ -348,7 +348,10 @@ impl RestoreReader {
             Event::Failed(error) => {
                 let words = String::from_utf8_lossy(error.message).into_owned();
                 match &what {
-                    What::Variable(name) if NO_SESSION_VARIABLE.contains(&error.code) => {
+                    What::Variable(name)
+                        if NO_SESSION_VARIABLE.contains(&error.code)
+                            || self.snapshot.state().kept.contains(name) =>
+                    {
                         self.restored.global.insert(name.clone());
                     }
                     What::Statement(_) | What::TextStatement(_)

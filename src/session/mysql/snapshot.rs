@@ -4,7 +4,7 @@ use super::machine::Held;
 use super::statements::TextStatement;
 use crate::session::Portable;
 use aws_lc_rs::digest;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Session variables by name.
@@ -30,6 +30,8 @@ pub struct Digest {
     pub sql: Box<str>,
     /// A fresh login's answer.
     pub told: Box<str>,
+    /// How many variables the server listed; see [`super::probe::count_sql`].
+    pub listed: u64,
 }
 
 /// A session variable's value.
@@ -91,6 +93,9 @@ pub struct State {
     pub prepared: Box<[Prepared]>,
     /// Statements in text form, by name.
     pub texts: Box<[TextStatement]>,
+    /// Those of the variables that the session has not changed: what its server gave to new sessions has. One that
+    /// can't be set is let go.
+    pub kept: BTreeSet<Box<str>>,
 }
 
 /// A prepared statement of the binary protocol.
@@ -109,6 +114,22 @@ pub struct Prepared {
 impl Snapshot {
     pub(super) fn new(state: State) -> Self {
         Self(Arc::new(state))
+    }
+
+    /// The same on a server that by now gives other values to new sessions than it gave to this one.
+    #[must_use]
+    pub fn keeping(&self, former: &Baseline, fresh: &Baseline) -> Self {
+        let mut state = self.state().clone();
+        let mut variables: BTreeMap<_, _> = state.variables.into_vec().into_iter().collect();
+        for (name, value) in &*former.variables {
+            let other = fresh.variables.get(name).is_some_and(|now| now != value);
+            if other && !variables.contains_key(name) {
+                variables.insert(name.clone(), value.clone());
+                state.kept.insert(name.clone());
+            }
+        }
+        state.variables = variables.into_iter().collect();
+        Self::new(state)
     }
 
     /// The values.

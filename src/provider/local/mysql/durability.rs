@@ -66,12 +66,14 @@ impl Note {
         }
     }
 
-    /// On the disk before anything is relaxed.
+    /// On the disk before anything is relaxed; there is never half a one.
     fn write(&self, data_dir: &DataDir, home: Home) -> Result<(), ProviderError> {
         let file = place(data_dir, home);
-        data_dir.write_for_server(&file, self.text())?;
-        fs::File::open(&file)
+        let new = file.with_extension("new");
+        data_dir.write_for_server(&new, self.text())?;
+        fs::File::open(&new)
             .and_then(|f| f.sync_all())
+            .and_then(|()| fs::rename(&new, &file))
             .and_then(|()| sync_directory(&data_dir.data_of(home)))
             .map_err(ProviderError::io("can't write", &file))
     }
@@ -103,8 +105,15 @@ fn set(flush: u64, sync: u64) -> [String; 2] {
 }
 
 impl Mysql {
-    /// Lets a standby follow without waiting for the disk. `is_fresh`: it was started now, with its own settings.
-    pub(super) async fn relax(
+    /// Lets a standby follow without waiting for the disk. `is_fresh`: it was started now, with its own settings. One
+    /// that can't be relaxed follows as it is.
+    pub(super) async fn relax(&self, session: &mut dyn ServerSession, home: Home, is_fresh: bool) {
+        if let Err(error) = self.try_to_relax(session, home, is_fresh).await {
+            tracing::warn!(%error, "a standby waits for its disk at each commit");
+        }
+    }
+
+    async fn try_to_relax(
         &self,
         session: &mut dyn ServerSession,
         home: Home,

@@ -369,12 +369,16 @@ impl Maker for Mysql {
         if !is_up(&self.data_dir, home, process)? {
             return Ok(None);
         }
+        if let Err(error) = durability::see_to_boot(&self.data_dir, home) {
+            tracing::warn!(%error, "the standby that runs is of no use");
+            return Ok(None);
+        }
         let Ok(mut session) = self.session(home).await else {
             return Ok(None);
         };
         Ok(match self.look(&mut *session).await {
             Ok(seen) if seen.read_only && seen.streaming && seen.capacity == Some(to) => {
-                self.relax(&mut *session, home, false).await?;
+                self.relax(&mut *session, home, false).await;
                 Some(Self::as_standby(home, process, to, &seen, session))
             }
             _ => None,
@@ -411,6 +415,7 @@ impl Maker for Mysql {
             {
                 if !told {
                     self.begin_to_follow(primary, &mut *session, home).await?;
+                    self.relax(&mut *session, home, true).await;
                     told = true;
                 }
                 if let Ok(seen) = self.look(&mut *session).await {
@@ -418,7 +423,6 @@ impl Maker for Mysql {
                         return Err(failed("takes writes of its own"));
                     }
                     if seen.streaming {
-                        self.relax(&mut *session, home, true).await?;
                         return Ok(Self::as_standby(home, process, to, &seen, session));
                     }
                 }
