@@ -90,7 +90,7 @@ pub struct Cluster {
     role_settings: Mutex<(String, Instant)>,
     variables: Mutex<Option<u64>>,
     offer: Mutex<Option<Offer>>,
-    baselines: Mutex<HashMap<[u8; 32], (Arc<Baseline>, Instant)>>,
+    baselines: Mutex<Baselines>,
     baseline_turns: Mutex<HashMap<[u8; 32], Arc<tokio::sync::Mutex<()>>>>,
     missing: Mutex<BTreeSet<Detection>>,
     trouble: tokio::sync::Notify,
@@ -134,6 +134,9 @@ struct Processes {
 
 /// First process number that Slackwater makes up; above every real one (`PID_MAX_LIMIT` is 2^22).
 const FIRST_MADE_UP: i32 = 1 << 24;
+
+/// What fresh logins hold, by their kind, and when that was looked at.
+type Baselines = HashMap<[u8; 32], (Arc<Baseline>, Instant)>;
 
 impl Cluster {
     /// A cluster without an instance yet.
