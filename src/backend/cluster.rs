@@ -90,7 +90,7 @@ pub struct Cluster {
     role_settings: Mutex<(String, Instant)>,
     variables: Mutex<Option<u64>>,
     offer: Mutex<Option<Offer>>,
-    baselines: Mutex<Baselines>,
+    baselines: Mutex<HashMap<[u8; 32], Arc<Baseline>>>,
     baseline_turns: Mutex<HashMap<[u8; 32], Arc<tokio::sync::Mutex<()>>>>,
     missing: Mutex<BTreeSet<Detection>>,
     trouble: tokio::sync::Notify,
@@ -134,9 +134,6 @@ struct Processes {
 
 /// First process number that Slackwater makes up; above every real one (`PID_MAX_LIMIT` is 2^22).
 const FIRST_MADE_UP: i32 = 1 << 24;
-
-/// What fresh logins hold, by their kind, and when that was looked at.
-type Baselines = HashMap<[u8; 32], (Arc<Baseline>, Instant)>;
 
 impl Cluster {
     /// A cluster without an instance yet.
@@ -369,8 +366,7 @@ impl Cluster {
 
     /// What a fresh login of this kind holds.
     pub fn baseline(&self, kind: &[u8; 32]) -> Option<Arc<Baseline>> {
-        let known = self.baselines.lock();
-        known.get(kind).map(|(baseline, _)| Arc::clone(baseline))
+        self.baselines.lock().get(kind).cloned()
     }
 
     /// Who holds it looks at a fresh login of this kind; the others wait for what it finds.
@@ -401,19 +397,13 @@ impl Cluster {
         if known.len() >= BASELINES_MAX {
             known.clear();
         }
-        known.insert(kind, (baseline, Instant::now()));
+        known.insert(kind, baseline);
     }
 
-    /// A login that began at `login` holds something else: SET GLOBAL changes what new sessions get. Whether it was
-    /// looked at before that, so that a look at the next one may help.
-    pub fn forget_baseline(&self, kind: &[u8; 32], login: Instant) -> bool {
-        let mut known = self.baselines.lock();
-        match known.get(kind) {
-            Some((_, noted)) if *noted >= login => false,
-            Some(_) => known.remove(kind).is_some(),
-            // Another has found out as well.
-            None => true,
-        }
+    /// A login of this kind holds something else by now: SET GLOBAL changes what new sessions get. The next one is
+    /// looked at.
+    pub fn forget_baseline(&self, kind: &[u8; 32]) {
+        self.baselines.lock().remove(kind);
     }
 
     /// The number to tell a client whose first server process is `real`: that one, unless a living

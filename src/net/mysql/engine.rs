@@ -53,8 +53,8 @@ pub(in crate::net) struct Greeting {
     pub(super) baseline: Arc<Baseline>,
     /// Which kind of login it is.
     pub(super) kind: [u8; 32],
-    /// When it began.
-    pub(super) began: Instant,
+    /// This login was the one that was looked at.
+    pub(super) looked: bool,
     /// Status flags of the login, or of what came of the restore.
     pub(super) status: Status,
     /// Numbers of prepared statements there by those that the client knows.

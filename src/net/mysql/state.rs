@@ -60,7 +60,6 @@ pub(super) async fn log_in(
     deadline: Instant,
 ) -> Result<Ready<Mysql>, OpenError> {
     let who = &profile.login.who;
-    let login_began = Instant::now();
     let login = Login {
         endpoint: &lease.serving().endpoint,
         socket: &profile.cluster.socket,
@@ -95,7 +94,7 @@ pub(super) async fn log_in(
             version,
             baseline,
             kind,
-            began: login_began,
+            looked: checked.is_some(),
             ids: std::collections::BTreeMap::new(),
             text_prepares: 0,
             checked,
@@ -377,12 +376,12 @@ async fn put_on(
     let fresh = &greeting.baseline;
     let differs = |mismatch: Mismatch| {
         let reason = mismatch.to_string();
-        let cluster = &profile.cluster;
-        if cluster.forget_baseline(&greeting.kind, greeting.began) {
-            OpenError::Changed(reason)
-        } else {
-            OpenError::State(reason)
+        if greeting.looked {
+            return OpenError::State(reason);
         }
+        // Another login was looked at, which may be long ago.
+        profile.cluster.forget_baseline(&greeting.kind);
+        OpenError::Changed(reason)
     };
     if snapshot.is_plain() {
         // Nobody has used the connection since the login looked at it.
