@@ -76,6 +76,27 @@ pub(super) fn find(pgdata: &Path) -> Result<Option<(Process, PidFile)>, Provider
     Ok(process.map(|process| (process, file)))
 }
 
+/// Processes of a server whose postmaster is gone. They end by themselves, unless one waits for what another had that
+/// was killed.
+pub(super) fn leftovers(pgdata: &Path) -> Vec<Process> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let pids = processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_of_postgres = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let first = line.split(|b| *b == 0).next().unwrap_or_default();
+        // A title, or what its postmaster was started as.
+        first.starts_with(b"postgres:") || first.ends_with(b"/postgres")
+    };
+    pids.filter(is_of_postgres)
+        .filter_map(Process::of)
+        .filter(|process| process.works_in(pgdata))
+        .collect()
+}
+
 /// Starts a server with these settings (`name=value`) beside those that every capacity shares.
 pub(super) fn spawn(
     install: &Install,

@@ -151,6 +151,7 @@ impl LocalProvider {
         let log = self.data_dir.log_of(home);
         let begun = Instant::now();
         self.unfence().await.map_err(LaunchError::NotTried)?;
+        let mut leftover_since = None;
         loop {
             let read_from = log_length(&log);
             let process = self.spawn(capacity).map_err(LaunchError::NotTried)?;
@@ -176,6 +177,9 @@ impl LocalProvider {
                             log.display()
                         )));
                     }
+                    let since = *leftover_since.get_or_insert_with(Instant::now);
+                    let data = self.data_dir.data_of(home);
+                    self.part.end_leftovers(&data, since.elapsed());
                     tokio::time::sleep(POLL * 20).await;
                 }
             }

@@ -406,8 +406,12 @@ impl Drop for Postgres {
 
 /// Kills a postmaster and its processes, none of which gets to know of it.
 pub(crate) fn kill_tree(postmaster: i32) {
-    // Stopped, it can neither start nor end any.
-    let _ = kill(Pid::from_raw(postmaster), Signal::SIGSTOP);
+    // Stopped, it can neither start nor end any; in the middle of a fork it is not stopped yet.
+    if kill(Pid::from_raw(postmaster), Signal::SIGSTOP).is_ok() {
+        wait_for("a server stands still", SOON, || {
+            matches!(state_of(postmaster), None | Some('T' | 'Z')).then_some(())
+        });
+    }
     let children = children(postmaster);
     for pid in &children {
         let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
@@ -415,7 +419,7 @@ pub(crate) fn kill_tree(postmaster: i32) {
     let _ = kill(Pid::from_raw(postmaster), Signal::SIGKILL);
     for pid in children {
         wait_for("a killed process ends", SOON, || {
-            (!Path::new(&format!("/proc/{pid}/stat")).exists() || is_zombie(pid)).then_some(())
+            matches!(state_of(pid), None | Some('Z')).then_some(())
         });
     }
 }
@@ -442,13 +446,15 @@ pub(crate) fn kill_by_pid_file(data_dir: &Path) {
     if let Some(pid) = pid_in(data_dir) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGQUIT);
         wait_for("the server ends", SOON, || {
-            (!Path::new(&format!("/proc/{pid}/stat")).exists() || is_zombie(pid)).then_some(())
+            matches!(state_of(pid), None | Some('Z')).then_some(())
         });
     }
 }
 
-fn is_zombie(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.contains(") Z "))
+/// The state letter of a process; `None`: it is gone.
+fn state_of(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// Copies the template cluster to `to`.

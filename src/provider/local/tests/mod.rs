@@ -517,3 +517,23 @@ async fn works_for_an_ordinary_user() {
         "{text}\n{errors}"
     );
 }
+
+#[tokio::test]
+async fn safety_25_what_a_killed_server_left_behind_does_not_keep_the_next_one_down() {
+    let place = Place::new();
+    let provider = place.provider();
+    let old = provider.start(Capacity(1)).await.unwrap();
+    let server = place.server().unwrap();
+    // One of its processes stands still, as one does that waits for what another had.
+    let children = format!("/proc/{0}/task/{0}/children", server.pid());
+    let children = fs::read_to_string(children).unwrap();
+    let stuck = children.split_ascii_whitespace().next().unwrap();
+    let stuck = Process::of(stuck.parse().unwrap()).unwrap();
+    stuck.signal(Signal::SIGSTOP).unwrap();
+    place.signal(Signal::SIGKILL);
+    until("it is gone", || !server.alive()).await;
+    assert!(stuck.alive());
+    let next = provider.start(Capacity(2)).await.unwrap();
+    assert_ne!(next.identity.started_at, old.identity.started_at);
+    assert!(!stuck.alive());
+}
