@@ -248,7 +248,7 @@ impl LocalProvider {
         };
         let ours = self.data_dir.socket_directory();
         if file.port == Some(self.data_dir.port())
-            && file.socket_directory.as_deref().map(std::path::Path::new) == Some(&*ours)
+            && file.socket_directory.as_deref().map(Path::new) == Some(&*ours)
         {
             return Ok(());
         }
