@@ -17,14 +17,7 @@ use crate::backend::{Capacity, Endpoint, Engine};
 use nix::sys::signal::Signal;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::time::Instant;
-
-/// So long processes of a server that is gone may take to end by themselves; then they are told to, as an immediate stop
-/// does.
-const LEFTOVER_QUIT: Duration = Duration::from_secs(1);
-/// Then they are killed.
-const LEFTOVER_KILL: Duration = Duration::from_secs(3);
 
 /// One engine's own half of the provider.
 pub(super) enum Part {
@@ -62,27 +55,6 @@ impl Part {
     /// what is about to notice it.
     pub(super) fn is_leftover(&self, log: &str) -> bool {
         matches!(self, Self::Postgres(_)) && log.contains("pre-existing shared memory block")
-    }
-
-    /// Ends what the last server left behind, so that the next one can start: with care first, at last in any case.
-    /// Nothing but crash recovery follows either.
-    pub(super) fn end_leftovers(&self, data: &Path, waited: Duration) {
-        let signal = match waited {
-            w if w >= LEFTOVER_KILL => Signal::SIGKILL,
-            w if w >= LEFTOVER_QUIT => Signal::SIGQUIT,
-            _ => return,
-        };
-        for process in postmaster::leftovers(data) {
-            let pid = process.pid();
-            match process.signal(signal) {
-                Ok(()) => {
-                    tracing::warn!(pid, %signal, "a process of a server that is gone does not end by itself")
-                }
-                Err(error) => {
-                    tracing::warn!(pid, %error, "a process of a server that is gone is in the way")
-                }
-            }
-        }
     }
 
     /// Where its standby is kept.

@@ -10,6 +10,13 @@ use nix::unistd::Pid;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
+
+/// So long processes of a server that is gone may take to end by themselves; then they are told to, as an immediate stop
+/// does.
+const LEFTOVER_QUIT: Duration = Duration::from_secs(1);
+/// Then they are killed.
+const LEFTOVER_KILL: Duration = Duration::from_secs(3);
 
 /// What a server says of itself in its pid file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +85,7 @@ pub(super) fn find(pgdata: &Path) -> Result<Option<(Process, PidFile)>, Provider
 
 /// Processes of a server whose postmaster is gone. They end by themselves, unless one waits for what another had that
 /// was killed.
-pub(super) fn leftovers(pgdata: &Path) -> Vec<Process> {
+fn leftovers(pgdata: &Path) -> Vec<Process> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -95,6 +102,23 @@ pub(super) fn leftovers(pgdata: &Path) -> Vec<Process> {
         .filter_map(Process::of)
         .filter(|process| process.works_in(pgdata))
         .collect()
+}
+
+/// Ends what the last server left behind, so that the next one can start: with care first, at last in any case.
+/// Nothing but crash recovery follows either. `waited`: since the next one was first refused.
+pub(super) fn end_leftovers(pgdata: &Path, waited: Duration) {
+    let signal = match waited {
+        w if w >= LEFTOVER_KILL => Signal::SIGKILL,
+        w if w >= LEFTOVER_QUIT => Signal::SIGQUIT,
+        _ => return,
+    };
+    for process in leftovers(pgdata) {
+        let pid = process.pid();
+        tracing::warn!(pid, %signal, "a process of a server that is gone does not end by itself");
+        if let Err(error) = process.signal(signal) {
+            tracing::warn!(pid, %error, "a process of a server that is gone is in the way");
+        }
+    }
 }
 
 /// Starts a server with these settings (`name=value`) beside those that every capacity shares.

@@ -4,6 +4,7 @@
 use super::super::{CutOver, Identified, Instance, ProviderError, QueryError};
 use super::engine;
 use super::files::{Home, Intent};
+use super::postmaster;
 use super::process::{POLL, Process, log_length, log_tail};
 use super::{LocalProvider, State, UNTHROTTLED_AFTER_START, blocking, settings};
 use crate::backend::Capacity;
@@ -179,7 +180,7 @@ impl LocalProvider {
                     }
                     let since = *leftover_since.get_or_insert_with(Instant::now);
                     let data = self.data_dir.data_of(home);
-                    self.part.end_leftovers(&data, since.elapsed());
+                    postmaster::end_leftovers(&data, since.elapsed());
                     tokio::time::sleep(POLL * 20).await;
                 }
             }
