@@ -9,6 +9,7 @@ use super::files::Home;
 use super::process::Process;
 use super::{blocking, engine, fence};
 use crate::backend::{Capacity, Endpoint};
+use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,9 @@ pub(super) const LEVEL: Duration = Duration::from_secs(1);
 /// A standby made of the last primary that does not stream by then is made anew.
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(15);
 /// For the stop of a standby, which has little to write.
-const STOP_PATIENCE: Duration = Duration::from_mins(1);
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to end when it is killed.
+const KILLED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A standby that was ready when it was last looked at.
 pub(super) struct Standby {
@@ -353,18 +356,32 @@ async fn made(maker: &impl Maker, home: Home, took: Duration, how: &'static str)
     tracing::info!(took_ms, how, "a standby is ready");
 }
 
-/// Stops what runs in `home`, which has not the primary.
+/// Stops what runs in `home`, which has not the primary. One that does not stop is killed: nobody but its primary has
+/// written anything there.
 pub(super) async fn stop(data_dir: &DataDir, home: Home) -> Result<(), ProviderError> {
+    stop_within(data_dir, home, STOP_PATIENCE).await
+}
+
+pub(super) async fn stop_within(
+    data_dir: &DataDir,
+    home: Home,
+    patience: Duration,
+) -> Result<(), ProviderError> {
     let Some(process) = engine::find(data_dir, home)? else {
         return Ok(());
     };
     engine::stop(data_dir, process)?;
-    if process.gone_within(STOP_PATIENCE).await {
+    if process.gone_within(patience).await {
+        return Ok(());
+    }
+    let (pid, log) = (process.pid(), data_dir.log_of(home));
+    tracing::warn!(pid, log = %log.display(), "a standby does not stop: it is killed");
+    process.signal(Signal::SIGKILL)?;
+    if process.gone_within(KILLED_PATIENCE).await {
         return Ok(());
     }
     Err(ProviderError::Server(format!(
-        "the standby, process {}, does not stop: see {}",
-        process.pid(),
-        data_dir.log_of(home).display()
+        "the standby, process {pid}, does not end: see {}",
+        log.display()
     )))
 }

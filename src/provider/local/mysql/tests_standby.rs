@@ -509,3 +509,24 @@ async fn safety_21_a_standby_that_did_not_wait_for_its_disk_does_before_it_is_pr
         assert_eq!(flushes(&provider, Home::First).await, "2 100");
     }
 }
+
+#[tokio::test]
+async fn a_standby_that_does_not_stop_is_killed_and_follows_again() {
+    let kind = kinds().remove(0);
+    let place = Place::new();
+    let provider = kind.provider_with(config(&kind, &place));
+    let now = provider.start(Capacity(1)).await.unwrap();
+    table(&provider).await;
+    provider.prepare(&now, Capacity(2)).await.unwrap();
+    let standby = find(&provider.data_dir.data_of(Home::Second)).expect("a standby runs");
+    standby.signal(Signal::SIGSTOP).unwrap();
+    let patience = Duration::from_millis(100);
+    slot::stop_within(&provider.data_dir, Home::Second, patience)
+        .await
+        .unwrap();
+    assert!(!standby.alive());
+    write(&provider, 1).await;
+    provider.prepare(&now, Capacity(2)).await.unwrap();
+    completed(provider.cut_over(&now, Capacity(2)).await);
+    assert_eq!(written(&provider).await, "1 1");
+}
