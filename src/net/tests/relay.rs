@@ -16,6 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 
+#[path = "relay_held.rs"]
+mod held;
+#[path = "relay_safe_points.rs"]
+mod safe_points;
+
 #[derive(Debug)]
 struct Renumber;
 
@@ -455,86 +460,6 @@ fn case_36_a_client_that_does_not_read_stops_only_itself() {
 }
 
 #[test]
-fn safety_03_lock_step_stops_at_the_next_request() {
-    let mut bench = Bench::new(1 << 16);
-    assert_eq!(bench.forwards("Q:1"), "Q");
-    bench.lock_step();
-    assert_eq!(bench.forwards("Q:2 Q:3"), "");
-    assert!(bench.replies("C Z:T").is_none());
-    assert_eq!(
-        tags(&drain(&mut bench.server)),
-        "Q",
-        "a transaction goes on"
-    );
-    assert!(matches!(bench.replies("C Z:I"), Some(Stop::SafePoint)));
-    assert!(drain(&mut bench.server).is_empty());
-    assert!(bench.relay.holds_request());
-    bench.relay.mode = Mode::Flow;
-    assert!(bench.turn().is_none());
-    assert_eq!(tags(&drain(&mut bench.server)), "Q", "once");
-    assert!(bench.replies("C Z:I").is_none());
-}
-
-#[test]
-fn lock_step_lets_a_batch_come_to_its_sync() {
-    let mut bench = Bench::new(1 << 16);
-    assert_eq!(bench.forwards("P B"), "P B");
-    bench.lock_step();
-    assert_eq!(bench.forwards("E H E"), "E H E");
-    assert!(bench.replies("1 2 C C").is_none());
-    assert_eq!(bench.forwards("S P B"), "S");
-    assert_eq!(bench.forwards("E S"), "");
-    assert!(matches!(bench.replies("Z:I"), Some(Stop::SafePoint)));
-}
-
-#[test]
-fn lock_step_lets_copy_come_to_its_end() {
-    let mut bench = Bench::new(1 << 16);
-    bench.relay.mode = Mode::Flow;
-    assert_eq!(bench.forwards("Q:copy"), "Q");
-    bench.lock_step();
-    assert_eq!(bench.forwards("d:early"), "", "it may be no COPY");
-    assert!(bench.replies("G").is_none());
-    assert_eq!(bench.forwards("d:x c Q:next"), "d d c");
-    assert!(matches!(bench.replies("C Z:I"), Some(Stop::SafePoint)));
-    // The same under Execute, with a Sync that the COPY swallows.
-    let mut bench = Bench::new(1 << 16);
-    assert_eq!(bench.forwards("B E S"), "B E S");
-    bench.lock_step();
-    assert!(bench.replies("2 G").is_none());
-    assert_eq!(bench.forwards("d:x c S S"), "d c S");
-    assert!(matches!(bench.replies("C Z:I"), Some(Stop::SafePoint)));
-}
-
-#[test]
-fn lock_step_lets_skipping_come_to_its_sync() {
-    let mut bench = Bench::new(1 << 16);
-    assert_eq!(bench.forwards("P"), "P");
-    bench.lock_step();
-    assert!(bench.server_sends(&frame(b'E', ERROR)).is_none());
-    assert_eq!(bench.forwards("Q:skipped B S Q:next"), "Q B S");
-    drain(&mut bench.client);
-    assert!(matches!(bench.replies("Z:I"), Some(Stop::SafePoint)));
-}
-
-#[test]
-fn safety_01_a_partial_frame_is_no_safe_point() {
-    let mut bench = Bench::new(1 << 16);
-    let copy = frame(b'd', &[1; 100]);
-    bench.forwards("Q:copy");
-    assert!(bench.replies("G").is_none());
-    assert!(bench.client_sends(&copy[..50]).is_none());
-    assert!(bench.server_sends(&frame(b'E', ERROR)).is_none());
-    drain(&mut bench.client);
-    bench.lock_step();
-    assert!(bench.replies("Z:I").is_none(), "half a frame was sent");
-    assert!(matches!(
-        bench.client_sends(&copy[50..]),
-        Some(Stop::SafePoint)
-    ));
-}
-
-#[test]
 fn case_34_late_copy_data_is_no_request() {
     // To a server it is sent on, which ignores it; without one it is dropped.
     let mut bench = Bench::detached();
@@ -564,125 +489,6 @@ fn case_34_late_copy_data_is_no_request() {
     bench.relay.mode = Mode::Flow;
     assert!(bench.turn().is_none());
     assert_eq!(drain(&mut bench.server), frames("Q:2"));
-}
-
-#[test]
-fn a_held_request_is_not_sent_and_its_client_is_watched() {
-    let mut bench = Bench::detached();
-    let stop = bench.client_sends(&frames("Q:insert"));
-    assert!(matches!(stop, Some(Stop::NeedServer)));
-    assert!(bench.relay.holds_request() && !bench.relay.client_gone());
-    bench.client.write_all(&frames("Q:2")).now_or_never();
-    assert!(bench.turn_held().is_none());
-    bench.attach();
-    bench.relay.mode = Mode::Flow;
-    assert!(bench.turn().is_none());
-    assert_eq!(
-        drain(&mut bench.server),
-        frames("Q:insert Q:2"),
-        "once, in order"
-    );
-
-    let mut bench = Bench::detached();
-    bench.client_sends(&frames("Q:insert"));
-    bench.client.shutdown().now_or_never();
-    assert!(matches!(bench.turn_held(), Some(Stop::ClientGone)));
-    assert!(bench.relay.client_gone());
-    bench.attach();
-    bench.relay.mode = Mode::Flow;
-    assert!(matches!(bench.turn(), Some(Stop::ClientGone)), "never sent");
-    assert!(drain(&mut bench.server).is_empty());
-}
-
-#[test]
-fn a_stopped_request_is_not_sent_for_a_client_that_left() {
-    let mut bench = Bench::new(1 << 16);
-    bench.forwards("Q:1");
-    bench.lock_step();
-    assert_eq!(bench.forwards("Q:2"), "");
-    bench.client.shutdown().now_or_never();
-    assert!(matches!(bench.turn(), Some(Stop::ClientGone)));
-    assert!(drain(&mut bench.server).is_empty());
-}
-
-#[test]
-fn a_held_client_may_send_only_so_much() {
-    let mut bench = Bench::detached();
-    assert!(matches!(
-        bench.client_sends(&vec![frames("Q:x"); 20_000].concat()),
-        Some(Stop::NeedServer)
-    ));
-    assert!(bench.turn_held().is_none());
-    bench.assert_bounded();
-    bench.attach();
-    bench.relay.mode = Mode::Flow;
-    let mut passed = 0;
-    loop {
-        assert!(bench.turn().is_none());
-        let some = drain(&mut bench.server).len();
-        if some == 0 {
-            break;
-        }
-        passed += some;
-    }
-    assert_eq!(passed, 20_000 * frames("Q:x").len());
-}
-
-#[test]
-fn a_refused_request_is_dropped_to_its_end() {
-    for (held, left) in [
-        ("Q:1", ""),
-        ("F", ""),
-        ("S", ""),
-        ("Q:1 Q:2", "Q:2"),
-        ("P:1 B E S", ""),
-        ("P:1 B E H E S P:2 B E S Q:3", "P:2 B E S Q:3"),
-        ("P:1 Q:skipped F S Q:2", "Q:2"),
-    ] {
-        let all = frames(held);
-        // Whatever part of it was there when it was refused.
-        for at in 1..=all.len() {
-            let mut bench = Bench::detached();
-            bench.client.write_all(&all[..at]).now_or_never();
-            assert!(bench.turn_held().is_none());
-            bench.refuse();
-            bench.client.write_all(&all[at..]).now_or_never();
-            assert!(bench.turn_held().is_none());
-            let seen = drain(&mut bench.client);
-            assert_eq!(tags(&seen), "E Z", "{held} at {at}");
-            assert!(seen.ends_with(&frames("Z:I")));
-            assert!(!bench.relay.is_discarding());
-            assert_eq!(bench.relay.holds_request(), !left.is_empty());
-            bench.attach();
-            bench.relay.mode = Mode::Flow;
-            assert!(bench.turn().is_none());
-            assert_eq!(drain(&mut bench.server), frames(left), "{held} at {at}");
-        }
-    }
-}
-
-#[test]
-fn a_refused_request_may_end_after_a_server_is_there() {
-    let mut bench = Bench::detached();
-    bench.client_sends(&frames("P:1 B"));
-    bench.refuse();
-    assert!(bench.turn_held().is_none());
-    assert_eq!(tags(&drain(&mut bench.client)), "E");
-    bench.attach();
-    bench.relay.mode = Mode::Flow;
-    assert!(bench.client_sends(&frames("E S Q:2")).is_none());
-    assert_eq!(drain(&mut bench.server), frames("Q:2"));
-    assert_eq!(drain(&mut bench.client), frames("Z:I"));
-    assert!(bench.replies("C Z:I").is_none());
-}
-
-#[test]
-fn a_detached_client_reads_what_it_is_told() {
-    let mut bench = Bench::detached();
-    bench.client_sends(&frames("Q:1"));
-    bench.refuse();
-    assert!(bench.turn().is_none(), "nothing is held any more");
-    assert_eq!(tags(&drain(&mut bench.client)), "E Z");
 }
 
 #[test]

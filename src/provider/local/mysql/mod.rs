@@ -11,6 +11,7 @@ mod copy;
 mod durability;
 mod events;
 mod make;
+mod processes;
 mod programs;
 mod promote;
 mod replication;
@@ -35,16 +36,15 @@ use super::slot::Slot;
 use super::{LocalConfig, StandbyKeys, Switch};
 use crate::backend::mysql::started::started_at_sql;
 use crate::backend::{Capacity, Endpoint, Engine};
+pub(super) use processes::find;
 use programs::Programs;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::process::Command;
 
-/// How servers are called, whatever engine.
-const SERVERS: [&str; 2] = ["mysqld", "mariadbd"];
 /// Bytes of what tells one start from the next.
 const START_BYTES: usize = 8;
 
@@ -253,35 +253,6 @@ pub(super) fn installed(engine: Engine) -> Result<(), ProviderError> {
 fn identity_sql(engine: Engine) -> String {
     let started = started_at_sql(engine.into());
     format!("SELECT VERSION(), @@GLOBAL.report_host, ({started})")
-}
-
-/// The living server of a data directory: it works there and is called as servers are.
-pub(super) fn find(data: &Path) -> Option<Process> {
-    let processes = fs::read_dir("/proc").ok()?;
-    processes
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| is_server(*pid))
-        .filter_map(Process::of)
-        .find(|process| process.works_in(data))
-}
-
-/// Has a server's program read its settings and end: MySQL's, MariaDB's.
-const READS_SETTINGS: [&str; 2] = ["--validate-config", "--help"];
-
-/// Whether one of the first words of its command line is the name of a server. The very first need not be: it may
-/// run through a dynamic linker of its own. One that only reads its settings, and was left behind by a proxy that was
-/// killed, is none.
-fn is_server(pid: i32) -> bool {
-    const WORDS: usize = 5;
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let words = || line.split(|b| *b == 0);
-    let reads = words().any(|word| READS_SETTINGS.iter().any(|r| r.as_bytes() == word));
-    !reads
-        && words().take(WORDS).any(|word| {
-            let name = word.rsplit(|b| *b == b'/').next().unwrap_or_default();
-            SERVERS.iter().any(|server| server.as_bytes() == name)
-        })
 }
 
 /// Whether this very process has written its pid file. Both do that just before they accept connections.

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use nix::sys::signal::Signal;
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::sync::Arc;
 
 /// One kind of server to test with.
@@ -565,38 +566,4 @@ async fn places_and_programs_that_do_not_fit_are_refused() {
         error.contains("has files but is no MariaDB data directory"),
         "{error}"
     );
-}
-
-#[test]
-fn what_only_reads_its_settings_is_no_server() {
-    let place = tempfile::tempdir().unwrap();
-    // A shell of this name, which ends with its standard input. A file that was just written might be busy.
-    let program = place.path().join("mariadbd");
-    std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
-    for (last, is_one) in [
-        ("--skip-log-error", true),
-        ("--help", false),
-        ("--validate-config", false),
-    ] {
-        let mut child = std::process::Command::new(&program)
-            .args([
-                "-c",
-                "read -r line; true",
-                "--datadir=/x",
-                last,
-                "--verbose",
-            ])
-            .current_dir(place.path())
-            .stdin(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        assert_eq!(
-            find(place.path()),
-            Process::of(pid).filter(|_| is_one),
-            "{last}"
-        );
-        drop(child.stdin.take());
-        child.wait().unwrap();
-    }
 }

@@ -23,6 +23,9 @@ use std::sync::{Arc, LazyLock};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zeroize::Zeroizing;
 
+mod compression;
+mod tls;
+
 static RSA: LazyLock<Arc<PrivateKey>> =
     LazyLock::new(|| Arc::new(PrivateKey::generate().expect("a key")));
 
@@ -412,87 +415,6 @@ async fn clients_without_plugins_do_native_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn case_39_clear_text_behind_a_request_for_tls_is_never_read() {
-    let (near, far) = pipe();
-    let client = async {
-        let mut packets = Packets::new(far, MAX_LOGIN_PACKET);
-        packets.next().await.expect("greeted");
-        let mut bytes = BytesMut::new();
-        // An SSLRequest, and a log-in in clear.
-        bytes.put_slice(&[32, 0, 0, 1, 0, 0x0a, 0, 0]);
-        bytes.put_bytes(0, 28);
-        bytes.put_slice(&[37, 0, 0, 2, 0, 0x82, 0, 0]);
-        bytes.put_bytes(0, 28);
-        bytes.put_slice(b"app\0\0");
-        packets
-            .stream_mut()
-            .write_all(&bytes)
-            .await
-            .expect("written");
-        packets.into_parts().0
-    };
-    let (_far, arrived) = in_time_boxed(async {
-        tokio::join!(client, arrive(near, Plugin::Native, ListenTls::Prefer))
-    })
-    .await;
-    assert!(
-        matches!(arrived, Err(HandshakeError::Tls(_))),
-        "{arrived:?}"
-    );
-}
-
-#[tokio::test]
-async fn tls_is_offered_and_demanded_as_configured() {
-    for tls in [ListenTls::Off, ListenTls::Prefer, ListenTls::Require] {
-        let (near, far) = pipe();
-        let client = Client { ..CLIENT };
-        let server = async {
-            match arrive(near, Plugin::Native, tls).await {
-                Ok(arrival) => {
-                    arrival.refuse(&super::errors::shutting_down()).await;
-                    None
-                }
-                Err(error) => Some(error),
-            }
-        };
-        let ((seen, _), refused) =
-            in_time_boxed(async { tokio::join!(client.log_in(far), server) }).await;
-        let code = seen.1.expect_err("refused").code;
-        assert_eq!(
-            code,
-            if tls == ListenTls::Require {
-                3159
-            } else {
-                1053
-            }
-        );
-        assert_eq!(refused.is_some(), tls == ListenTls::Require);
-    }
-    // A client that asks for TLS where there is none.
-    let (near, far) = pipe();
-    let client = async {
-        let mut packets = Packets::new(far, MAX_LOGIN_PACKET);
-        let greeting = Greeting::parse(&packets.next().await.expect("greeted")).expect("one");
-        assert!(!greeting.capabilities.contains(Capabilities::SSL));
-        assert!(greeting.nonce.iter().all(u8::is_ascii_graphic));
-        packets
-            .send(|out| {
-                out.put_slice(&[0, 0x0a, 0, 0]);
-                out.put_bytes(0, 28);
-            })
-            .await
-            .expect("sent");
-        ErrorPacket::parse(&packets.next().await.expect("told"))
-            .expect("an ERR")
-            .code
-    };
-    let (code, arrived) =
-        in_time_boxed(async { tokio::join!(client, arrive(near, Plugin::Native, ListenTls::Off)) })
-            .await;
-    assert!(code == 1043 && arrived.is_err());
-}
-
-#[tokio::test]
 async fn strangers_words_are_bounded() {
     for bytes in [
         &[0xff, 0xff, 0xff, 1][..],
@@ -524,125 +446,6 @@ async fn strangers_words_are_bounded() {
         left,
         Ok(Accepted::Closed) | Err(HandshakeError::Io(_))
     ));
-}
-
-/// What a client and a log-in without TLS agree on, by what the servers are.
-async fn agreed(client: &Client, servers: Plugin) -> Result<Option<Algorithm>, HandshakeError> {
-    let (near, far) = pipe();
-    let server = arrive(near, servers, ListenTls::Off);
-    let client = async {
-        let (seen, _) = client.log_in(far).await;
-        seen.1
-    };
-    let work = async {
-        tokio::select! {
-            arrived = server => arrived.map(|arrival| arrival.compression()),
-            seen = client => panic!("{seen:?} before anybody asked for a proof"),
-        }
-    };
-    Box::pin(in_time(work)).await
-}
-
-#[tokio::test]
-async fn zstd_is_offered_where_servers_are_mysql_and_zlib_goes_before_it() {
-    let (mysql, mariadb) = (Plugin::CachingSha2, Plugin::Native);
-    let zstd = |level| ZstdLevel::new(level).map(Algorithm::Zstd);
-    for (zlib, level, servers, expected) in [
-        (false, None, mysql, None),
-        (false, Some(1), mysql, zstd(1)),
-        (false, Some(22), mysql, zstd(22)),
-        (true, Some(3), mysql, Some(Algorithm::Zlib)),
-        (true, None, mysql, Some(Algorithm::Zlib)),
-        // A level that is not used is not looked at.
-        (true, Some(0), mysql, Some(Algorithm::Zlib)),
-        (false, Some(3), mariadb, None),
-        (true, Some(3), mariadb, Some(Algorithm::Zlib)),
-    ] {
-        let without = if zlib {
-            Capabilities::NONE
-        } else {
-            Capabilities::COMPRESS
-        };
-        let client = Client {
-            without,
-            zstd: level,
-            ..CLIENT
-        };
-        let found = agreed(&client, servers).await.expect("agreed");
-        assert_eq!(found, expected, "{zlib} {level:?} {servers:?}");
-    }
-    for level in [0, 23, 255] {
-        let client = Client {
-            zstd: Some(level),
-            ..CLIENT
-        };
-        let refused = agreed(&client, mysql).await.expect_err("no such level");
-        assert!(
-            matches!(&refused, HandshakeError::Refused(error) if error.code == 3923),
-            "{refused}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn what_follows_a_login_is_compressed_where_that_was_agreed_on() {
-    let zstd = Algorithm::Zstd(ZstdLevel::new(9).expect("a level"));
-    for (tls, algorithm) in [
-        (false, Algorithm::Zlib),
-        (true, Algorithm::Zlib),
-        (false, zstd),
-        (true, zstd),
-    ] {
-        let (near, far) = pipe();
-        let (without, level) = match algorithm {
-            Algorithm::Zlib => (Capabilities::NONE, None),
-            Algorithm::Zstd(_) => (Capabilities::COMPRESS, Some(9)),
-        };
-        let client = Client {
-            tls,
-            without,
-            zstd: level,
-            // Asked for by a switch: the greeting is MySQL's.
-            plugin: Some("mysql_native_password"),
-            ..CLIENT
-        };
-        let server = async {
-            let mut arrival = arrive(near, Plugin::CachingSha2, ListenTls::Prefer)
-                .await
-                .expect("arrives");
-            let passwords = Passwords::default();
-            let challenge = Challenge {
-                plugin: Plugin::Native,
-                secret: Some(stored_native()),
-                passwords: &passwords,
-                decoy_thousands: 0,
-                rsa: &RSA,
-            };
-            authenticate(&mut arrival, challenge).await.expect("in");
-            let (mut stream, _) = arrival.welcome(2, 0).await.expect("welcomed");
-            assert_eq!(stream.is_tls(), tls);
-            let mut query = [0; 1000];
-            stream.read_exact(&mut query).await.expect("read");
-            stream.write_all(&query).await.expect("written");
-            stream.flush().await.expect("flushed");
-        };
-        let client = async {
-            let (seen, packets) = client.log_in(far).await;
-            seen.1.expect("in");
-            let stream = packets.into_parts().0;
-            let mut stream = stream.compressed(algorithm, BytesMut::new());
-            let mut packet = [7; 1000];
-            packet[..4].copy_from_slice(&[0xe4, 3, 0, 0]);
-            stream.write_all(&packet).await.expect("written");
-            stream.flush().await.expect("flushed");
-            let mut got = [0; 1000];
-            stream.read_exact(&mut got).await.expect("read");
-            // The answer's number follows.
-            packet[3] = 1;
-            assert_eq!(got, packet);
-        };
-        Box::pin(in_time(async { tokio::join!(client, server) })).await;
-    }
 }
 
 #[tokio::test]
