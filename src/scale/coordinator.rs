@@ -50,6 +50,9 @@ pub struct Coordinator {
     pub(super) rules: Rules,
     pub(super) metrics: ClusterMetrics,
     pub(super) inner: Mutex<Inner>,
+    /// Held while a lost server is looked for, so that no event begins with what is about to be replaced, and nothing
+    /// that was found before an event is served after it.
+    recovering: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +84,7 @@ impl Coordinator {
             rules,
             metrics,
             inner: Mutex::default(),
+            recovering: tokio::sync::Mutex::default(),
         })
     }
 
@@ -218,34 +222,53 @@ impl Coordinator {
                 let again = tokio::time::timeout(LOOK, self.cluster.trouble()).await;
                 reported = again.is_ok();
             }
-            let first = self.inner.lock().first;
-            let Some(wanted) = self.capacity().or(first) else {
-                continue;
-            };
-            match self.provider.start(wanted).await {
-                Ok(instance) => {
-                    let known = self.inner.lock().instance.clone();
-                    let same = known.is_some_and(|known| {
-                        known.identity == instance.identity && known.endpoint == instance.endpoint
-                    });
-                    if !same || self.cluster.gate.view().serving.is_none() {
-                        tracing::warn!(cluster = %self.cluster.name, "the server was restarted; its generation is served now");
-                        self.serve(instance);
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(cluster = %self.cluster.name, %error, "no server");
-                    self.inner.lock().failed = Some(error.to_string());
-                    if self.inner.lock().running.is_none() {
-                        // Requests wait in line instead of knocking.
-                        self.cluster.gate.serve_none();
-                    }
-                    tokio::time::sleep(RECOVER).await;
-                    self.cluster.report_trouble();
-                }
+            if !self.recover().await {
+                tokio::time::sleep(RECOVER).await;
+                self.cluster.report_trouble();
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Asks the provider who serves now; false: nobody does. An event that has just begun comes first, and is told.
+    async fn recover(&self) -> bool {
+        let _recovering = self.recovering.lock().await;
+        if self.tell_event(true) {
+            self.cluster.report_trouble();
+            return true;
+        }
+        let first = self.inner.lock().first;
+        let Some(wanted) = self.capacity().or(first) else {
+            return true;
+        };
+        match self.provider.start(wanted).await {
+            Ok(instance) => {
+                let known = self.inner.lock().instance.clone();
+                let same = known.is_some_and(|known| {
+                    known.identity == instance.identity && known.endpoint == instance.endpoint
+                });
+                if !same || self.cluster.gate.view().serving.is_none() {
+                    tracing::warn!(cluster = %self.cluster.name, "the server was restarted; its generation is served now");
+                    self.serve(instance);
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(cluster = %self.cluster.name, %error, "no server");
+                self.inner.lock().failed = Some(error.to_string());
+                if self.inner.lock().running.is_none() {
+                    // Requests wait in line instead of knocking.
+                    self.cluster.gate.serve_none();
+                }
+                false
+            }
+        }
+    }
+
+    /// Waits until nobody looks for a lost server, and tells what was found.
+    pub(super) async fn recovered(&self) -> Option<Instance> {
+        let _recovering = self.recovering.lock().await;
+        self.inner.lock().instance.clone()
     }
 
     /// Whether an event runs; it is told of trouble.

@@ -7,3 +7,5 @@ pub mod event;
 pub mod plan;
 mod rolling;
 pub mod run;
+#[cfg(test)]
+mod tests;

@@ -100,7 +100,15 @@ impl Run {
 
     async fn go(&mut self) -> Ended {
         self.step(Step::Prepare);
+        if let Some(from) = self.coordinator.recovered().await {
+            self.event.from = from.capacity;
+            self.from = from;
+        }
         let to = self.event.request.to;
+        if self.from.capacity == to && !self.event.request.restart {
+            // It was started again with that.
+            return Ended::new(EventOutcome::Completed, None);
+        }
         let kind = match self.coordinator.provider.prepare(&self.from, to).await {
             Ok(kind) => kind,
             Err(error) => return Ended::new(EventOutcome::Failed, error.to_string()),
