@@ -16,6 +16,7 @@ pub mod verifiers;
 
 pub use engine::Engine;
 
+pub(crate) use crate::session::pg::started_us;
 use crate::transport::{Address, ServerTls};
 use std::fmt;
 

@@ -15,7 +15,7 @@ pub use local::{LocalConfig, LocalProvider, StandbyKeys, Switch};
 pub use static_endpoints::{StaticEndpoint, StaticProvider};
 
 use crate::backend::mysql::started::started_at_sql;
-use crate::backend::{Capacity, Endpoint, Engine};
+use crate::backend::{Capacity, Endpoint, Engine, started_us};
 use futures_util::future::BoxFuture;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -343,12 +343,16 @@ struct Identified {
     cluster_name: String,
 }
 
-const IDENTITY_SQL: &str = "SELECT \
+const IDENTITY_SQL: &str = concat!(
+    "SELECT \
     (SELECT c.system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system() c), \
-    (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8::pg_catalog.text, \
+    ",
+    started_us!(),
+    "::pg_catalog.text, \
     pg_catalog.current_setting('server_version_num'), \
     pg_catalog.pg_is_in_recovery()::pg_catalog.text, \
-    pg_catalog.current_setting('cluster_name')";
+    pg_catalog.current_setting('cluster_name')"
+);
 
 /// Asks a server who it is. That it answers proves that it is ready for queries.
 async fn identify(query: &dyn ServerQuery, endpoint: &Endpoint) -> Result<Identified, QueryError> {

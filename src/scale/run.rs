@@ -9,6 +9,7 @@ use crate::backend::registry::{Ask, Handle, State};
 use crate::observe::EventOutcome;
 use crate::provider::{Instance, SwitchKind};
 use crate::session::mysql::probe::count_sql;
+use crate::session::pg::STARTED_AT_SQL;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,9 +36,6 @@ const SCANNED_MAX: usize = 20;
 
 /// Hash of everything that `ALTER ROLE` and `ALTER DATABASE ... SET` have set.
 const ROLE_SETTINGS: &str = "SELECT pg_catalog.md5(coalesce(pg_catalog.string_agg(s::text, '' ORDER BY s::text), '')) FROM pg_catalog.pg_db_role_setting s";
-
-/// When the server started, in microseconds since 1970.
-const STARTED_AT: &str = "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8::pg_catalog.text";
 
 /// One event under way.
 pub(super) struct Run {
@@ -265,7 +263,7 @@ impl Run {
             return false;
         };
         let sql = match cluster.engine {
-            Engine::Postgres => STARTED_AT,
+            Engine::Postgres => STARTED_AT_SQL,
             engine => started_at_sql(engine.into()),
         };
         match cluster.service.query(&cluster.gate, sql, &[]).await {

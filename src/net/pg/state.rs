@@ -9,6 +9,7 @@ use crate::backend::exec::{ExecError, connect_and_query};
 use crate::backend::frames::Frames;
 use crate::backend::gate::{Lease, Serving};
 use crate::backend::link::{Link, Peer};
+use crate::session::pg::STARTED_AT_SQL;
 use crate::session::pg::probe::{ProbeSpec, ProbeStep, put_check, put_probe};
 use crate::session::pg::snapshot::Snapshot;
 use crate::transport::stream::Stream;
@@ -329,7 +330,7 @@ pub(super) async fn takes_logins(profile: &Profile<Pg>, serving: &Serving) -> bo
         client: profile.client,
         deadline: Instant::now() + Duration::from_secs(2),
     };
-    match connect_and_query(&login, STARTED_AT).await {
+    match connect_and_query(&login, STARTED_AT_SQL).await {
         Ok(rows) => {
             rows.into_iter().flatten().flatten().next().as_deref() == Some(&*serving.started_at)
         }
@@ -339,6 +340,3 @@ pub(super) async fn takes_logins(profile: &Profile<Pg>, serving: &Serving) -> bo
         Err(_) => false,
     }
 }
-
-/// When the server process started, in microseconds since 1970.
-const STARTED_AT: &str = "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8::pg_catalog.text";

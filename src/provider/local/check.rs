@@ -9,7 +9,7 @@ use super::postgres::literal;
 use super::process::run;
 use super::settings::Sizes;
 use super::{LocalProvider, Switch, cgroup};
-use crate::backend::{Capacity, Endpoint};
+use crate::backend::{Capacity, Endpoint, started_us};
 use nix::sys::statvfs::statvfs;
 use std::fs;
 use std::time::Duration;
@@ -94,14 +94,15 @@ impl LocalProvider {
 
     async fn present(&self, at: &Endpoint) -> Result<Present, ProviderError> {
         let sql = format!(
-            "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8::pg_catalog.text, \
+            "SELECT {}::pg_catalog.text, \
              pg_catalog.current_setting('shared_preload_libraries'), \
              (SELECT setting::pg_catalog.int8 * 8 FROM pg_catalog.pg_settings WHERE name = 'shared_buffers'), \
              (SELECT pg_catalog.string_agg(pg_catalog.format('line %s: %s', line_number, error), '; ') \
                FROM pg_catalog.pg_hba_file_rules WHERE error IS NOT NULL), \
              (SELECT pg_catalog.string_agg(pg_catalog.format('%s (%s)', application_name, state), ', ') \
                FROM pg_catalog.pg_stat_replication WHERE client_addr IS NOT NULL AND application_name NOT IN ('{STANDBY}', '{COPYING}') AND pg_catalog.pg_wal_lsn_diff( \
-               pg_catalog.pg_current_wal_lsn(), coalesce(flush_lsn, sent_lsn, '0/0')) > {WALSENDER_LAG_BYTES})"
+               pg_catalog.pg_current_wal_lsn(), coalesce(flush_lsn, sent_lsn, '0/0')) > {WALSENDER_LAG_BYTES})",
+            started_us!()
         );
         let mut rows = self.ask(at, &sql).await?;
         let row = rows.pop().unwrap_or_default();

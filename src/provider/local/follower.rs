@@ -13,7 +13,7 @@ use super::process::{Process, log_length, log_tail};
 use super::settings::{self, Scale};
 use super::slot::{LOGIN_PATIENCE, LOOK, Maker, Progress, Slot, Standby};
 use super::{LocalConfig, StandbyKeys, blocking};
-use crate::backend::{Capacity, Endpoint};
+use crate::backend::{Capacity, Endpoint, started_us};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,13 +46,17 @@ pub(super) struct Follower {
     pub(super) slot: Slot,
 }
 
-const LOOK_SQL: &str = "SELECT \
+const LOOK_SQL: &str = concat!(
+    "SELECT \
     (SELECT c.system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system() c), \
-    (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8::pg_catalog.text, \
+    ",
+    started_us!(),
+    "::pg_catalog.text, \
     pg_catalog.pg_is_in_recovery()::pg_catalog.text, \
     pg_catalog.current_setting('cluster_name'), \
     coalesce((SELECT w.status FROM pg_catalog.pg_stat_wal_receiver w), ''), \
-    coalesce(pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text, '0/0')";
+    coalesce(pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text, '0/0')"
+);
 
 /// Asks a standby who it is and how far.
 pub(super) async fn look(session: &mut dyn ServerSession) -> Result<Seen, QueryError> {

@@ -3,7 +3,7 @@
 use super::super::{QueryError, Rows, ServerIdentity};
 use super::files::LogEnd;
 use super::{control, settings};
-use crate::backend::Capacity;
+use crate::backend::{Capacity, started_us};
 use std::fmt;
 use std::time::Duration;
 
@@ -32,13 +32,17 @@ impl fmt::Display for PromotionTimes {
 }
 
 /// Who answers, on which timeline, and that it can write: the message lands in its log, and nowhere else.
-pub(super) const PROOF_SQL: &str = "SELECT \
+pub(super) const PROOF_SQL: &str = concat!(
+    "SELECT \
     (SELECT c.system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system() c), \
-    (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8::pg_catalog.text, \
+    ",
+    started_us!(),
+    "::pg_catalog.text, \
     pg_catalog.current_setting('server_version_num'), \
     pg_catalog.current_setting('cluster_name'), \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8), \
-    pg_catalog.pg_logical_emit_message(true, 'slackwater', 'serves')::pg_catalog.text";
+    pg_catalog.pg_logical_emit_message(true, 'slackwater', 'serves')::pg_catalog.text"
+);
 
 /// Compares who wrote with what was decided.
 pub(super) fn compare(rows: &Rows, end: LogEnd) -> Result<(ServerIdentity, Capacity), QueryError> {

@@ -5,12 +5,15 @@ use super::probe::ServerFacts;
 
 /// One row of text: process, start of the server, whether it recovers, and one value that stands for who the session is
 /// and for all that roles and databases set.
-pub const ARRIVAL_SQL: &str = "SELECT pg_catalog.pg_backend_pid(), \
-(EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8, \
+pub const ARRIVAL_SQL: &str = concat!(
+    "SELECT pg_catalog.pg_backend_pid(), ",
+    started_us!(),
+    ", \
 pg_catalog.pg_is_in_recovery(), \
 pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.concat_ws(',', pg_catalog.quote_ident(current_user), \
 pg_catalog.quote_ident(session_user), pg_catalog.quote_ident(pg_catalog.current_setting('role')), \
-(SELECT pg_catalog.string_agg(s::pg_catalog.text, ',' ORDER BY s::pg_catalog.text) FROM pg_catalog.pg_db_role_setting s)), 'UTF8')), 'hex')";
+(SELECT pg_catalog.string_agg(s::pg_catalog.text, ',' ORDER BY s::pg_catalog.text) FROM pg_catalog.pg_db_role_setting s)), 'UTF8')), 'hex')"
+);
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,17 @@
 //! What a PostgreSQL session owes, holds and can be restored from.
 
+/// When the server started, in microseconds since 1970: an expression of type bigint. No two starts of a server, and no two
+/// copies of its data, have the same.
+macro_rules! started_us {
+    () => {
+        "(EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8"
+    };
+}
+pub(crate) use started_us;
+
+/// The same, asked alone.
+pub const STARTED_AT_SQL: &str = concat!("SELECT ", started_us!(), "::pg_catalog.text");
+
 pub mod aborted;
 pub mod arrival;
 mod copy_error;

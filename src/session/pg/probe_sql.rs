@@ -60,15 +60,15 @@ const GUARD_SQL_17: &str = concat!(
 /// The beginning of the array: who answers, and the settings that have a source (an open parenthesis).
 macro_rules! who_and_settings {
     () => {
-        "SELECT pg_catalog.convert_to(pg_catalog.json_build_array(
+        concat!("SELECT pg_catalog.convert_to(pg_catalog.json_build_array(
 pg_catalog.pg_backend_pid(), current_user, session_user, pg_catalog.current_setting('role'),
-(EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000::pg_catalog.numeric)::pg_catalog.int8,
+", started_us!(), ",
 pg_catalog.pg_is_in_recovery(),
 (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(s.name, s.setting, s.source, s.reset_val)) FROM pg_catalog.pg_show_all_settings() s
  WHERE (s.source OPERATOR(pg_catalog.<>) 'default' AND s.source OPERATOR(pg_catalog.=)
  ANY ('{session,client,user,database,database user,global}'::pg_catalog.text[]))
  OR pg_catalog.strpos(s.name, '.') OPERATOR(pg_catalog.>) 0
- OR s.name OPERATOR(pg_catalog.=) 'idle_session_timeout'"
+ OR s.name OPERATOR(pg_catalog.=) 'idle_session_timeout'")
     };
 }
 macro_rules! prepared {
