@@ -353,24 +353,33 @@ fn safety_06_an_unknown_outcome_is_told_as_such_and_nothing_is_sent_again() {
     .concat();
     let query = |sql: &str| message(b'Q', &[sql.as_bytes(), b"\0"].concat());
     let insert = query("insert into t select 1 from pg_sleep(600)");
-    for (name, first, bytes) in [
-        ("autocommit", vec![], insert),
-        ("sync", vec![], extended),
+    // Its text goes ahead in a batch of its own, as some drivers send it.
+    let prepared_commit = |statement: &str| {
+        vec![
+            [parse(statement, "commit"), sync()].concat(),
+            [bind("", statement, &[]), execute("", 0), sync()].concat(),
+        ]
+    };
+    let bound_commit = vec![
+        [parse("", "commit"), bind("p", "", &[]), sync()].concat(),
+        [execute("p", 0), sync()].concat(),
+    ];
+    let executed_commit = vec![[parse("c", "commit"), sync()].concat(), query("execute c")];
+    let open = || vec!["begin", "insert into u values (1)"];
+    for (name, first, batches) in [
+        ("autocommit", vec![], vec![insert]),
+        ("sync", vec![], vec![extended]),
         (
             "several",
             vec![],
-            query("select 1; insert into t select 1 from pg_sleep(600)"),
+            vec![query("select 1; insert into t select 1 from pg_sleep(600)")],
         ),
-        (
-            "commit",
-            vec!["begin", "insert into u values (1)"],
-            query("commit"),
-        ),
-        (
-            "prepare",
-            vec!["begin", "insert into u values (1)"],
-            query("prepare transaction 'x'"),
-        ),
+        ("commit", open(), vec![query("commit")]),
+        ("prepare", open(), vec![query("prepare transaction 'x'")]),
+        ("unnamed", open(), prepared_commit("")),
+        ("named", open(), prepared_commit("c")),
+        ("portal", open(), bound_commit),
+        ("by execute", open(), executed_commit),
     ] {
         let mut watcher = Client::connect(&server.admin()).unwrap();
         let mut client = proxy.client(name);
@@ -378,7 +387,12 @@ fn safety_06_an_unknown_outcome_is_told_as_such_and_nothing_is_sent_again() {
         for sql in first {
             client.run(sql);
         }
-        client.send(&bytes).unwrap();
+        let (last, ahead) = batches.split_last().unwrap();
+        for batch in ahead {
+            client.send(batch).unwrap();
+            client.finish().unwrap();
+        }
+        client.send(last).unwrap();
         let running = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active' and wait_event = 'PgSleep'";
         wait_until("it runs", SOON, || watcher.value(running) == "1");
         server.kill();

@@ -13,14 +13,12 @@ impl Machine {
         self.recent.note(now, text, false);
         let hints = self.watched.on_text(Some(name), text);
         self.since
-            .text(&hints, head.len() == header.body, !name.is_empty());
+            .parsed(&hints, head.len() == header.body, !name.is_empty());
         if name.is_empty() {
-            self.since.unnamed_parsed();
             self.unnamed
                 .sent((head.len() == header.body).then_some(head));
             self.extended(Owed::ParseUnnamed);
         } else {
-            self.since.spoil();
             self.told.replaced(name);
             self.extended(Owed::Parse);
         }

@@ -285,7 +285,8 @@ fn on_lasting(hints: &mut Hints, text: &[u8], after: usize, word: &[u8]) {
             return;
         }
     }
-    hints.may_end |= is(word, b"prepare");
+    // EXECUTE of what was prepared by the protocol: that may be COMMIT.
+    hints.may_end |= is(word, b"prepare") || is(word, b"execute");
     hints.lasting = true;
 }
 

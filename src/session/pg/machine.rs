@@ -227,7 +227,7 @@ impl Machine {
                 let text = Reader::new(head).cstr().unwrap_or(head);
                 self.recent.note(now, text, false);
                 let hints = self.watched.on_text(None, text);
-                self.since.text(&hints, head.len() == header.body, false);
+                self.since.text(&hints, head.len() == header.body);
                 if let Some(walsender) = &mut self.walsender {
                     walsender.on_command(text);
                 }

@@ -15,12 +15,28 @@ pub struct Since {
     maybe_over: bool,
     /// What is in flight may end the transaction, or has.
     may_end: bool,
-    /// A Parse of the unnamed statement was sent, so that its text was seen.
-    unnamed_seen: bool,
-    /// Named statements were bound: their texts are in the snapshot.
-    named_bound: bool,
-    /// Or were sent since, and one of these may end a transaction.
-    named_may_end: bool,
+    /// Parse of the unnamed statement.
+    unnamed: Parsed,
+    /// Parse of named statements. Older ones have their texts in the snapshot.
+    named: Parsed,
+}
+
+/// Statements that were sent by Parse. A Bind, and a portal's Execute, may come in later batches, so none of this ends
+/// with a ReadyForQuery.
+#[derive(Debug, Default)]
+struct Parsed {
+    /// One was sent.
+    seen: bool,
+    /// One may end a transaction.
+    may_end: bool,
+    /// One was bound.
+    bound: bool,
+}
+
+impl Parsed {
+    fn may_end(&self) -> bool {
+        self.bound && self.may_end
+    }
 }
 
 impl Default for Since {
@@ -30,9 +46,8 @@ impl Default for Since {
             inside: false,
             maybe_over: false,
             may_end: false,
-            unnamed_seen: false,
-            named_bound: false,
-            named_may_end: false,
+            unnamed: Parsed::default(),
+            named: Parsed::default(),
         }
     }
 }
@@ -55,24 +70,36 @@ impl Since {
         !self.spoiled
     }
 
-    /// A text was sent, for a statement with a name or not. `whole`: all of it was looked at.
-    pub(super) fn text(&mut self, hints: &Hints, whole: bool, named: bool) {
+    /// A text was sent. `whole`: all of it was looked at.
+    pub(super) fn text(&mut self, hints: &Hints, whole: bool) {
         let seen = whole && !hints.cut;
         self.may_end |= hints.may_end || !seen;
-        self.named_may_end |= named && (hints.may_end || !seen);
         self.spoiled |= hints.lasting || !hints.watches.is_empty() || !seen;
     }
 
-    pub(super) fn unnamed_parsed(&mut self) {
-        self.unnamed_seen = true;
+    /// The same, for a statement with a name or without.
+    pub(super) fn parsed(&mut self, hints: &Hints, whole: bool, named: bool) {
+        self.text(hints, whole);
+        let parsed = if named {
+            &mut self.named
+        } else {
+            &mut self.unnamed
+        };
+        parsed.seen = true;
+        parsed.may_end |= hints.may_end || hints.cut || !whole;
+        // A statement with a name outlasts the transaction.
+        self.spoiled |= named;
     }
 
     pub(super) fn bound(&mut self, statement: &[u8]) {
         if !statement.is_empty() {
-            self.named_bound = true;
-        } else if !self.unnamed_seen {
+            self.named.bound = true;
+            return;
+        }
+        self.unnamed.bound = true;
+        if !self.unnamed.seen {
             self.spoiled = true;
-            self.may_end = true;
+            self.unnamed.may_end = true;
         }
     }
 
@@ -113,14 +140,14 @@ impl Since {
         self.inside
     }
 
-    /// What is in flight may end the transaction, its named statements aside.
+    /// What is in flight may end the transaction, the statements of the snapshot aside.
     pub(super) fn may_end(&self) -> bool {
-        self.may_end || (self.named_bound && self.named_may_end)
+        self.may_end || self.named.may_end() || self.unnamed.may_end()
     }
 
     /// Named statements were used.
     pub(super) fn used_named(&self) -> bool {
-        self.named_bound
+        self.named.bound
     }
 }
 
@@ -181,6 +208,26 @@ mod tests {
     }
 
     #[test]
+    fn what_was_parsed_ahead_may_end_the_transaction_when_it_is_executed() {
+        for name in ["", "c"] {
+            let mut since = Since::default();
+            since.clean();
+            since.completed(b"BEGIN\0");
+            since.parsed(&scan(b"insert into t values (1)"), true, !name.is_empty());
+            since.bound(name.as_bytes());
+            since.ready(false, true);
+            assert!(!since.may_end(), "{name}");
+            since.parsed(&scan(b"commit"), true, !name.is_empty());
+            since.ready(false, true);
+            since.bound(name.as_bytes());
+            assert!(since.may_end(), "{name}");
+            // The portal may be executed in the next batch.
+            since.ready(false, true);
+            assert!(since.may_end(), "{name}");
+        }
+    }
+
+    #[test]
     fn texts_that_outlast_a_transaction_or_may_end_it() {
         for (text, lasting, may_end) in [
             ("insert into t values ('commit; end')", false, false),
@@ -194,7 +241,7 @@ mod tests {
             ("DO $$ begin perform 1; end $$", true, true),
             ("call p()", true, false),
             ("prepare p as select 1", true, true),
-            ("execute p", true, false),
+            ("execute p", true, true),
             ("deallocate all", true, false),
             ("select dblink_connect('a', 'b')", true, false),
             ("commit", false, true),
