@@ -72,8 +72,15 @@ pub(super) struct Probed<E: Engine> {
 
 /// Why there is no result.
 pub(super) enum ProbeFailure {
-    /// The server refused; the connection is as it was. With what came in between and is the client's.
-    Refused(String, BytesMut),
+    /// The server refused; the connection is as it was.
+    Refused {
+        /// Why.
+        reason: String,
+        /// One of the session's own time limits ended it: another try may be in time.
+        late: bool,
+        /// What came in between and is the client's.
+        for_client: BytesMut,
+    },
     /// The connection can't be used any more.
     Broken(io::Error),
 }
@@ -115,6 +122,18 @@ pub(super) enum OpenError {
 }
 
 impl OpenError {
+    /// The limit of an account or a database is reached: a session that had a place there can get it back.
+    pub(super) fn is_place_taken(&self) -> bool {
+        match self {
+            Self::Pg(ConnectError::Server { fields, .. }) => fields.code == "53300",
+            // ER_TOO_MANY_USER_CONNECTIONS, ER_USER_LIMIT_REACHED.
+            Self::Mysql(mysql::ConnectError::Server { error, .. }) => {
+                matches!(error.code, 1203 | 1226)
+            }
+            _ => false,
+        }
+    }
+
     /// Waiting may help.
     pub(super) fn may_pass(&self) -> bool {
         match self {

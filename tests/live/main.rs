@@ -46,6 +46,7 @@ mod protocol;
 mod proxy_header;
 mod rehearsal;
 mod replication;
+mod restored;
 mod safety;
 mod standby;
 mod static_two;

@@ -299,7 +299,11 @@ async fn read_probe(
             }
             Ok(ProbeStep::Done(probe)) => return Ok(*probe),
             Err(error) if error.usable => {
-                return Err(ProbeFailure::Refused(error.to_string(), BytesMut::new()));
+                return Err(ProbeFailure::Refused {
+                    reason: error.to_string(),
+                    late: false,
+                    for_client: BytesMut::new(),
+                });
             }
             Err(error) => return Err(ProbeFailure::Broken(io::Error::other(error.to_string()))),
         }
@@ -461,7 +465,7 @@ fn not_arrived(error: ArrivalError) -> OpenError {
 
 fn state(failure: ProbeFailure) -> OpenError {
     match failure {
-        ProbeFailure::Refused(reason, _) => OpenError::State(reason),
+        ProbeFailure::Refused { reason, .. } => OpenError::State(reason),
         ProbeFailure::Broken(error) => OpenError::Io(error),
     }
 }

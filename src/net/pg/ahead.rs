@@ -45,7 +45,9 @@ pub(super) async fn look(
                 for_client.unsplit(probed.for_client);
                 Some(probed.probe)
             }
-            Err(ProbeFailure::Refused(_, more)) => {
+            Err(ProbeFailure::Refused {
+                for_client: more, ..
+            }) => {
                 for_client.unsplit(more);
                 None
             }

@@ -11,13 +11,17 @@ type Profile = super::super::state::Profile<Pg>;
 
 use crate::backend::frames::Frames;
 use crate::session::pg::mend::{self, CHANGED_ROWS};
-use crate::session::pg::probe::{Probe, put_probe};
+use crate::session::pg::probe::{Probe, put_probe, put_statement};
 use crate::session::pg::restore::{RestoreStep, put_restore, verify};
 use crate::session::pg::snapshot::Snapshot;
+use crate::wire::pg::backend::data_row;
 use crate::wire::pg::frame::{HEADER_LEN, Header, Reader, put};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+
+/// `text[]` (`pg_type.dat`).
+const TEXT_ARRAY: u32 = 1009;
 
 /// Puts a session's state onto a fresh connection, and verifies it. What has changed on the server since is
 /// kept from the session: it keeps its settings, and statements that would answer otherwise are refused.
@@ -50,7 +54,7 @@ pub(super) async fn restore(
                 return Ok(probed);
             }
             // A role's or database's setting was changed: the session keeps its value.
-            Ok(Probed { for_client, .. }) | Err(ProbeFailure::Refused(_, for_client)) => {
+            Ok(Probed { for_client, .. }) | Err(ProbeFailure::Refused { for_client, .. }) => {
                 take_parameters(&for_client, params);
             }
             Err(ProbeFailure::Broken(error)) => return Err(OpenError::Io(error)),
@@ -58,6 +62,7 @@ pub(super) async fn restore(
     }
     let mut wanted = snapshot.clone();
     let mut made = BTreeSet::new();
+    let mut left = BTreeSet::new();
     loop {
         let probed = match put_on(frames, profile, &wanted, &made, params).await? {
             PutOn::Done(probed, shapes) => {
@@ -72,6 +77,18 @@ pub(super) async fn restore(
                 }
                 probed
             }
+            PutOn::Forbidden(why) => {
+                let given = mend::given(snapshot, &wanted);
+                start_over(frames).await?;
+                made.clear();
+                let forbidden = out_of_reach(frames, &given, profile.login.version()).await?;
+                if forbidden.is_empty() {
+                    return Err(OpenError::State(why));
+                }
+                wanted = wanted.without_settings(&forbidden);
+                left.extend(forbidden);
+                continue;
+            }
             PutOn::Refused(name, code, message) => {
                 wanted = wanted.refusing(&name, (&code, &message));
                 start_over(frames).await?;
@@ -81,7 +98,8 @@ pub(super) async fn restore(
         };
         verify(&wanted, &probed.probe, &none)
             .map_err(|error| OpenError::State(error.to_string()))?;
-        let late = mend::late(&wanted, &probed.probe);
+        let mut late = mend::late(&wanted, &probed.probe);
+        late.retain(|name| !left.contains(name));
         if late.is_empty() {
             restore_unnamed(frames, seen.unnamed).await?;
             return Ok(probed);
@@ -103,6 +121,8 @@ enum PutOn {
     Done(Probed, BTreeMap<Box<str>, u64>),
     /// This statement can't be made: code and message.
     Refused(Box<str>, String, String),
+    /// Some of its settings are for superusers only.
+    Forbidden(String),
 }
 
 /// `made`: statements that the connection has already.
@@ -124,14 +144,16 @@ async fn put_on(
             Ok(RestoreStep::More) => {}
             Ok(RestoreStep::ParameterStatus) => note_parameter(params, &message.body),
             Ok(RestoreStep::Done(restored)) => break restored.shapes,
-            Err(error) => match error.statement {
+            Err(error) => match error.statement.clone() {
                 // Unless it was refused its refusal as well.
+                _ if error.is_late() => return Err(OpenError::Timeout),
                 Some(name) if snapshot.is_original(&name) => {
-                    // The restore's end, then the probe's.
-                    for _ in 0..2 {
-                        while frames.next().await?.tag != b'Z' {}
-                    }
+                    skip_both(frames).await?;
                     return Ok(PutOn::Refused(name, error.sqlstate, error.message));
+                }
+                None if error.is_forbidden() => {
+                    skip_both(frames).await?;
+                    return Ok(PutOn::Forbidden(error.to_string()));
                 }
                 _ => return Err(OpenError::State(error.to_string())),
             },
@@ -141,6 +163,41 @@ async fn put_on(
         .await
         .map_err(open_error)?;
     Ok(PutOn::Done(probed, shapes))
+}
+
+/// The restore's end, then the probe's.
+async fn skip_both(frames: &mut Frames<'_>) -> io::Result<()> {
+    for _ in 0..2 {
+        while frames.next().await?.tag != b'Z' {}
+    }
+    Ok(())
+}
+
+/// Which of these settings the login may not set.
+async fn out_of_reach(
+    frames: &mut Frames<'_>,
+    names: &[Box<str>],
+    server_version_num: u32,
+) -> io::Result<Vec<Box<str>>> {
+    let mut out = BytesMut::new();
+    let list = mend::name_list(names);
+    let sql = mend::out_of_reach(server_version_num);
+    put_statement(&mut out, "", sql, &[TEXT_ARRAY], &[list.as_bytes()], 0);
+    put(&mut out, b'S', |_| {});
+    frames.send(&out).await?;
+    let mut found = Vec::new();
+    loop {
+        let message = frames.next().await?;
+        match message.tag {
+            b'D' => {
+                let row = data_row(&message.body).unwrap_or_default();
+                let name = row.into_iter().next().flatten();
+                found.extend(name.map(|name| String::from_utf8_lossy(name).into()));
+            }
+            b'Z' => return Ok(found),
+            _ => {}
+        }
+    }
 }
 
 /// Makes a fresh connection of one that a restore was tried on. Whatever it left open is rolled back.

@@ -33,7 +33,7 @@ pub(super) async fn probe(
         let mut done = run_probe(&mut frames, profile, previous, BytesMut::new()).await;
         let for_client = match &mut done {
             Ok(probed) => &mut probed.for_client,
-            Err(ProbeFailure::Refused(_, for_client)) => for_client,
+            Err(ProbeFailure::Refused { for_client, .. }) => for_client,
             Err(ProbeFailure::Broken(_)) => return done,
         };
         let ahead = read_ahead(&mut frames, for_client).await;
@@ -123,7 +123,11 @@ pub(super) async fn read_probe(
                 });
             }
             Err(error) if error.usable => {
-                return Err(ProbeFailure::Refused(error.to_string(), for_client));
+                return Err(ProbeFailure::Refused {
+                    reason: error.to_string(),
+                    late: &*error.sqlstate == "57014",
+                    for_client,
+                });
             }
             Err(error) => {
                 return Err(ProbeFailure::Broken(io::Error::other(error.to_string())));
@@ -152,7 +156,9 @@ pub(super) async fn warm(
             match check(&mut frames, profile, None).await {
                 Ok(probed) => for_client.unsplit(probed.for_client),
                 // It runs without the guards of a probe: a time limit of the role's, say.
-                Err(ProbeFailure::Refused(_, more)) => {
+                Err(ProbeFailure::Refused {
+                    for_client: more, ..
+                }) => {
                     for_client.unsplit(more);
                     break;
                 }
@@ -285,7 +291,8 @@ pub(super) async fn carry(
 
 pub(super) fn open_error(failure: ProbeFailure) -> OpenError {
     match failure {
-        ProbeFailure::Refused(reason, _) => OpenError::State(reason),
+        ProbeFailure::Refused { late: true, .. } => OpenError::Timeout,
+        ProbeFailure::Refused { reason, .. } => OpenError::State(reason),
         ProbeFailure::Broken(error) => OpenError::Io(error),
     }
 }

@@ -90,6 +90,7 @@ impl<E: Engine> Session<E> {
                     cluster.report_trouble();
                     last = Some(error);
                 }
+                Err(error) if error.is_place_taken() => last = Some(error),
                 Err(error) => {
                     self.profile.metrics.session_move(MoveOutcome::Failed);
                     return Err(End::NotRestored(error));

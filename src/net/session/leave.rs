@@ -160,7 +160,9 @@ impl<E: Engine> Session<E> {
                 self.handle()
                     .with_report(|report| report.idle_session_timeout = silence);
             }
-            Err(state::ProbeFailure::Refused(reason, for_client)) => {
+            Err(state::ProbeFailure::Refused {
+                reason, for_client, ..
+            }) => {
                 front.pass_on(&for_client, out);
                 self.probed_at = Some(Instant::now());
                 self.found = vec![front.unknown(reason)];

@@ -523,6 +523,18 @@ fn count(reader: &mut Reader<'_>) -> Result<u16, FrameError> {
     Ok(u16::from_be_bytes(reader.i16()?.to_be_bytes()))
 }
 
+/// Nothing follows the statement but white space, comments and semicolons.
+pub fn is_one_statement(text: &[u8]) -> bool {
+    let mut lexer = Lexer::new(text);
+    let mut ends = text.iter().enumerate().filter(|(_, b)| **b == b';');
+    let end = ends.find(|(at, _)| lexer.is_token(*at));
+    let Some((mut at, _)) = end else { return true };
+    while text.get(at) == Some(&b';') {
+        at = skip_space(text, at + 1);
+    }
+    at >= text.len()
+}
+
 /// The first word of a statement, as written; empty when there is none.
 pub fn first_keyword(text: &[u8]) -> &[u8] {
     let mut at = skip_space(text, 0);
@@ -539,6 +551,24 @@ mod tests {
 
     fn names(text: &str) -> Vec<String> {
         scan(text.as_bytes()).custom_names
+    }
+
+    #[test]
+    fn one_statement_or_several() {
+        for text in [
+            "",
+            "prepare p as select 1",
+            "prepare p as select ';' || \";\" || $a$;$a$ /* ; */ ; -- ; x",
+            "prepare p as select 1; ;\n;",
+        ] {
+            assert!(is_one_statement(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "prepare p as select 1; select 2",
+            "prepare p as select '' ;;x",
+        ] {
+            assert!(!is_one_statement(text.as_bytes()), "{text}");
+        }
     }
 
     #[test]

@@ -85,6 +85,11 @@ impl<'a> Lexer<'a> {
         }
     }
 
+    /// A token begins here, and runs now. (A name in double quotes is one token.)
+    pub(super) fn is_token(&mut self, at: usize) -> bool {
+        self.context(at) == Context::Code && self.at == at
+    }
+
     fn step(&mut self) {
         let text = self.text;
         let at = self.at;

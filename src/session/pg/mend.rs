@@ -13,6 +13,31 @@ pub const CHANGED_ROWS: (&str, &str) = ("0A000", "cached plan must not change re
 /// is compiled in, tell.
 pub const SERVER_VALUES: &str = "SELECT s.name, CASE WHEN s.source OPERATOR(pg_catalog.=) ANY ('{default,environment variable,configuration file,command line,override}'::pg_catalog.text[]) THEN s.setting ELSE COALESCE((SELECT f.setting FROM pg_catalog.pg_show_all_file_settings() f WHERE f.name OPERATOR(pg_catalog.=) s.name AND f.applied ORDER BY f.seqno DESC LIMIT 1), s.boot_val) END FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.text[])";
 
+/// Settings of `$1` that who is logged in may not set. (What a role or database sets was set by somebody who may.)
+pub const fn out_of_reach(server_version_num: u32) -> &'static str {
+    if server_version_num >= 150_000 {
+        "SELECT s.name FROM pg_catalog.pg_show_all_settings() s WHERE s.name OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.text[]) AND s.context OPERATOR(pg_catalog.<>) 'user' AND NOT pg_catalog.has_parameter_privilege(s.name, 'SET')"
+    } else {
+        "SELECT s.name FROM pg_catalog.pg_show_all_settings() s WHERE s.name OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.text[]) AND s.context OPERATOR(pg_catalog.<>) 'user' AND pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.<>) 'on'"
+    }
+}
+
+/// Settings of `wanted` that the session itself did not set: its role, its database, or what is kept against them.
+pub fn given(session: &Snapshot, wanted: &Snapshot) -> Vec<Box<str>> {
+    let own = |name: &str| {
+        let settings = &session.state().settings;
+        settings
+            .iter()
+            .any(|s| &*s.name == name && matches!(s.source, Source::Session | Source::Client))
+    };
+    let settings = wanted.state().settings.iter();
+    settings
+        .map(|s| &s.name)
+        .filter(|name| !own(name))
+        .cloned()
+        .collect()
+}
+
 /// Names of settings that a fresh login got from its role or database while the session has none of it.
 pub fn late(session: &Snapshot, fresh: &Probe) -> Vec<Box<str>> {
     let (old, new) = (session.state(), fresh.snapshot.state());
@@ -67,6 +92,16 @@ impl Snapshot {
         }
         state.settings = settings.into();
         state.custom = custom.into();
+        Self::new(state)
+    }
+
+    /// The same, with these settings as the login has them.
+    #[must_use]
+    pub fn without_settings(&self, names: &[Box<str>]) -> Self {
+        let mut state = self.state().clone();
+        let mut settings = state.settings.into_vec();
+        settings.retain(|s| !names.contains(&s.name));
+        state.settings = settings.into();
         Self::new(state)
     }
 

@@ -150,7 +150,7 @@ pub fn asked_names(spec: &ProbeSpec<'_>) -> (BTreeSet<Box<str>>, String) {
 }
 
 /// Parse, Bind and Execute of one statement with parameters in text form.
-pub(super) fn put_statement(
+pub(crate) fn put_statement(
     out: &mut BytesMut,
     name: &str,
     sql: &str,

@@ -24,6 +24,9 @@ const SET: &str = "SELECT pg_catalog.count(pg_catalog.set_config(v.n, v.v, false
 /// SET LOCAL hides the value, what RESET would give does not lie.
 const SET_IF_OTHER: &str = "SELECT pg_catalog.count(pg_catalog.set_config(s.name, v.v, false)) FROM pg_catalog.pg_show_all_settings() s, pg_catalog.json_to_recordset($1) AS v(n pg_catalog.text, v pg_catalog.text, held pg_catalog.bool) WHERE s.name OPERATOR(pg_catalog.=) v.n AND COALESCE(s.reset_val, '') OPERATOR(pg_catalog.<>) v.v AND (v.held OR s.setting OPERATOR(pg_catalog.<>) v.v)";
 
+/// The view has no role.
+const SET_IF_OTHER_ROLE: &str = "SELECT pg_catalog.count(pg_catalog.set_config(v.n, v.v, false)) FROM pg_catalog.json_to_recordset($1) AS v(n pg_catalog.text, v pg_catalog.text) WHERE pg_catalog.current_setting(v.n) OPERATOR(pg_catalog.<>) v.v";
+
 /// Settings that this restore itself holds at another value until its end.
 fn is_held(name: &str) -> bool {
     matches!(
@@ -49,6 +52,20 @@ pub struct RestoreError {
     pub message: String,
     /// The prepared statement's name, if one was at fault: a restore on another connection can leave it out.
     pub statement: Option<Box<str>>,
+    /// Settings were at fault.
+    pub settings: bool,
+}
+
+impl RestoreError {
+    /// The login may not set what its role or database sets.
+    pub fn is_forbidden(&self) -> bool {
+        self.settings && self.sqlstate == "42501"
+    }
+
+    /// One of the session's own time limits has ended it: another try may be in time.
+    pub fn is_late(&self) -> bool {
+        self.sqlstate == "57014"
+    }
 }
 
 /// What to do after a frame of the reply.
@@ -132,6 +149,9 @@ pub fn put_restore(
         locals.push(json!({"n": "transaction_timeout", "v": "0"}));
     }
     writer.run(What::Frame, LOCALS, Some(&locals));
+    // The role that a login brings by itself is not the session's.
+    let none = [json!({"n": "role", "v": "none"})];
+    writer.run(What::Role, SET_IF_OTHER_ROLE, Some(&none));
     writer.settings(&state.settings, false);
     let custom: Vec<_> = state
         .custom
@@ -254,9 +274,11 @@ impl RestoreReader {
                     .steps
                     .get(self.at)
                     .map_or(What::Frame, |(what, _)| *what);
+                let settings = matches!(what, What::Settings);
                 let (what, statement) = self.name(what);
                 self.over = true;
                 return Err(Box::new(RestoreError {
+                    settings,
                     what,
                     sqlstate: fields.code,
                     message: fields.message,
@@ -325,6 +347,7 @@ impl RestoreReader {
                 char::from(tag)
             ),
             statement: None,
+            settings: false,
         }
     }
 }

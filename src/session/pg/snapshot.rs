@@ -205,8 +205,12 @@ impl Portable for Snapshot {
     }
 
     fn not_restorable(&self) -> Option<String> {
+        let alone = |text: &[u8]| {
+            super::hints::first_keyword(text).eq_ignore_ascii_case(b"prepare")
+                && super::hints::is_one_statement(text)
+        };
         self.state().prepared.iter().find_map(|p| {
-            (p.from_sql && !super::hints::first_keyword(p.text.as_bytes()).eq_ignore_ascii_case(b"prepare"))
+            (p.from_sql && !alone(p.text.as_bytes()))
                 .then(|| {
                     format!(
                         "prepared statement \"{}\" was made inside another query, which can't be run again",

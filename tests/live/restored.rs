@@ -1,0 +1,126 @@
+//! Sessions whose fresh login is not what the first one was, or whose statements mean something else by now.
+
+use crate::support::postgres::{ADMIN, Postgres};
+use crate::support::proxy::{Options, Proxy};
+use crate::support::wire::{Client, Target};
+use crate::support::{SOON, wait_until};
+
+fn parking(server: &Postgres) -> Proxy {
+    let options = Options {
+        sessions: "park_after = \"1s\"\nsnapshot_after = \"200ms\"".to_owned(),
+        ..Options::default()
+    };
+    Proxy::with(server, &options)
+}
+
+fn parked(proxy: &Proxy, application: &str) {
+    wait_until("the session is parked", SOON, || {
+        let session = proxy.admin().session(application);
+        session.is_some_and(|s| s["state"] == "parked" && s["attached"] == false)
+    });
+}
+
+/// Waits until the session is not parked for this reason.
+fn stays(proxy: &Proxy, application: &str, word: &str) {
+    wait_until("it stays, and says why", SOON, || {
+        let blockers = proxy.admin().blockers(application);
+        let told = |b: &serde_json::Value| b["detail"].as_str().is_some_and(|d| d.contains(word));
+        blockers
+            .iter()
+            .any(|b| b["kind"] == "not_restorable" && told(b))
+    });
+}
+
+#[test]
+fn safety_10_settings_that_only_a_superuser_may_set_are_the_roles_own() {
+    let server = Postgres::start(&[]);
+    server.run(&["alter role app set lc_messages = 'C'"]);
+    server.run(&["alter role app set deadlock_timeout = '7s'"]);
+    let proxy = parking(&server);
+    let mut client = proxy.client("app");
+    client.run("set work_mem = '5MB'");
+    client.run("prepare kept as select 7");
+    assert_eq!(client.value("show deadlock_timeout"), "7s");
+    parked(&proxy, "app");
+    // One that is new, one that is another, and one that is gone; and one that the session can keep.
+    server.run(&[
+        "alter role app set log_min_duration_statement = '1s'",
+        "alter role app set deadlock_timeout = '8s'",
+        "alter role app reset lc_messages",
+        "alter role app set statement_timeout = '55s'",
+    ]);
+    for _ in 0..2 {
+        assert_eq!(client.value("show work_mem"), "5MB");
+        assert_eq!(client.value("show log_min_duration_statement"), "1s");
+        assert_eq!(client.value("show deadlock_timeout"), "8s");
+        assert_eq!(client.value("show statement_timeout"), "0");
+        assert_eq!(client.value("execute kept"), "7");
+        parked(&proxy, "app");
+    }
+    server.run(&["alter role app set deadlock_timeout = '9s'"]);
+    proxy.admin().swap();
+    assert_eq!(client.value("show deadlock_timeout"), "9s");
+    proxy.admin().swap();
+    assert_eq!(client.value("show work_mem"), "5MB");
+    // Who may set it keeps it.
+    let mut direct =
+        Client::connect(&Target::new(proxy.port(), ADMIN, "app").with("application_name", "admin"))
+            .unwrap();
+    direct.run("set deadlock_timeout = '3s'");
+    server.run(&["alter role postgres set log_min_duration_statement = '2s'"]);
+    parked(&proxy, "admin");
+    assert_eq!(direct.value("show deadlock_timeout"), "3s");
+    assert_eq!(direct.value("show log_min_duration_statement"), "-1");
+}
+
+#[test]
+fn safety_12_a_statement_made_among_others_is_in_the_way() {
+    let server = Postgres::start(&[]);
+    let proxy = parking(&server);
+    let mut client = proxy.client("several");
+    client.run("prepare p as select 4; select 4");
+    stays(&proxy, "several", "prepared statement \"p\"");
+    client.run("deallocate p");
+    client.run("prepare p as select ';' /* ; */ ; -- ;");
+    parked(&proxy, "several");
+    assert_eq!(client.value("execute p"), ";");
+}
+
+#[test]
+fn safety_10_a_role_that_the_session_left_stays_left() {
+    let server = Postgres::start(&[]);
+    server.run(&["alter role app set role = 'helper'"]);
+    let proxy = parking(&server);
+    let mut client = proxy.client("left");
+    assert_eq!(client.value("select current_user"), "helper");
+    client.run("set role none");
+    parked(&proxy, "left");
+    assert_eq!(client.value("select current_user"), "app");
+    proxy.admin().swap();
+    assert_eq!(client.value("select current_user"), "app");
+    // And one that it never had.
+    server.run(&["alter role app reset role"]);
+    let mut client = proxy.client("never");
+    client.run("select 1");
+    parked(&proxy, "never");
+    server.run(&["alter role app set role = 'helper'"]);
+    assert_eq!(client.value("select current_user"), "app");
+}
+
+#[test]
+fn safety_09_a_session_that_comes_back_waits_for_a_place_of_its_role() {
+    let server = Postgres::start(&[]);
+    server.run(&["alter role app connection limit 1"]);
+    let proxy = parking(&server);
+    let mut client = proxy.client("first");
+    client.run("select 1");
+    parked(&proxy, "first");
+    let mut second = proxy.client("second");
+    second.run("begin");
+    client.start("select 5").unwrap();
+    wait_until("the server has refused it once", SOON, || {
+        server.log().contains("too many connections for role")
+    });
+    second.close();
+    assert_eq!(client.finish().unwrap()[0][0].as_deref(), Some("5"));
+}
