@@ -69,7 +69,7 @@ pub(super) trait Engine: Protocol + Sized {
     fn probed(&mut self, probe: &Self::Probe) -> Vec<Blocker>;
 
     /// The state that a probe found, and how long its client may be silent.
-    fn state_of(probe: Self::Probe) -> (Self::Snapshot, Option<Duration>);
+    fn state_of(&mut self, probe: Self::Probe) -> (Self::Snapshot, Option<Duration>);
 
     /// What only the wire has shown.
     fn seen(&self) -> Self::Seen;

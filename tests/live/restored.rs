@@ -2,7 +2,7 @@
 
 use crate::support::postgres::{ADMIN, Postgres};
 use crate::support::proxy::{Options, Proxy};
-use crate::support::wire::{Client, Target};
+use crate::support::wire::{Client, Message, Target, bind, execute, message, parse, sync};
 use crate::support::{SOON, wait_until};
 
 fn parking(server: &Postgres) -> Proxy {
@@ -123,4 +123,125 @@ fn safety_09_a_session_that_comes_back_waits_for_a_place_of_its_role() {
     });
     second.close();
     assert_eq!(client.finish().unwrap()[0][0].as_deref(), Some("5"));
+}
+
+fn prepare(client: &mut Client, name: &str, sql: &str) {
+    let mut describe = b"S".to_vec();
+    describe.extend(name.as_bytes());
+    describe.push(0);
+    let bytes = [parse(name, sql), message(b'D', &describe), sync()].concat();
+    client.send(&bytes).unwrap();
+    client.finish().unwrap();
+}
+
+fn use_named(client: &mut Client, name: &str) -> Vec<String> {
+    let bytes = [bind("", name, &[]), execute("", 0), sync()].concat();
+    client.send(&bytes).unwrap();
+    let answer = client.until_ready().unwrap();
+    answer.iter().map(Message::label).collect()
+}
+
+#[test]
+fn safety_11_a_statement_that_cannot_be_made_now_is_made_when_it_is_used() {
+    let server = Postgres::start(&[]);
+    server.run(&[
+        "create schema tenant_a authorization app",
+        "create table tenant_a.invoices (a int)",
+        "insert into tenant_a.invoices values (42)",
+        "grant all on all tables in schema tenant_a to app",
+    ]);
+    let proxy = parking(&server);
+    let mut client = proxy.client("tenant");
+    client.run("set search_path = tenant_a");
+    for name in ["s1", "s2", "s3", "s4"] {
+        prepare(&mut client, name, "select * from invoices");
+    }
+    client.run("set search_path = public");
+    for _ in 0..2 {
+        parked(&proxy, "tenant");
+        // As directly: its text is looked at when it is bound.
+        assert_eq!(use_named(&mut client, "s1"), ["E(42P01)", "Z(I)"]);
+        // Only what is there is told.
+        let listed = "select count(*) from pg_prepared_statements";
+        assert_eq!(client.value(listed), "0");
+        client.run("set search_path = tenant_a");
+        assert_eq!(use_named(&mut client, "s1"), ["2", "D", "C", "Z(I)"]);
+        assert_eq!(use_named(&mut client, "s1"), ["2", "D", "C", "Z(I)"]);
+        client.run("set search_path = public");
+        proxy.admin().swap();
+        assert_eq!(use_named(&mut client, "s1"), ["E(42P01)", "Z(I)"]);
+    }
+    // In a pipeline it is made once, and in a transaction its error ends that, as directly.
+    client.run("set search_path = tenant_a");
+    let batch = [bind("", "s2", &[]), execute("", 0)].concat();
+    let bytes = [&*batch, &batch, &sync(), &batch, &sync()].concat();
+    client.send(&bytes).unwrap();
+    for wanted in [5, 3] {
+        let answer = client.until_ready().unwrap();
+        let labels: Vec<_> = answer.iter().map(Message::label).collect();
+        assert_eq!(
+            labels.iter().filter(|l| *l == "C").count(),
+            wanted / 2,
+            "{labels:?}"
+        );
+    }
+    client.run("set search_path = public");
+    proxy.admin().swap();
+    client.run("begin");
+    assert_eq!(use_named(&mut client, "s2"), ["E(42P01)", "Z(E)"]);
+    assert_eq!(use_named(&mut client, "s2"), ["E(25P02)", "Z(E)"]);
+    client.run("rollback");
+    // It can be closed and deallocated like any other, and its name used again.
+    client.run("deallocate s2");
+    let close = [message(b'C', b"Ss3\0"), sync()].concat();
+    client.send(&close).unwrap();
+    client.finish().unwrap();
+    for name in ["s2", "s3"] {
+        prepare(&mut client, name, "select 7");
+    }
+    proxy.admin().swap();
+    client.run("set search_path = tenant_a");
+    for name in ["s1", "s2", "s3", "s4"] {
+        assert_eq!(
+            use_named(&mut client, name),
+            ["2", "D", "C", "Z(I)"],
+            "{name}"
+        );
+    }
+    client.run("set search_path = public");
+    proxy.admin().swap();
+    client.run("discard all");
+    assert_eq!(use_named(&mut client, "s1"), ["E(26000)", "Z(I)"]);
+}
+
+#[test]
+fn safety_11_a_statement_that_is_made_late_with_other_rows_ends_its_session() {
+    let server = Postgres::start(&[]);
+    let table = |columns: &str| {
+        server.run(&[
+            "drop table if exists t",
+            &format!("create table t ({columns})"),
+            "grant all on t to app",
+        ]);
+    };
+    table("a int");
+    let proxy = parking(&server);
+    let mut client = proxy.client("late");
+    prepare(&mut client, "s", "select * from t");
+    server.run(&["drop table t"]);
+    proxy.admin().swap();
+    assert_eq!(use_named(&mut client, "s"), ["E(42P01)", "Z(I)"]);
+    table("a int");
+    assert_eq!(use_named(&mut client, "s"), ["2", "C", "Z(I)"]);
+    server.run(&["drop table t"]);
+    proxy.admin().swap();
+    table("a int, b text");
+    client
+        .send(&[bind("", "s", &[]), execute("", 0), sync()].concat())
+        .unwrap();
+    let error = client.finish().unwrap_err().server();
+    assert_eq!(
+        (error.severity.as_str(), error.code.as_str()),
+        ("FATAL", "08007")
+    );
 }

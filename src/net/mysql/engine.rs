@@ -192,7 +192,7 @@ impl Engine for Mysql {
         found
     }
 
-    fn state_of(probe: Probe) -> (Snapshot, Option<Duration>) {
+    fn state_of(&mut self, probe: Probe) -> (Snapshot, Option<Duration>) {
         let seconds = probe.variables.get("wait_timeout");
         let seconds = seconds.and_then(|v| v.text.as_deref()?.parse().ok());
         let silence = seconds.filter(|s| *s > 0).map(Duration::from_secs);

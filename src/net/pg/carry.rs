@@ -10,10 +10,11 @@ type Probed = super::super::state::Probed<Pg>;
 type Profile = super::super::state::Profile<Pg>;
 
 use crate::backend::frames::Frames;
+use crate::session::pg::absent::PARAMETERS_MAX;
 use crate::session::pg::mend::{self, CHANGED_ROWS};
 use crate::session::pg::probe::{Probe, put_probe, put_statement};
 use crate::session::pg::restore::{RestoreStep, put_restore, verify};
-use crate::session::pg::snapshot::Snapshot;
+use crate::session::pg::snapshot::{Prepared, Snapshot};
 use crate::wire::pg::backend::data_row;
 use crate::wire::pg::frame::{HEADER_LEN, Header, Reader, put};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -32,7 +33,6 @@ pub(super) async fn restore(
     seen: Seen,
     greeting: &mut Greeting,
 ) -> Result<Probed, OpenError> {
-    let none = BTreeSet::new();
     let params = &mut greeting.params;
     if let Some(checked) = greeting.checked.take()
         && snapshot.is_checkable()
@@ -63,8 +63,9 @@ pub(super) async fn restore(
     let mut wanted = snapshot.clone();
     let mut made = BTreeSet::new();
     let mut left = BTreeSet::new();
+    let (mut absent, mut lacks) = (Vec::new(), BTreeSet::new());
     loop {
-        let probed = match put_on(frames, profile, &wanted, &made, params).await? {
+        let probed = match put_on(frames, profile, &wanted, (&made, &lacks), params).await? {
             PutOn::Done(probed, shapes) => {
                 let changed = seen.told.changed(&wanted, &shapes);
                 if !changed.is_empty() {
@@ -90,17 +91,26 @@ pub(super) async fn restore(
                 continue;
             }
             PutOn::Refused(name, code, message) => {
+                if let Some(statement) = lacking(&wanted, &name) {
+                    tracing::debug!(%name, %message, "a prepared statement waits until it is used");
+                    absent.push(statement);
+                    lacks.insert(name);
+                    start_over(frames).await?;
+                    made.clear();
+                    continue;
+                }
                 wanted = wanted.refusing(&name, (&code, &message));
                 start_over(frames).await?;
                 made.clear();
                 continue;
             }
         };
-        verify(&wanted, &probed.probe, &none)
+        verify(&wanted, &probed.probe, &lacks)
             .map_err(|error| OpenError::State(error.to_string()))?;
         let mut late = mend::late(&wanted, &probed.probe);
         late.retain(|name| !left.contains(name));
         if late.is_empty() {
+            greeting.absent = absent;
             restore_unnamed(frames, seen.unnamed).await?;
             return Ok(probed);
         }
@@ -125,16 +135,24 @@ enum PutOn {
     Forbidden(String),
 }
 
-/// `made`: statements that the connection has already.
+/// A statement of the protocol can be made when the client names it.
+fn lacking(snapshot: &Snapshot, name: &str) -> Option<Prepared> {
+    let mut prepared = snapshot.state().prepared.iter();
+    let statement = prepared.find(|p| &*p.name == name)?;
+    let may_wait = !statement.from_sql && statement.types.len() <= PARAMETERS_MAX;
+    may_wait.then(|| statement.clone())
+}
+
+/// `made`: statements that the connection has already; `lacks`: statements that it will not have.
 async fn put_on(
     frames: &mut Frames<'_>,
     profile: &Profile,
     snapshot: &Snapshot,
-    made: &BTreeSet<Box<str>>,
+    (made, lacks): (&BTreeSet<Box<str>>, &BTreeSet<Box<str>>),
     params: &mut Vec<(Bytes, Bytes)>,
 ) -> Result<PutOn, OpenError> {
     let mut out = BytesMut::new();
-    let mut reader = put_restore(&mut out, snapshot, made, profile.login.version());
+    let mut reader = put_restore(&mut out, snapshot, &(made | lacks), profile.login.version());
     let names = profile.cluster.names(&profile.database);
     let mut probe_reader = put_probe(&mut out, &spec(profile, &names, Some(snapshot)));
     frames.send(&out).await?;

@@ -16,7 +16,7 @@ use crate::backend::registry::Handle;
 use crate::session::blocker::Blocker;
 use crate::session::pg::machine::Status;
 use crate::session::pg::probe::Probe;
-use crate::session::pg::snapshot::Snapshot;
+use crate::session::pg::snapshot::{Prepared, Snapshot};
 use crate::session::pg::told::Told;
 use crate::transport::stream::Stream;
 use crate::wire::pg::startup::{Replication, StartupParams};
@@ -50,6 +50,8 @@ pub(in crate::net) struct Greeting {
     pub(in crate::net) params: Vec<(Bytes, Bytes)>,
     /// What was found of a log-in ahead.
     pub(super) checked: Option<Box<Checked>>,
+    /// Prepared statements that it lacks.
+    pub(super) absent: Vec<Prepared>,
 }
 
 /// What of a session only the wire has shown, and a new server connection needs as well.
@@ -135,10 +137,10 @@ impl Engine for Pg {
         found
     }
 
-    fn state_of(probe: Probe) -> (Snapshot, Option<Duration>) {
+    fn state_of(&mut self, probe: Probe) -> (Snapshot, Option<Duration>) {
         let silence = probe.idle_session_timeout_ms;
         let silence = (silence > 0).then(|| Duration::from_millis(silence));
-        (probe.snapshot, silence)
+        (self.machine.absent.with(probe.snapshot), silence)
     }
 
     fn seen(&self) -> Seen {
@@ -156,7 +158,10 @@ impl Engine for Pg {
         self.adopt_parameters(&greeting.params);
     }
 
-    fn installed(&mut self, greeting: Greeting, out: &mut BytesMut) {
+    fn installed(&mut self, mut greeting: Greeting, out: &mut BytesMut) {
+        self.machine
+            .absent
+            .begin(std::mem::take(&mut greeting.absent));
         let params = greeting
             .params
             .iter()

@@ -128,10 +128,15 @@ impl Protocol for Pg {
         &mut self,
         frame: Frame<'_, Header>,
         now: Instant,
-        _instead: &mut BytesMut,
+        instead: &mut BytesMut,
     ) -> Sent {
+        self.machine.put_absent(frame.header, frame.head(), instead);
         self.machine.on_client(frame.header, frame.head(), now);
-        Sent::Forward
+        if instead.is_empty() {
+            Sent::Forward
+        } else {
+            Sent::Instead(0)
+        }
     }
 
     fn on_server(&mut self, frame: Frame<'_, Header>, instead: &mut BytesMut) -> Came {
@@ -140,6 +145,8 @@ impl Protocol for Pg {
         match self.machine.on_server(frame.header, head) {
             ServerFrame::Forward => {}
             ServerFrame::Ready => came.ready = Some(head.first() == Some(&b'I')),
+            ServerFrame::Drop => came.instead_of = frame.header.frame_len(),
+            ServerFrame::OtherRows => came.fatal = Some(Box::new(other_rows())),
             ServerFrame::ParameterStatus => self.note_parameter(head),
             ServerFrame::Notification => {
                 if renamed(frame.bytes, frame.header, &*self.names, instead) {
@@ -237,6 +244,21 @@ fn renamed(frame: &[u8], header: Header, names: &dyn ProcessNames, out: &mut Byt
 }
 
 /// A FATAL or PANIC that is there as a whole.
+/// The statement that runs next will have run.
+fn other_rows() -> Fatal {
+    let (code, text) = (
+        "08007",
+        "a prepared statement has other rows than its client was told: whether it took effect is unknown",
+    );
+    let mut frame = BytesMut::new();
+    put_error(&mut frame, &ErrorMessage::fatal(code, text));
+    Fatal {
+        code: code.to_owned(),
+        message: text.to_owned(),
+        frame,
+    }
+}
+
 fn fatal(frame: &[u8], header: Header, head: &[u8]) -> Option<Box<Fatal>> {
     let whole = frame.get(..header.frame_len())?;
     let fields = ErrorFields::parse(head);

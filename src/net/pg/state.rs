@@ -231,6 +231,7 @@ pub(super) async fn log_in(
     let greeting = Greeting {
         params: connected.params.clone(),
         checked: None,
+        absent: Vec::new(),
     };
     let notices = connected.notices.clone();
     let peer = Peer::Pg {

@@ -155,7 +155,7 @@ impl<E: Engine> Session<E> {
                 self.found = front.probed(&probed.probe);
                 front.pass_on(&probed.for_client, out);
                 self.probed_at = Some(Instant::now());
-                let (snapshot, silence) = E::state_of(probed.probe);
+                let (snapshot, silence) = front.state_of(probed.probe);
                 self.snapshot = Some(Arc::new(snapshot));
                 self.handle()
                     .with_report(|report| report.idle_session_timeout = silence);

@@ -89,6 +89,7 @@ impl Machine {
     pub fn lose_transaction(&mut self, snapshot: Snapshot, out: &mut BytesMut) -> Aborted {
         self.unnamed.lost();
         self.told.lost();
+        self.absent.lost();
         let mut aborted = Aborted {
             told: self.status == Status::Failed,
             skipping: self.skipping,

@@ -1,7 +1,9 @@
 //! What a statement's text gives away: names of custom settings, state that no probe shows, and which
 //! kind of blocker it may have taken. Hints only: a function can do all of this without its text passing by.
 
-use super::lexical::{Context, Lexer, dollar_tag, is, is_word, skip_space, word_at};
+use super::lexical::{
+    Context, Lexer, dollar_tag, is, is_word, skip_space, string_like_end, word_at,
+};
 use crate::wire::pg::frame::{FrameError, Reader};
 
 /// Bytes of one statement that are looked at; what follows is ignored and [`Hints::cut`] is set.
@@ -523,6 +525,34 @@ fn count(reader: &mut Reader<'_>) -> Result<u16, FrameError> {
     Ok(u16::from_be_bytes(reader.i16()?.to_be_bytes()))
 }
 
+/// The statement that this text deallocates, if it does nothing else.
+pub fn deallocated(text: &[u8]) -> Option<Box<str>> {
+    let at = skip_space(text, 0);
+    let word = word_at(text, at);
+    if !is(word, b"deallocate") || !is_one_statement(text) {
+        return None;
+    }
+    let mut at = skip_space(text, at + word.len());
+    let word = word_at(text, at);
+    let next = skip_space(text, at + word.len());
+    if is(word, b"prepare") && !matches!(text.get(next), None | Some(b';')) {
+        at = next;
+    }
+    if text.get(at) == Some(&b'"') {
+        let end = string_like_end(text, at + 1, b'"', false);
+        let inside = text.get(at + 1..end.checked_sub(1)?)?;
+        let name = std::str::from_utf8(inside).ok()?;
+        return Some(name.replace("\"\"", "\"").into());
+    }
+    let end = text
+        .get(at..)?
+        .iter()
+        .position(|b| !is_word(*b) && *b != b'$');
+    let name = text.get(at..end.map_or(text.len(), |end| at + end))?;
+    let name = std::str::from_utf8(name).ok()?;
+    (!name.is_empty()).then(|| name.to_ascii_lowercase().into())
+}
+
 /// Nothing follows the statement but white space, comments and semicolons.
 pub fn is_one_statement(text: &[u8]) -> bool {
     let mut lexer = Lexer::new(text);
@@ -551,6 +581,21 @@ mod tests {
 
     fn names(text: &str) -> Vec<String> {
         scan(text.as_bytes()).custom_names
+    }
+
+    #[test]
+    fn names_of_deallocated_statements() {
+        for (text, name) in [
+            ("deallocate s1", Some("s1")),
+            (" /* x */ DEALLOCATE PREPARE S_1 ; ", Some("s_1")),
+            ("deallocate \"S \"\"1\"", Some("S \"1")),
+            ("deallocate prepare", Some("prepare")),
+            ("deallocate a; deallocate b", None),
+            ("select 1", None),
+            ("deallocate", None),
+        ] {
+            assert_eq!(deallocated(text.as_bytes()).as_deref(), name, "{text}");
+        }
     }
 
     #[test]

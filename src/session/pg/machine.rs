@@ -2,12 +2,14 @@
 //!
 //! Contract: every frame that goes to the server is told to [`Machine::on_client`] first, in order;
 //! every frame from the server to [`Machine::on_server`] before it goes to the client. The machine
-//! never changes a byte. [`Machine::at_rest`] is true only when nothing is owed in either direction
+//! never changes a byte; what it has sent before a frame ([`Machine::put_absent`]) is answered to nobody. [`Machine::at_rest`] is true only when nothing is owed in either direction
 //! and no transaction, implicit ones included, can be open. What can't be decided is *ambiguous*, for
 //! good. (PostgreSQL: protocol flow, <https://www.postgresql.org/docs/current/protocol-flow.html>;
 //! the skipping and COPY rules are those of `PostgresMain` and `CopyGetData`.)
 
+use super::absent::Absent;
 use super::copy_error::ReadBefore;
+pub(super) use super::owed::{Ours, Owed};
 use super::recent::Recent;
 use super::since::Since;
 use super::told::Told;
@@ -38,39 +40,6 @@ pub enum Status {
     Failed,
 }
 
-/// One message whose reply is owed, or that matters for what follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Owed {
-    Query,
-    Parse,
-    ParseUnnamed,
-    Bind,
-    Close,
-    CloseUnnamed,
-    DescribeStatement,
-    DescribePortal,
-    Execute,
-    Sync,
-    FunctionCall,
-    /// CopyData, however many: owes nothing, is read by a COPY that starts before it.
-    CopyData,
-    /// CopyDone or CopyFail: owes nothing, ends a COPY that starts before it is read.
-    CopyEnd,
-}
-
-impl Owed {
-    /// Outside COPY the server ignores it.
-    pub(super) const fn is_copy(self) -> bool {
-        matches!(self, Self::CopyData | Self::CopyEnd)
-    }
-
-    /// The server closes an implicit transaction with it, or reports the one that stays open.
-    pub(super) const fn ends_batch(self) -> bool {
-        matches!(self, Self::Query | Self::Sync | Self::FunctionCall)
-    }
-}
-
 /// What a client's frame means for the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientFrame {
@@ -85,6 +54,10 @@ pub enum ClientFrame {
 pub enum ServerFrame {
     /// Send it on.
     Forward,
+    /// Not for the client.
+    Drop,
+    /// The statement that runs next has other rows than its client was told, and nobody can stop it.
+    OtherRows,
     /// ParameterStatus: note it, send it on.
     ParameterStatus,
     /// NotificationResponse: translate its process number, send it on.
@@ -128,6 +101,8 @@ pub struct Machine {
     pub since: Since,
     /// Rows that named statements were said to have.
     pub told: Told,
+    /// Named statements that the server connection lacks.
+    pub absent: Absent,
     /// What blockers are blamed on.
     pub recent: Recent,
     /// What texts gave away.
@@ -155,6 +130,7 @@ impl Default for Machine {
             unnamed: Unnamed::default(),
             since: Since::default(),
             told: Told::default(),
+            absent: Absent::default(),
             recent: Recent::default(),
             watched: Watched::default(),
             walsender: None,
@@ -184,7 +160,15 @@ impl Machine {
     pub fn server_head(&self, header: Header) -> usize {
         match header.tag {
             b'Z' | b'S' | b'A' | b'E' => header.body.min(HEAD_MAX),
-            b'C' if self.since.wants_tags() || self.watched.has_settings() => {
+            b'C' if self.since.wants_tags()
+                || self.watched.has_settings()
+                || !self.absent.is_empty() =>
+            {
+                header.body.min(HEAD_MAX)
+            }
+            b'1' | b'3' | b't' | b'T' | b'n'
+                if matches!(self.owed.front(), Some(Owed::Ours(_))) =>
+            {
                 header.body.min(HEAD_MAX)
             }
             b'T' if self.told.wants() && self.owed.front() == Some(&Owed::DescribeStatement) => {
@@ -280,6 +264,11 @@ impl Machine {
         if self.doubtful > 0 && !matches!(header.tag, b'Z' | b'E') {
             self.doubtful = 0;
         }
+        if let Some(Owed::Ours(ours)) = self.owed.front()
+            && let Some(answer) = self.on_ours(*ours, header, head)
+        {
+            return answer;
+        }
         match header.tag {
             b'Z' => return self.ready(head),
             b'C' => {
@@ -288,6 +277,9 @@ impl Machine {
                 }
                 if head == b"DISCARD ALL\0" && self.is_last_statement() {
                     self.watched.discarded();
+                }
+                if matches!(head, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
+                    self.absent.clear();
                 }
                 self.complete();
             }
@@ -545,6 +537,7 @@ impl Machine {
                 Owed::ParseUnnamed if first => self.unnamed.failed(),
                 Owed::ParseUnnamed => self.unnamed.skipped(),
                 Owed::DescribeStatement => self.told.unanswered(),
+                Owed::Ours(ours) => self.absent.unanswered(ours),
                 _ => {}
             }
             if !first && !owed.is_copy() && self.doubtful > 0 {

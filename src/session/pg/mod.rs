@@ -13,6 +13,7 @@ pub(crate) use started_us;
 pub const STARTED_AT_SQL: &str = concat!("SELECT ", started_us!(), "::pg_catalog.text");
 
 pub mod aborted;
+pub mod absent;
 pub mod arrival;
 mod copy_error;
 mod copying;
@@ -24,6 +25,7 @@ mod lexical;
 pub mod machine;
 pub mod mask;
 pub mod mend;
+mod owed;
 pub mod probe;
 mod probe_sql;
 pub mod restore;

@@ -193,7 +193,7 @@ pub(super) fn put_parse(out: &mut BytesMut, name: &str, sql: &str, types: &[u32]
     });
 }
 
-fn put_close(out: &mut BytesMut, name: &str) {
+pub(super) fn put_close(out: &mut BytesMut, name: &str) {
     put(out, b'C', |out| {
         out.put_u8(b'S');
         out.put_slice(name.as_bytes());

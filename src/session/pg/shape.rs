@@ -1,6 +1,6 @@
 //! For the fuzzers: the names of what a machine can be in, to prove that their corpus reaches all of it.
 
-use super::{INSIDE_COPY, Machine, Owed, Status};
+use super::{INSIDE_COPY, Machine, Ours, Owed, Status};
 use std::collections::BTreeSet;
 
 /// A set of names of states.
@@ -104,6 +104,9 @@ const OWED: &[Owed] = &[
     Owed::FunctionCall,
     Owed::CopyData,
     Owed::CopyEnd,
+    Owed::Ours(Ours::Close),
+    Owed::Ours(Ours::Parse),
+    Owed::Ours(Ours::Describe),
 ];
 
 /// A kind that is missing here does not compile; put it into [`OWED`], too.
@@ -122,6 +125,9 @@ const fn name(owed: Owed) -> &'static str {
         Owed::FunctionCall => "FunctionCall",
         Owed::CopyData => "CopyData",
         Owed::CopyEnd => "CopyEnd",
+        Owed::Ours(Ours::Close) => "Close of Slackwater's own",
+        Owed::Ours(Ours::Parse) => "Parse of Slackwater's own",
+        Owed::Ours(Ours::Describe) => "Describe of Slackwater's own",
     }
 }
 

@@ -52,6 +52,11 @@ impl Told {
         }
     }
 
+    /// What the client was told of this statement.
+    pub(super) fn shape(&self, name: &[u8]) -> Option<u64> {
+        self.shapes.get(name).copied()
+    }
+
     /// No answer comes any more.
     pub fn lost(&mut self) {
         self.pending.clear();
