@@ -176,15 +176,19 @@ impl Cluster {
         }
     }
 
-    /// Remembers names of custom settings seen in this database.
-    pub fn learn_names(&self, database: &str, names: impl IntoIterator<Item = String>) {
+    /// Remembers names of custom settings seen in this database; false: there are too many.
+    pub fn learn_names(&self, database: &str, names: impl IntoIterator<Item = String>) -> bool {
         let mut all = self.names.lock();
         let known = all.entry(database.to_owned()).or_default();
+        let mut all_known = true;
         for name in names {
             if known.len() < NAMES_MAX {
                 known.insert(name);
+            } else {
+                all_known &= known.contains(&name);
             }
         }
+        all_known
     }
 
     /// Names of custom settings to ask for in this database.

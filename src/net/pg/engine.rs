@@ -124,7 +124,9 @@ impl Engine for Pg {
 
     fn asking(&mut self, profile: &Profile<Self>) {
         let names = self.machine.watched.new_names();
-        profile.cluster.learn_names(&profile.database, names);
+        if !profile.cluster.learn_names(&profile.database, names) {
+            self.machine.watched.overflowed();
+        }
     }
 
     fn probed(&mut self, probe: &Probe) -> Vec<Blocker> {

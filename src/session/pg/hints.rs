@@ -31,6 +31,8 @@ pub struct Hints {
     /// A word whose work may outlast a transaction that is rolled back: locks of the session, prepared
     /// statements, connections to elsewhere; or code that is not in the text.
     pub lasting: bool,
+    /// EXECUTE of a prepared statement, or the word for something else.
+    pub executes: bool,
     /// The text was longer than [`SCAN_LIMIT`].
     pub cut: bool,
 }
@@ -288,6 +290,7 @@ fn on_lasting(hints: &mut Hints, text: &[u8], after: usize, word: &[u8]) {
         }
     }
     // EXECUTE of what was prepared by the protocol: that may be COMMIT.
+    hints.executes |= is(word, b"execute");
     hints.may_end |= is(word, b"prepare") || is(word, b"execute");
     hints.lasting = true;
 }
@@ -345,12 +348,13 @@ fn custom_name(name: &[u8]) -> Target {
     if !name.is_ascii() || name.len() > MAX_NAME {
         return Target::Unreadable;
     }
+    // Up to 13 nearly any text with a dot in it is a name; later servers refuse the hyphen and have none of that name.
     let accepted = name.split(|b| *b == b'.').all(|part| {
         part.first()
             .is_some_and(|b| b.is_ascii_alphabetic() || *b == b'_')
             && part
                 .iter()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$'))
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | b'-'))
     });
     if accepted {
         Target::Custom(String::from_utf8_lossy(name).to_ascii_lowercase())
@@ -625,6 +629,7 @@ mod tests {
             ("SET /* a */ app.user -- b\n = 1", "app.user"),
             ("RESET app.user", "app.user"),
             ("SET \"app\".\"User\" = 1", "app.user"),
+            ("select set_config('my-app.id', '1', false)", "my-app.id"),
             ("SET \"app.user\" = 1", "app.user"),
             ("SET local.x = 1", "local.x"),
             ("SET a.b.c$1 = 1", "a.b.c$1"),
@@ -667,7 +672,6 @@ mod tests {
             "SELECT reset.a FROM reset",
             "SELECT set_configs('app.user')",
             "SET 1x.y = 2",
-            "SELECT set_config('a-b.c', '1', false)",
             "SET",
             "SET SESSION",
             "SET \"open",

@@ -9,6 +9,7 @@
 
 use super::absent::Absent;
 use super::copy_error::ReadBefore;
+use super::hints::SCAN_LIMIT;
 pub(super) use super::owed::{Ours, Owed};
 use super::recent::Recent;
 use super::since::Since;
@@ -142,8 +143,9 @@ impl Machine {
     /// Bytes of the body that [`Self::on_client`] wants to see at once.
     pub fn client_head(header: Header) -> usize {
         match header.tag {
-            b'P' if header.body <= MAX_KEPT => header.body,
-            b'Q' | b'P' | b'B' | b'C' | b'D' | b'E' => header.body.min(HEAD_MAX),
+            b'Q' | b'P' => header.body.min(SCAN_LIMIT.max(MAX_KEPT)),
+            b'B' | b'C' | b'D' | b'E' => header.body.min(HEAD_MAX),
+            b'F' => header.body.min(size_of::<u32>()),
             _ => 0,
         }
     }
@@ -220,6 +222,7 @@ impl Machine {
             }
             b'F' => {
                 self.since.spoil();
+                self.watched.on_function(head);
                 self.batch_open = false;
                 self.owed.push_back(Owed::FunctionCall);
             }

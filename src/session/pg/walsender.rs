@@ -33,6 +33,11 @@ impl Walsender {
         match words.next() {
             Some(word) if is(word, b"base_backup") => self.last = Last::BaseBackup,
             Some(word) if is(word, b"create_replication_slot") => self.slot(words),
+            // SQL, on a connection to a database: an argument makes it temporary.
+            Some(word) if is(word, b"select") => {
+                let makes = words.any(makes_slot);
+                self.temporary_slot |= makes && words.any(|w| is(w, b"true") || is(w, b"t"));
+            }
             _ => {}
         }
     }
@@ -71,6 +76,17 @@ impl Walsender {
             None
         }
     }
+}
+
+/// Functions that make a slot which can be temporary.
+fn makes_slot(word: &[u8]) -> bool {
+    const FUNCTIONS: [&[u8]; 4] = [
+        b"pg_create_logical_replication_slot",
+        b"pg_create_physical_replication_slot",
+        b"pg_copy_logical_replication_slot",
+        b"pg_copy_physical_replication_slot",
+    ];
+    FUNCTIONS.iter().any(|function| is(word, function))
 }
 
 /// Words, and what stands in quotes, of a command.
@@ -137,6 +153,14 @@ mod tests {
             (
                 &["create_replication_slot \"s\" temporary physical ( reserve_wal )"],
                 same(ReplicationSlot),
+            ),
+            (
+                &["SELECT pg_create_logical_replication_slot('s', 'pgoutput', true)"],
+                same(ReplicationSlot),
+            ),
+            (
+                &["SELECT * FROM pg_catalog.pg_create_physical_replication_slot('s', false)"],
+                (None, None),
             ),
             (
                 &[

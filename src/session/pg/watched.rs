@@ -8,6 +8,9 @@ use std::collections::HashMap;
 /// Most names, and most statements with names in parameters, that one session is remembered for.
 const MAX: usize = 200;
 
+/// `set_config` (`pg_proc.dat`).
+const SET_CONFIG: u32 = 2078;
+
 /// What one session's statements gave away.
 #[derive(Debug, Default)]
 pub struct Watched {
@@ -34,16 +37,25 @@ impl Watched {
         }
         self.unreadable |= hints.unreadable_set_config;
         self.note_names(std::mem::take(&mut hints.custom_names));
+        // A statement with a name may be run at any time, or never.
+        let runs = statement.is_none_or(<[u8]>::is_empty);
         for watch in hints.watches.iter() {
             match watch {
                 Watch::BackupStart => self.backup = true,
-                Watch::BackupStop => self.backup = false,
+                Watch::BackupStop => self.backup &= !runs,
                 Watch::OriginSetup => self.origin = true,
-                Watch::OriginReset => self.origin = false,
+                Watch::OriginReset => self.origin &= !runs,
                 Watch::Load => self.load = true,
             }
         }
+        // SQL EXECUTE binds what nobody reads.
+        self.unreadable |= hints.executes && !self.from_params.is_empty();
         hints
+    }
+
+    /// A FunctionCall passed; `body` begins with the function's number.
+    pub fn on_function(&mut self, body: &[u8]) {
+        self.unreadable |= body.starts_with(&SET_CONFIG.to_be_bytes());
     }
 
     /// A Bind of `statement` passed; `body` may be cut.
@@ -67,6 +79,11 @@ impl Watched {
     pub fn new_names(&mut self) -> impl Iterator<Item = String> + '_ {
         let from = std::mem::replace(&mut self.handed, self.names.len());
         self.names.iter().skip(from).cloned()
+    }
+
+    /// A custom setting's name was handed out, and nobody can remember it.
+    pub fn overflowed(&mut self) {
+        self.unreadable = true;
     }
 
     /// A custom setting was set whose name could not be read.
@@ -128,5 +145,41 @@ impl Watched {
             }
             self.names.push(name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_ends_when_its_end_is_run_and_not_when_it_is_prepared() {
+        let mut watched = Watched::default();
+        watched.on_text(Some(b"start"), b"select pg_backup_start('x')");
+        watched.on_text(Some(b"stop"), b"select pg_backup_stop()");
+        assert!(watched.blocker().is_some());
+        watched.on_text(None, b"select pg_backup_stop()");
+        assert!(watched.blocker().is_none());
+    }
+
+    #[test]
+    fn names_that_nobody_reads_are_told() {
+        let reads = |what: &dyn Fn(&mut Watched)| {
+            let mut watched = Watched::default();
+            watched.on_text(Some(b"s"), b"select set_config($1, $2, false)");
+            assert!(!watched.is_unreadable());
+            what(&mut watched);
+            !watched.is_unreadable()
+        };
+        assert!(!reads(&|w| drop(
+            w.on_text(None, b"execute s('app.x', '1')")
+        )));
+        assert!(!reads(&|w| w.on_function(&[0, 0, 8, 30])));
+        assert!(!reads(&Watched::overflowed));
+        assert!(reads(&|w| w.on_function(&[0, 0, 8, 31])));
+        assert!(reads(&|w| drop(w.on_text(None, b"select 1"))));
+        let mut watched = Watched::default();
+        watched.on_text(None, b"execute s('app.x', '1')");
+        assert!(!watched.is_unreadable(), "no such statement");
     }
 }
