@@ -68,9 +68,8 @@ impl Verifiers {
                             remember(&mut cache.lock(), user, secret.clone());
                             Ok(secret)
                         }
-                        Err(error) => match (&error, cache.lock().get(user)) {
-                            (ExecError::Server(fields), _) if !fields.is_fatal() => Err(error),
-                            (_, Some(known)) => Ok(known.clone()),
+                        Err(error) => match cache.lock().get(user) {
+                            Some(known) if error.may_pass() => Ok(known.clone()),
                             _ => Err(error),
                         },
                     }

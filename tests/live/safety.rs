@@ -71,6 +71,17 @@ fn safety_26_verifiers_are_asked_at_each_login_and_trust_lets_nobody_in() {
     assert_eq!(told(&proxy, APP.0, "anything").as_deref(), Some("28P01"));
     assert_eq!(told(&proxy, "nobody_here", "").as_deref(), Some("28P01"));
     assert_eq!(told(&proxy, APP.0, "another"), None);
+    // A server that runs and does not tell is not one that is away: what was told before lets nobody in.
+    server.run(&[
+        "alter role app valid until '2001-01-01'",
+        &format!("alter role {} nologin", SERVICE.0),
+        &format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{}'",
+            SERVICE.0
+        ),
+    ]);
+    assert!(told(&proxy, APP.0, "another").is_some());
+    assert!(told(&proxy, APP.0, "another").is_some());
 }
 
 #[test]

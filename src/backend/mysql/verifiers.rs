@@ -93,8 +93,8 @@ impl Verifiers {
                     remember(&mut cache.lock(), user, &accounts);
                     Ok(accounts)
                 }
-                Err(error) => match (error.is_fatal(), cache.lock().get(user)) {
-                    (true, Some(known)) => Ok(Arc::clone(known)),
+                Err(error) => match cache.lock().get(user) {
+                    Some(known) if error.may_pass() => Ok(Arc::clone(known)),
                     _ => Err(error),
                 },
             }
