@@ -3,6 +3,7 @@
 
 use bytes::BytesMut;
 use slackwater::session::Portable as _;
+use slackwater::session::pg::made::Made;
 use slackwater::session::pg::probe::{Probe, ProbeReader, ProbeSpec, ProbeStep, put_probe};
 use slackwater::session::pg::restore::{put_restore, row_shape, verify};
 use slackwater::session::pg::snapshot::Snapshot;
@@ -137,7 +138,7 @@ fn answered(json: &[u8], version: u32) -> Option<Box<Probe>> {
 
 fn restore(probe: &Probe, data: &[u8]) {
     let mut out = BytesMut::new();
-    let mut reader = put_restore(&mut out, &probe.snapshot, &BTreeSet::new(), 170_000);
+    let mut reader = put_restore(&mut out, &probe.snapshot, &BTreeSet::new(), &Made::default(), 170_000);
     assert_framed(&out);
     for (tag, body) in frames(data) {
         row_shape(tag, body);

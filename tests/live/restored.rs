@@ -245,3 +245,44 @@ fn safety_11_a_statement_that_is_made_late_with_other_rows_ends_its_session() {
         ("FATAL", "08007")
     );
 }
+
+#[test]
+fn safety_11_statements_keep_what_their_constants_meant() {
+    let server = Postgres::start(&[]);
+    let proxy = parking(&server);
+    let mut direct = Client::connect(&server.app()).unwrap();
+    let mut client = proxy.client("styles");
+    for client in [&mut direct, &mut client] {
+        client.run("prepare first as select '01/02/2020'::date - date '2020-01-01'");
+        client.run("set datestyle = 'ISO, DMY'");
+        client.run("prepare \"Second\" as select '01/02/2020'::date - date '2020-01-01'");
+        prepare(client, "third", "select length('a\\tb')");
+        client.run("set standard_conforming_strings = off");
+        client.run("set escape_string_warning = off");
+        prepare(client, "fourth", "select length('a\\tb')");
+        client.run("set timezone = 'UTC'");
+        client.run("prepare fifth as select extract(epoch from '2020-01-01'::timestamptz)::int8");
+        client.run("set timezone = 'Asia/Tokyo'");
+        client.run("set datestyle = 'ISO, YMD'");
+        client.run("set standard_conforming_strings = on");
+    }
+    let mut same = |client: &mut Client| {
+        for name in ["first", "\"Second\"", "third", "fourth", "fifth"] {
+            let sql = format!("execute {name}");
+            assert_eq!(client.value(&sql), direct.value(&sql), "{name}");
+        }
+    };
+    same(&mut client);
+    parked(&proxy, "styles");
+    same(&mut client);
+    proxy.admin().swap();
+    same(&mut client);
+    // What is made anew means what it means now.
+    client.run("deallocate \"Second\"");
+    client.run("prepare \"Second\" as select '2020/01/02'::date - date '2020-01-01'");
+    proxy.admin().swap();
+    assert_eq!(client.value("execute \"Second\""), "1");
+    assert_eq!(client.value("show datestyle"), "ISO, YMD");
+    assert_eq!(client.value("show timezone"), "Asia/Tokyo");
+    assert_eq!(client.value("show standard_conforming_strings"), "on");
+}

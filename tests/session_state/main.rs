@@ -16,6 +16,7 @@ use server::{Client, Row, Server, tokio_now};
 use slackwater::session::Portable as _;
 use slackwater::session::pg::findings::FindingKind;
 use slackwater::session::pg::hints;
+use slackwater::session::pg::made::Made;
 use slackwater::session::pg::restore::{RestoreStep, put_restore, verify};
 use slackwater::session::pg::snapshot::Source;
 use std::collections::BTreeSet;
@@ -279,7 +280,13 @@ fn safety_10_a_tiny_statement_timeout_ends_neither_probe_nor_restore() {
         let (_, probe) = loop {
             // The verification has the same short race.
             let mut out = BytesMut::new();
-            let mut reader = put_restore(&mut out, &snapshot, &BTreeSet::new(), new.version);
+            let mut reader = put_restore(
+                &mut out,
+                &snapshot,
+                &BTreeSet::new(),
+                &Made::default(),
+                new.version,
+            );
             new.send(&out);
             let restored = loop {
                 let (tag, body) = new.frame().unwrap();

@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 use parking_lot::Mutex;
+use slackwater::session::pg::made::Made;
 use slackwater::session::pg::probe::{
     Probe, ProbeError, ProbeReader, ProbeSpec, ProbeStep, put_probe,
 };
@@ -411,7 +412,7 @@ impl Client {
         left_out: &BTreeSet<Box<str>>,
     ) -> Result<(Restored, Probe), Box<RestoreError>> {
         let mut out = BytesMut::new();
-        let mut reader = put_restore(&mut out, snapshot, left_out, self.version);
+        let mut reader = put_restore(&mut out, snapshot, left_out, &Made::default(), self.version);
         let (probe, mut probe_reader) = self.put_probe(&[], Some(snapshot));
         out.extend_from_slice(&probe);
         self.send(&out);

@@ -34,7 +34,12 @@ pub(super) fn blockers(probe: &Probe, machine: &Machine) -> Vec<Blocker> {
     if machine.unnamed.is_too_large() {
         blockers.push(too_large(machine));
     }
-    if let Some(reason) = probe.snapshot.not_restorable() {
+    let too_many = machine.made.not_restorable(&probe.snapshot);
+    if let Some(reason) = probe
+        .snapshot
+        .not_restorable()
+        .or(too_many.map(str::to_owned))
+    {
         blockers.push(blame(
             machine,
             BlockerKind::NotRestorable,

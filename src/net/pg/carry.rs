@@ -11,6 +11,7 @@ type Profile = super::super::state::Profile<Pg>;
 
 use crate::backend::frames::Frames;
 use crate::session::pg::absent::PARAMETERS_MAX;
+use crate::session::pg::made::Made;
 use crate::session::pg::mend::{self, CHANGED_ROWS};
 use crate::session::pg::probe::{Probe, put_probe, put_statement};
 use crate::session::pg::restore::{RestoreStep, put_restore, verify};
@@ -65,7 +66,16 @@ pub(super) async fn restore(
     let mut left = BTreeSet::new();
     let (mut absent, mut lacks) = (Vec::new(), BTreeSet::new());
     loop {
-        let probed = match put_on(frames, profile, &wanted, (&made, &lacks), params).await? {
+        let probed = match put_on(
+            frames,
+            profile,
+            &wanted,
+            (&made, &lacks),
+            &seen.made,
+            params,
+        )
+        .await?
+        {
             PutOn::Done(probed, shapes) => {
                 let changed = seen.told.changed(&wanted, &shapes);
                 if !changed.is_empty() {
@@ -149,10 +159,17 @@ async fn put_on(
     profile: &Profile,
     snapshot: &Snapshot,
     (made, lacks): (&BTreeSet<Box<str>>, &BTreeSet<Box<str>>),
+    under: &Made,
     params: &mut Vec<(Bytes, Bytes)>,
 ) -> Result<PutOn, OpenError> {
     let mut out = BytesMut::new();
-    let mut reader = put_restore(&mut out, snapshot, &(made | lacks), profile.login.version());
+    let mut reader = put_restore(
+        &mut out,
+        snapshot,
+        &(made | lacks),
+        under,
+        profile.login.version(),
+    );
     let names = profile.cluster.names(&profile.database);
     let mut probe_reader = put_probe(&mut out, &spec(profile, &names, Some(snapshot)));
     frames.send(&out).await?;

@@ -15,6 +15,7 @@ use crate::backend::link::Link;
 use crate::backend::registry::Handle;
 use crate::session::blocker::Blocker;
 use crate::session::pg::machine::Status;
+use crate::session::pg::made::Made;
 use crate::session::pg::probe::Probe;
 use crate::session::pg::snapshot::{Prepared, Snapshot};
 use crate::session::pg::told::Told;
@@ -61,6 +62,8 @@ pub(in crate::net) struct Seen {
     pub(super) unnamed: Option<Vec<u8>>,
     /// Rows that named statements were said to have.
     pub(super) told: Told,
+    /// What they were made under.
+    pub(super) made: Made,
 }
 
 impl ProcessNames for Cluster {
@@ -149,6 +152,7 @@ impl Engine for Pg {
         Seen {
             unnamed: self.machine.unnamed.to_restore().map(<[u8]>::to_vec),
             told: self.machine.told.clone(),
+            made: self.machine.made.clone(),
         }
     }
 

@@ -96,6 +96,11 @@ impl Pg {
     fn note_parameter(&mut self, body: &[u8]) {
         let mut reader = Reader::new(body);
         if let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) {
+            let params = &self.params;
+            if params.get(name).is_some_and(|old| old != value) {
+                let before = |name: &[u8]| params.get(name);
+                self.machine.made.changed(name, value, before);
+            }
             self.params.set(name, value);
         }
     }

@@ -15,11 +15,15 @@ impl Machine {
         self.since
             .parsed(&hints, head.len() == header.body, !name.is_empty());
         if name.is_empty() {
+            self.note_prepare(text);
             self.unnamed
                 .sent((head.len() == header.body).then_some(head));
             self.extended(Owed::ParseUnnamed);
         } else {
             self.told.replaced(name);
+            if let Ok(name) = std::str::from_utf8(name) {
+                self.made.makes(name);
+            }
             self.extended(Owed::Parse);
         }
     }

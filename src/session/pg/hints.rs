@@ -531,28 +531,36 @@ fn count(reader: &mut Reader<'_>) -> Result<u16, FrameError> {
 
 /// The statement that this text deallocates, if it does nothing else.
 pub fn deallocated(text: &[u8]) -> Option<Box<str>> {
-    let at = skip_space(text, 0);
-    let word = word_at(text, at);
-    if !is(word, b"deallocate") || !is_one_statement(text) {
-        return None;
-    }
-    let mut at = skip_space(text, at + word.len());
+    let at = behind_keyword(text, b"deallocate")?;
     let word = word_at(text, at);
     let next = skip_space(text, at + word.len());
-    if is(word, b"prepare") && !matches!(text.get(next), None | Some(b';')) {
-        at = next;
-    }
+    let is_noise = is(word, b"prepare") && !matches!(text.get(next), None | Some(b';'));
+    let name = identifier(text, if is_noise { next } else { at })?;
+    is_one_statement(text).then_some(name)
+}
+
+/// The statement that this text prepares, if it begins with that.
+pub fn prepared(text: &[u8]) -> Option<Box<str>> {
+    identifier(text, behind_keyword(text, b"prepare")?)
+}
+
+fn behind_keyword(text: &[u8], keyword: &[u8]) -> Option<usize> {
+    let at = skip_space(text, 0);
+    let word = word_at(text, at);
+    is(word, keyword).then(|| skip_space(text, at + word.len()))
+}
+
+/// A name as PostgreSQL takes it: in lower case unless it stands in double quotes.
+fn identifier(text: &[u8], at: usize) -> Option<Box<str>> {
     if text.get(at) == Some(&b'"') {
         let end = string_like_end(text, at + 1, b'"', false);
         let inside = text.get(at + 1..end.checked_sub(1)?)?;
         let name = std::str::from_utf8(inside).ok()?;
         return Some(name.replace("\"\"", "\"").into());
     }
-    let end = text
-        .get(at..)?
-        .iter()
-        .position(|b| !is_word(*b) && *b != b'$');
-    let name = text.get(at..end.map_or(text.len(), |end| at + end))?;
+    let rest = text.get(at..)?;
+    let end = rest.iter().position(|b| !is_word(*b) && *b != b'$');
+    let name = rest.get(..end.unwrap_or(rest.len()))?;
     let name = std::str::from_utf8(name).ok()?;
     (!name.is_empty()).then(|| name.to_ascii_lowercase().into())
 }
@@ -599,6 +607,22 @@ mod tests {
             ("deallocate", None),
         ] {
             assert_eq!(deallocated(text.as_bytes()).as_deref(), name, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_of_prepared_statements() {
+        for (text, name) in [
+            ("prepare S1 as select 1", Some("s1")),
+            (
+                "/* x */ PREPARE \"S 1\"(int) AS select $1; select 2",
+                Some("S 1"),
+            ),
+            ("prepare transaction 'x'", Some("transaction")),
+            ("execute s1", None),
+            ("prepare", None),
+        ] {
+            assert_eq!(prepared(text.as_bytes()).as_deref(), name, "{text}");
         }
     }
 

@@ -9,7 +9,8 @@
 
 use super::absent::Absent;
 use super::copy_error::ReadBefore;
-use super::hints::SCAN_LIMIT;
+use super::hints::{self, SCAN_LIMIT};
+use super::made::Made;
 pub(super) use super::owed::{Ours, Owed};
 use super::recent::Recent;
 use super::since::Since;
@@ -102,6 +103,8 @@ pub struct Machine {
     pub since: Since,
     /// Rows that named statements were said to have.
     pub told: Told,
+    /// What named statements were made under.
+    pub made: Made,
     /// Named statements that the server connection lacks.
     pub absent: Absent,
     /// What blockers are blamed on.
@@ -131,6 +134,7 @@ impl Default for Machine {
             unnamed: Unnamed::default(),
             since: Since::default(),
             told: Told::default(),
+            made: Made::default(),
             absent: Absent::default(),
             recent: Recent::default(),
             watched: Watched::default(),
@@ -213,6 +217,7 @@ impl Machine {
                 let text = Reader::new(head).cstr().unwrap_or(head);
                 self.recent.note(now, text, false);
                 let hints = self.watched.on_text(None, text);
+                self.note_prepare(text);
                 self.since.text(&hints, head.len() == header.body);
                 if let Some(walsender) = &mut self.walsender {
                     walsender.on_command(text);
@@ -245,6 +250,15 @@ impl Machine {
             _ => self.ambiguous("a message of unknown type was sent"),
         }
         ClientFrame::Forward
+    }
+
+    /// SQL PREPARE makes a statement as Parse does.
+    pub(super) fn note_prepare(&mut self, text: &[u8]) {
+        if !self.made.is_simple()
+            && let Some(name) = hints::prepared(text)
+        {
+            self.made.makes(&name);
+        }
     }
 
     /// Nothing was sent behind the statement whose completion has come, but the end of its batch.
@@ -283,6 +297,7 @@ impl Machine {
                 }
                 if matches!(head, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
                     self.absent.clear();
+                    self.made.clear();
                 }
                 self.complete();
             }

@@ -23,6 +23,7 @@ pub mod findings;
 pub mod hints;
 mod lexical;
 pub mod machine;
+pub mod made;
 pub mod mask;
 pub mod mend;
 mod owed;

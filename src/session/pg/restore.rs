@@ -5,6 +5,7 @@
 //! prepared statements (they are parsed under the final search_path), last the settings that would have
 //! disturbed the rest. Send a probe right behind it: [`verify`] compares what that finds.
 
+use super::made::Made;
 use super::probe::{MAX_REPLY, Probe, put_parse, put_statement};
 use super::probe_sql::BEGIN;
 use super::snapshot::{Prepared, Setting, Snapshot, Source};
@@ -125,12 +126,14 @@ enum Expect {
 }
 
 /// Appends the restore of `snapshot` for a connection that was opened with the same start-up packet, and
-/// returns what reads its reply. `left_out`: prepared statements that the server refused before.
+/// returns what reads its reply. `left_out`: prepared statements that the server refused before. `made`: what the
+/// others were made under.
 /// The connection's own unnamed statement is used and left empty.
 pub fn put_restore(
     out: &mut BytesMut,
     snapshot: &Snapshot,
     left_out: &BTreeSet<Box<str>>,
+    made: &Made,
     server_version_num: u32,
 ) -> RestoreReader {
     let state = snapshot.state();
@@ -171,10 +174,19 @@ pub fn put_restore(
             Some(&[json!({"n": "role", "v": &*state.role})]),
         );
     }
+    let mut as_now = true;
     for (index, prepared) in state.prepared.iter().enumerate() {
-        if !left_out.contains(&prepared.name) {
-            writer.prepare(index, prepared);
+        if left_out.contains(&prepared.name) {
+            continue;
         }
+        let under = made.under(&prepared.name);
+        match under {
+            Some(then) => writer.locals(then),
+            None if !as_now => writer.locals(made.present()),
+            None => {}
+        }
+        as_now = made.under(&prepared.name).is_none();
+        writer.prepare(index, prepared);
     }
     writer.settings(&state.settings, true);
     writer.run(What::Frame, "COMMIT", None);
@@ -206,6 +218,13 @@ impl Writer<'_> {
             put_statement(self.out, "", sql, &[], &[], 0);
         }
         self.steps.push((what, Expect::Run));
+    }
+
+    fn locals<'v>(&mut self, values: impl Iterator<Item = (&'static str, &'v str)>) {
+        let values: Vec<_> = values
+            .map(|(name, value)| json!({"n": name, "v": value}))
+            .collect();
+        self.run(What::Frame, LOCALS, Some(&values));
     }
 
     fn set(&mut self, sql: &str, values: &[serde_json::Value]) {
