@@ -286,3 +286,19 @@ fn safety_11_statements_keep_what_their_constants_meant() {
     assert_eq!(client.value("show timezone"), "Asia/Tokyo");
     assert_eq!(client.value("show standard_conforming_strings"), "on");
 }
+
+#[test]
+fn safety_11_a_locked_table_keeps_no_session_from_its_server() {
+    let server = Postgres::start(&["max_prepared_transactions=5"]);
+    server.run(&["create table t (a int)", "grant all on t to app"]);
+    let proxy = parking(&server);
+    let mut client = proxy.client("locked");
+    prepare(&mut client, "s", "select * from t");
+    client.run("begin");
+    client.run("lock table t in access exclusive mode");
+    client.run("prepare transaction 'mine'");
+    parked(&proxy, "locked");
+    // It holds the lock itself, and only it will let it go.
+    client.run("commit prepared 'mine'");
+    assert_eq!(use_named(&mut client, "s"), ["2", "C", "Z(I)"]);
+}

@@ -61,6 +61,18 @@ pub(super) async fn restore(
             Err(ProbeFailure::Broken(error)) => return Err(OpenError::Io(error)),
         }
     }
+    put_all(frames, profile, snapshot, seen, greeting).await
+}
+
+/// Puts all of it onto the connection, again without what turned out not to be possible.
+async fn put_all(
+    frames: &mut Frames<'_>,
+    profile: &Profile,
+    snapshot: &Snapshot,
+    seen: Seen,
+    greeting: &mut Greeting,
+) -> Result<Probed, OpenError> {
+    let params = &mut greeting.params;
     let mut wanted = snapshot.clone();
     let mut made = BTreeSet::new();
     let mut left = BTreeSet::new();
@@ -182,6 +194,9 @@ async fn put_on(
             Err(error) => match error.statement.clone() {
                 // Unless it was refused its refusal as well.
                 _ if error.is_late() => return Err(OpenError::Timeout),
+                Some(name) if error.is_locked() && lacking(snapshot, &name).is_none() => {
+                    return Err(OpenError::Timeout);
+                }
                 Some(name) if snapshot.is_original(&name) => {
                     skip_both(frames).await?;
                     return Ok(PutOn::Refused(name, error.sqlstate, error.message));

@@ -28,6 +28,9 @@ const SET_IF_OTHER: &str = "SELECT pg_catalog.count(pg_catalog.set_config(s.name
 /// The view has no role.
 const SET_IF_OTHER_ROLE: &str = "SELECT pg_catalog.count(pg_catalog.set_config(v.n, v.v, false)) FROM pg_catalog.json_to_recordset($1) AS v(n pg_catalog.text, v pg_catalog.text) WHERE pg_catalog.current_setting(v.n) OPERATOR(pg_catalog.<>) v.v";
 
+/// How long a statement that is made again waits for the lock of a table.
+const LOCK_MAX: &str = "500ms";
+
 /// Settings that this restore itself holds at another value until its end.
 fn is_held(name: &str) -> bool {
     matches!(
@@ -61,6 +64,11 @@ impl RestoreError {
     /// The login may not set what its role or database sets.
     pub fn is_forbidden(&self) -> bool {
         self.settings && self.sqlstate == "42501"
+    }
+
+    /// Another session holds what is needed.
+    pub fn is_locked(&self) -> bool {
+        self.sqlstate == "55P03"
     }
 
     /// One of the session's own time limits has ended it: another try may be in time.
@@ -173,6 +181,11 @@ pub fn put_restore(
             SET,
             Some(&[json!({"n": "role", "v": &*state.role})]),
         );
+    }
+    if !state.prepared.is_empty() {
+        // Somebody may hold a table for hours, or this very session: by a transaction that it prepared.
+        let limit = [json!({"n": "lock_timeout", "v": LOCK_MAX})];
+        writer.run(What::Frame, LOCALS, Some(&limit));
     }
     let mut as_now = true;
     for (index, prepared) in state.prepared.iter().enumerate() {
