@@ -405,3 +405,26 @@ fn safety_22_a_data_directory_that_may_have_been_a_primary_is_never_replaced() {
     let again = copy::clear(&data_dir, Home::Second).unwrap();
     assert!(!unfinished.exists() && again.is_dir());
 }
+
+#[tokio::test]
+async fn safety_25_a_removal_of_a_standby_that_was_interrupted_leaves_no_second_primary() {
+    let (_place, config) = place();
+    let provider = Place::provider_with(config.clone());
+    let now = provider.start(Capacity(1)).await.unwrap();
+    provider.prepare(&now, Capacity(2)).await.unwrap();
+    slot::stop(&provider.data_dir, Home::Second).await.unwrap();
+    // Files go in any order, and the one that says what they were can be the first.
+    let interrupted = |old: &std::path::Path| {
+        fs::remove_file(old.join("standby.signal"))?;
+        Err(std::io::ErrorKind::DirectoryNotEmpty.into())
+    };
+    let error = copy::clear_by(&provider.data_dir, Home::Second, interrupted).unwrap_err();
+    assert!(error.to_string().contains("can't remove"), "{error}");
+    assert_eq!(provider.start(Capacity(8)).await.unwrap(), now);
+    let provider = next_proxy(provider, &config).await;
+    assert_eq!(provider.start(Capacity(8)).await.unwrap(), now);
+    provider.prepare(&now, Capacity(2)).await.unwrap();
+    let left = fs::read_dir(provider.data_dir.path()).unwrap().flatten();
+    let copies = left.filter(|e| e.file_name().to_string_lossy().starts_with("copy."));
+    assert_eq!(copies.count(), 0);
+}
