@@ -289,6 +289,7 @@ fn refusal(refused: &Refused) -> ControlError {
         Refused::Running(_) => ErrorCode::EventRunning,
         Refused::HeldByHand => ErrorCode::Conflict,
         Refused::NoServer => ErrorCode::Unavailable,
+        Refused::Closed => ErrorCode::Draining,
     };
     ControlError::new(code, refused.to_string())
 }

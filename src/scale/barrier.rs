@@ -25,6 +25,9 @@ impl Run {
             self.step(Step::Probe);
             self.probe_all().await;
             let facts = self.look(not_before).await;
+            if let Some(ended) = self.closed() {
+                return ended;
+            }
             match plan::search(&facts) {
                 Next::Wait => {
                     self.step(Step::Wait);
@@ -77,7 +80,7 @@ impl Run {
             if self.server_is_lost().await {
                 return true;
             }
-            if Instant::now() >= until {
+            if Instant::now() >= until || self.coordinator.is_closed() {
                 return false;
             }
         }
@@ -150,6 +153,9 @@ impl Run {
         loop {
             let progress = cluster.gate.progress();
             blocked |= cluster.take_blocked() > 0;
+            if self.coordinator.is_closed() {
+                return Err(GaveUp::Blocked);
+            }
             let held = hold.since().elapsed();
             let left = cluster.gate.working_leases();
             let giving_way = cluster.registry.giving_way();
@@ -197,7 +203,10 @@ impl Run {
     }
 
     async fn cut_over(&mut self, attached: u64) -> Ended {
-        self.step(Step::CutOver);
+        self.event.step = Step::CutOver;
+        if !self.coordinator.keep_unless_closed(&self.event) {
+            return Ended::by_the_proxy();
+        }
         let cluster = Arc::clone(self.cluster());
         let to = self.event.request.to;
         cluster.service.rest().await;

@@ -3,7 +3,7 @@
 //! Up to the fence every failure leaves everything as it was: the hold is a guard whose drop releases to
 //! the old generation. After it, only an instance that has answered a query is served from.
 
-use super::event::{Event, Request};
+use super::event::{Event, Request, Step};
 use super::run::{LOOK, Run};
 use crate::backend::Capacity;
 use crate::backend::cluster::Cluster;
@@ -40,6 +40,9 @@ pub enum Refused {
     /// No server.
     #[error("the cluster has no running server")]
     NoServer,
+    /// The proxy ends.
+    #[error("slackwater is draining: no scale event begins")]
+    Closed,
 }
 
 /// The coordinator of one cluster.
@@ -68,6 +71,8 @@ pub(super) struct Inner {
     pub(super) trouble: bool,
     /// What [`Coordinator::start`] was asked for.
     first: Option<Capacity>,
+    /// The proxy ends: no server is changed any more.
+    closed: bool,
 }
 
 impl Coordinator {
@@ -182,6 +187,9 @@ impl Coordinator {
     /// Begins an event. `None`: the capacity is the wanted one already.
     pub fn scale(self: &Arc<Self>, request: Request) -> Result<Option<Event>, Refused> {
         let mut inner = self.inner.lock();
+        if inner.closed {
+            return Err(Refused::Closed);
+        }
         if let Some(id) = inner.running {
             return Err(Refused::Running(id));
         }
@@ -211,6 +219,20 @@ impl Coordinator {
         };
         tokio::spawn(run.run());
         Ok(Some(event))
+    }
+
+    /// No event begins any more, and one that looks for a scaling point gives up. One that cuts over goes on.
+    pub fn close(&self) {
+        self.inner.lock().closed = true;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.inner.lock().closed
+    }
+
+    /// Whether the server is being changed: whoever ends now leaves none behind.
+    pub fn is_cutting_over(&self) -> bool {
+        self.running().is_some_and(|e| e.step == Step::CutOver)
     }
 
     /// Watches for servers that are not what they were: sessions report trouble, the provider is asked.
@@ -289,8 +311,22 @@ impl Coordinator {
     }
 
     pub(super) fn keep(&self, event: &Event) {
+        self.inner.lock().keep(event);
+    }
+
+    /// The same, unless the proxy ends; whether it was done. In one step, so that who closes and then looks sees it.
+    pub(super) fn keep_unless_closed(&self, event: &Event) -> bool {
         let mut inner = self.inner.lock();
-        if let Some(kept) = inner.events.iter_mut().rev().find(|e| e.id == event.id) {
+        if !inner.closed {
+            inner.keep(event);
+        }
+        !inner.closed
+    }
+}
+
+impl Inner {
+    fn keep(&mut self, event: &Event) {
+        if let Some(kept) = self.events.iter_mut().rev().find(|e| e.id == event.id) {
             kept.clone_from(event);
         }
     }

@@ -63,6 +63,13 @@ impl Ended {
             reason: reason.into(),
         }
     }
+
+    pub(super) fn by_the_proxy() -> Self {
+        Self::new(
+            EventOutcome::RolledBack,
+            "slackwater is draining".to_owned(),
+        )
+    }
 }
 
 impl Run {
@@ -85,6 +92,11 @@ impl Run {
         self.coordinator.metrics.scale_event(ended.outcome);
         self.coordinator.keep(&self.event);
         self.coordinator.inner.lock().running = None;
+    }
+
+    /// The proxy ends: so does the event, with everything as it was.
+    pub(super) fn closed(&self) -> Option<Ended> {
+        self.coordinator.is_closed().then(Ended::by_the_proxy)
     }
 
     pub(super) fn cluster(&self) -> &Arc<Cluster> {
@@ -112,6 +124,9 @@ impl Run {
             Err(error) => return Ended::new(EventOutcome::Failed, error.to_string()),
         };
         self.prepared_at = Instant::now();
+        if let Some(ended) = self.closed() {
+            return ended;
+        }
         self.cluster().begin_event(kind == SwitchKind::Barrier);
         self.learn().await;
         match kind {

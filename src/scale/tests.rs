@@ -1,6 +1,6 @@
 //! Events and the search for a lost server, side by side, with servers that are only told of.
 
-use super::coordinator::{Coordinator, Rules};
+use super::coordinator::{Coordinator, Refused, Rules};
 use super::event::{Event, OnTimeout, Request};
 use crate::backend::cluster::{Cluster, Settings};
 use crate::backend::gate::Gate;
@@ -145,6 +145,15 @@ async fn watched(servers: &Arc<Servers>) -> Arc<Coordinator> {
     coordinator
 }
 
+fn request(to: u32, timeout: Duration) -> Request {
+    Request {
+        to: Capacity(to),
+        timeout,
+        on_timeout: OnTimeout::Rollback,
+        restart: false,
+    }
+}
+
 /// An event that begins while the watch waits for an answer, which comes when the event has had all the time it needs.
 async fn event_beside_a_slow_answer(
     servers: &Servers,
@@ -154,12 +163,7 @@ async fn event_beside_a_slow_answer(
     servers.slow.store(true, Ordering::Relaxed);
     coordinator.cluster.report_trouble();
     servers.asked.notified().await;
-    let request = Request {
-        to: Capacity(to),
-        timeout: Duration::from_mins(5),
-        on_timeout: OnTimeout::Rollback,
-        restart: false,
-    };
+    let request = request(to, Duration::from_mins(5));
     let begun = coordinator.scale(request).unwrap().unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
     servers.arrives.notify_one();
@@ -203,4 +207,39 @@ async fn an_event_to_what_was_found_while_it_waited_has_nothing_to_do() {
     assert_eq!(event.outcome, Some(EventOutcome::Completed), "{event:?}");
     assert_eq!((event.from, event.attempt), (Capacity(2), 0));
     assert_eq!(coordinator.capacity(), Some(Capacity(2)));
+}
+
+/// Capacity 1 names a server whose standby, which 2 and 3 lead to, was promoted.
+async fn after_a_promotion(servers: &Arc<Servers>) -> Arc<Coordinator> {
+    servers.are([("1", false), ("9", true), ("9", true)]);
+    let coordinator = watched(servers).await;
+    servers.are([("3", true), ("9", false), ("9", false)]);
+    coordinator
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_that_ends_begins_no_cut_over() {
+    let request = request(2, Duration::from_mins(5));
+    // In Prepare, in a hold, between two.
+    for (in_prepare, millis, attempt) in [(true, 100, 0), (false, 500, 1), (false, 5_000, 1)] {
+        let servers = Arc::new(Servers::default());
+        let coordinator = after_a_promotion(&servers).await;
+        let session = coordinator.cluster.gate.lease().await;
+        servers.slow.store(in_prepare, Ordering::Relaxed);
+        let begun = coordinator.scale(request).unwrap().unwrap();
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        coordinator.close();
+        assert!(!coordinator.is_cutting_over());
+        assert_eq!(coordinator.scale(request).unwrap_err(), Refused::Closed);
+        // Nobody is in the way any more.
+        drop(session);
+        servers.arrives.notify_one();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let event = coordinator.event(begun.id).unwrap();
+        assert_eq!(event.outcome, Some(EventOutcome::RolledBack), "{event:?}");
+        assert_eq!(event.attempt, attempt, "{event:?}");
+        assert_eq!(coordinator.capacity(), Some(Capacity(1)));
+        let serving = coordinator.cluster.gate.view().serving.unwrap();
+        assert_eq!(*serving.endpoint, endpoint(1));
+    }
 }
