@@ -92,7 +92,7 @@ impl Run {
         self.event.waiting_for = self.in_the_way().await;
         let blocker_known = self.keep_lasting(max_hold);
         Search {
-            searched: self.event.began.elapsed(),
+            searched: self.event.searches_since.elapsed(),
             timeout: self.event.request.timeout,
             force: self.event.request.on_timeout == OnTimeout::Force,
             blocker_known,

@@ -124,6 +124,7 @@ impl Run {
             Err(error) => return Ended::new(EventOutcome::Failed, error.to_string()),
         };
         self.prepared_at = Instant::now();
+        self.event.searches_since = self.prepared_at;
         if let Some(ended) = self.closed() {
             return ended;
         }

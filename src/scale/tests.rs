@@ -243,3 +243,18 @@ async fn a_proxy_that_ends_begins_no_cut_over() {
         assert_eq!(*serving.endpoint, endpoint(1));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_prepare_takes_is_no_part_of_the_search() {
+    let servers = Arc::new(Servers::default());
+    let coordinator = after_a_promotion(&servers).await;
+    servers.slow.store(true, Ordering::Relaxed);
+    let request = request(2, Duration::from_secs(1));
+    let begun = coordinator.scale(request).unwrap().unwrap();
+    servers.asked.notified().await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    servers.arrives.notify_one();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let event = coordinator.event(begun.id).unwrap();
+    assert_eq!(event.outcome, Some(EventOutcome::Completed), "{event:?}");
+}
