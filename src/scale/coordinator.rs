@@ -259,9 +259,27 @@ impl Coordinator {
             self.cluster.report_trouble();
             return true;
         }
+        self.find().await.is_ok()
+    }
+
+    /// Asks the provider who serves now, for an event that could not begin with the server that it was told of: without
+    /// traffic nobody else misses one. `None`: it is that one, or there is none.
+    pub(super) async fn found_again(&self) -> Option<Instance> {
+        let _recovering = self.recovering.lock().await;
+        let found = self.find().await;
+        if found.is_err() {
+            // The search goes on when the event is over.
+            self.cluster.report_trouble();
+        }
+        found.ok().flatten()
+    }
+
+    /// Asks the provider who serves now, and serves from it if it is another one, which is returned. While
+    /// [`Self::recovering`] is held.
+    async fn find(&self) -> Result<Option<Instance>, ProviderError> {
         let first = self.inner.lock().first;
         let Some(wanted) = self.capacity().or(first) else {
-            return true;
+            return Ok(None);
         };
         match self.provider.start(wanted).await {
             Ok(instance) => {
@@ -269,11 +287,12 @@ impl Coordinator {
                 let same = known.is_some_and(|known| {
                     known.identity == instance.identity && known.endpoint == instance.endpoint
                 });
-                if !same || self.cluster.gate.view().serving.is_none() {
-                    tracing::warn!(cluster = %self.cluster.name, "the server was restarted; its generation is served now");
-                    self.serve(instance);
+                if same && self.cluster.gate.view().serving.is_some() {
+                    return Ok(None);
                 }
-                true
+                tracing::warn!(cluster = %self.cluster.name, "the server was restarted; its generation is served now");
+                self.serve(instance.clone());
+                Ok(Some(instance))
             }
             Err(error) => {
                 tracing::warn!(cluster = %self.cluster.name, %error, "no server");
@@ -282,7 +301,7 @@ impl Coordinator {
                     // Requests wait in line instead of knocking.
                     self.cluster.gate.serve_none();
                 }
-                false
+                Err(error)
             }
         }
     }

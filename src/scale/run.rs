@@ -110,18 +110,10 @@ impl Run {
 
     async fn go(&mut self) -> Ended {
         self.step(Step::Prepare);
-        if let Some(from) = self.coordinator.recovered().await {
-            self.event.from = from.capacity;
-            self.from = from;
-        }
-        let to = self.event.request.to;
-        if self.from.capacity == to && !self.event.request.restart {
-            // It was started again with that.
-            return Ended::new(EventOutcome::Completed, None);
-        }
-        let kind = match self.coordinator.provider.prepare(&self.from, to).await {
+        let found = self.coordinator.recovered().await;
+        let kind = match self.prepare(found).await {
             Ok(kind) => kind,
-            Err(error) => return Ended::new(EventOutcome::Failed, error.to_string()),
+            Err(ended) => return ended,
         };
         self.prepared_at = Instant::now();
         self.event.searches_since = self.prepared_at;
@@ -133,6 +125,35 @@ impl Run {
         match kind {
             SwitchKind::Rolling => Box::pin(self.roll()).await,
             SwitchKind::Barrier => Box::pin(self.barrier()).await,
+        }
+    }
+
+    /// Prepares from the server that was found; once more if the search for it finds another one.
+    async fn prepare(&mut self, mut found: Option<Instance>) -> Result<SwitchKind, Ended> {
+        let to = self.event.request.to;
+        let mut looked = false;
+        loop {
+            if let Some(from) = found {
+                self.event.from = from.capacity;
+                self.from = from;
+            }
+            if self.from.capacity == to && !self.event.request.restart {
+                // It was started again with that.
+                return Err(Ended::new(EventOutcome::Completed, None));
+            }
+            let error = match self.coordinator.provider.prepare(&self.from, to).await {
+                Ok(kind) => return Ok(kind),
+                Err(error) => error,
+            };
+            found = if looked {
+                None
+            } else {
+                self.coordinator.found_again().await
+            };
+            looked = true;
+            if found.is_none() {
+                return Err(Ended::new(EventOutcome::Failed, error.to_string()));
+            }
         }
     }
 

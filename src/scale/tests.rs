@@ -258,3 +258,23 @@ async fn what_prepare_takes_is_no_part_of_the_search() {
     let event = coordinator.event(begun.id).unwrap();
     assert_eq!(event.outcome, Some(EventOutcome::Completed), "{event:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_finds_no_server_says_so_and_has_it_looked_for() {
+    let servers = Arc::new(Servers::default());
+    servers.are([("1", false); 3]);
+    let coordinator = watched(&servers).await;
+    servers.known.lock().clear();
+    let request = request(2, Duration::from_mins(5));
+    let begun = coordinator.scale(request).unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let event = coordinator.event(begun.id).unwrap();
+    assert_eq!(event.outcome, Some(EventOutcome::Failed), "{event:?}");
+    let reason = event.reason.unwrap();
+    assert!(reason.contains("see that it runs"), "{reason}");
+    let serving = || coordinator.cluster.gate.view().serving;
+    assert!(serving().is_none(), "clients wait in line");
+    servers.are([("2", false); 3]);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(*serving().unwrap().started_at, *"2");
+}
