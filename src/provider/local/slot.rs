@@ -83,6 +83,35 @@ impl Slot {
     }
 }
 
+/// The primary that a standby is to follow.
+pub(super) struct Followed<'a> {
+    data_dir: &'a DataDir,
+    process: Option<Process>,
+}
+
+impl<'a> Followed<'a> {
+    pub(super) fn new(data_dir: &'a DataDir) -> Self {
+        Self {
+            data_dir,
+            process: None,
+        }
+    }
+
+    /// A standby would wait in vain for one that is gone.
+    pub(super) fn see_that_it_runs(&mut self) -> Result<(), ProviderError> {
+        if !self.process.is_some_and(|process| process.alive()) {
+            // It may have been started again.
+            self.process = engine::find(self.data_dir, self.data_dir.primary())?;
+        }
+        match self.process {
+            Some(_) => Ok(()),
+            None => Err(ProviderError::Server(
+                "the server that a standby was to follow is gone".to_owned(),
+            )),
+        }
+    }
+}
+
 /// How far a standby is.
 pub(super) struct Progress {
     /// It receives what the primary writes.
@@ -257,6 +286,8 @@ async fn make_ready(
             }
             // It follows, and there is too much to do: a copy would take longer still.
             Err(error) if Instant::now() >= catch_up => return Err(error),
+            // Of what would a copy be made?
+            Err(error) if Followed::new(data_dir).see_that_it_runs().is_err() => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "the standby does not follow: making it anew");
                 stop(data_dir, home).await?;

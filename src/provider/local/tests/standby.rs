@@ -428,3 +428,28 @@ async fn safety_25_a_removal_of_a_standby_that_was_interrupted_leaves_no_second_
     let copies = left.filter(|e| e.file_name().to_string_lossy().starts_with("copy."));
     assert_eq!(copies.count(), 0);
 }
+
+#[tokio::test]
+async fn a_primary_that_is_lost_while_its_standby_starts_is_not_waited_for() {
+    let (place, config) = place();
+    let provider = Arc::new(Place::provider_with(config));
+    let now = provider.start(Capacity(1)).await.unwrap();
+    let preparing = tokio::spawn({
+        let provider = Arc::clone(&provider);
+        async move { provider.prepare(&now, Capacity(2)).await }
+    });
+    let pid_file = provider
+        .data_dir
+        .data_of(Home::Second)
+        .join("postmaster.pid");
+    until("the standby starts", || pid_file.exists()).await;
+    place.signal(Signal::SIGKILL);
+    // Far below what a standby may take to be level.
+    let error = tokio::time::timeout(Duration::from_mins(1), preparing)
+        .await
+        .expect("it is told of the loss")
+        .unwrap()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("is gone"), "{error}");
+}
