@@ -480,6 +480,10 @@ impl LocalProvider {
             Some(ready) => (Some(ready.process), Some(ready.session)),
             None => (find()?, None),
         };
+        if running.is_none() {
+            // An earlier proxy's may have ended in the midst of it.
+            own.ended_midway(self, home).await;
+        }
         let log = self.data_dir.log_of(home);
         let mut why = String::new();
         for capacity in [intent.to, intent.to, intent.from] {

@@ -302,6 +302,9 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
         .unwrap();
     drop(guard);
     slot::stop(&provider.data_dir, Home::Second).await.unwrap();
+    // It had let go of its fence, and was killed before it wrote down that it is a primary.
+    let standby = provider.data_dir.data_of(Home::Second);
+    fs::remove_file(standby.join("standby.signal")).unwrap();
     // Nobody replaces it meanwhile: it may be the only one that has the last writes.
     let follower = Arc::clone(&place::postgres(&provider).follower);
     let error = slot::ready(&*follower, &back.endpoint, Capacity(1))
