@@ -21,6 +21,7 @@ impl Run {
 
     async fn search_and_hold(&mut self) -> Ended {
         let mut not_before = Instant::now();
+        let mut lost = false;
         loop {
             self.step(Step::Probe);
             self.probe_all().await;
@@ -43,6 +44,7 @@ impl Run {
                     if self.wait(pause.min(left)).await {
                         // Nobody is served, so nobody is spared by waiting.
                         not_before = Instant::now();
+                        lost = true;
                     }
                 }
                 Next::RollBack => {
@@ -53,7 +55,8 @@ impl Run {
                 }
                 next @ (Next::Hold | Next::Force) => {
                     let force = next == Next::Force;
-                    if let Err(ended) = self.prepare_again().await {
+                    // One that is gone is not asked: the cut-over starts the next one.
+                    if !lost && let Err(ended) = self.prepare_again().await {
                         return ended;
                     }
                     self.count_variables().await;
@@ -66,6 +69,7 @@ impl Run {
                         return ended;
                     }
                     not_before = Instant::now() + plan::pause_after(self.event.held);
+                    lost = false;
                 }
             }
         }

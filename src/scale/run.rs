@@ -157,7 +157,8 @@ impl Run {
         }
     }
 
-    /// Prepares again if that is long ago. The error ends the event; nothing was changed.
+    /// Prepares again if that is long ago. The error ends the event; nothing was changed. (That of a server that is gone
+    /// does not: the cut-over starts the next one.)
     pub(super) async fn prepare_again(&mut self) -> Result<(), Ended> {
         if self.prepared_at.elapsed() < PREPARED_MAX {
             return Ok(());
@@ -168,7 +169,14 @@ impl Run {
                 self.prepared_at = Instant::now();
                 Ok(())
             }
-            Err(error) => Err(Ended::new(EventOutcome::Failed, error.to_string())),
+            Err(error) => {
+                // Nobody may have missed the server yet.
+                self.coordinator.inner.lock().trouble = true;
+                if self.server_is_lost().await {
+                    return Ok(());
+                }
+                Err(Ended::new(EventOutcome::Failed, error.to_string()))
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Events and the search for a lost server, side by side, with servers that are only told of.
 
 use super::coordinator::{Coordinator, Refused, Rules};
-use super::event::{Event, OnTimeout, Request};
+use super::event::{Event, OnTimeout, Request, Step};
 use crate::backend::cluster::{Cluster, Settings};
 use crate::backend::gate::Gate;
 use crate::backend::registry::Registry;
@@ -277,4 +277,29 @@ async fn an_event_that_finds_no_server_says_so_and_has_it_looked_for() {
     servers.are([("2", false); 3]);
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(*serving().unwrap().started_at, *"2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_whose_server_is_lost_while_it_waits_goes_on_without_it() {
+    // Whether somebody missed it, or the event is the first who does.
+    for reported in [true, false] {
+        let servers = Arc::new(Servers::default());
+        let coordinator = after_a_promotion(&servers).await;
+        let session = coordinator.cluster.gate.lease().await;
+        let request = request(2, Duration::from_mins(5));
+        let begun = coordinator.scale(request).unwrap().unwrap();
+        // Long enough for another look at all that was prepared.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        let event = coordinator.event(begun.id).unwrap();
+        assert_eq!((event.step, event.attempt), (Step::Wait, 1), "{event:?}");
+        let lost = endpoint(1).address.to_string();
+        servers.known.lock().remove(&lost);
+        drop(session);
+        if reported {
+            coordinator.cluster.report_trouble();
+        }
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let event = coordinator.event(begun.id).unwrap();
+        assert_eq!((event.step, event.attempt), (Step::CutOver, 2), "{event:?}");
+    }
 }
