@@ -294,13 +294,27 @@ impl DataDir {
         self.read_json("switch.json")
     }
 
+    /// What the intent alone tells of a promotion that is over is in `server.json` from then on. Asked before anything
+    /// that takes the intent's place, or the old primary's.
+    pub(super) fn keep_promotion(&self) -> Result<(), ProviderError> {
+        match self.intent()? {
+            Some(Intent {
+                promotion: Some(promotion),
+                ..
+            }) if promotion.home == self.primary() => self.keep_file(),
+            _ => Ok(()),
+        }
+    }
+
     /// Blocks for a few fsyncs.
     pub(super) fn write_intent(&self, intent: &Intent) -> Result<(), ProviderError> {
+        self.keep_promotion()?;
         self.write_json("switch.json", intent)
     }
 
     /// Needs no fsync: one that comes back after a crash tells of a change that is over, and is dropped.
     pub(super) fn remove_intent(&self) -> Result<(), ProviderError> {
+        self.keep_promotion()?;
         let file = self.path.join("switch.json");
         match fs::remove_file(&file) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {

@@ -193,7 +193,7 @@ pub(super) async fn ready_anew(
     let mut standby = maker.slot().standby.lock().await;
     *standby = None;
     let home = maker.data_dir().primary().other();
-    see_that_none_is_to_be_promoted(maker)?;
+    see_that_the_last_promotion_is_kept(maker).await?;
     let made = async {
         stop(maker.data_dir(), home).await?;
         make_copy(maker, primary, to, Instant::now()).await
@@ -256,6 +256,12 @@ fn see_that_none_is_to_be_promoted(maker: &impl Maker) -> Result<(), ProviderErr
     }
 }
 
+/// Nothing becomes of the last primary before it is on disk that it is none.
+async fn see_that_the_last_promotion_is_kept(maker: &impl Maker) -> Result<(), ProviderError> {
+    see_that_none_is_to_be_promoted(maker)?;
+    blocking(maker.data_dir(), DataDir::keep_promotion).await
+}
+
 async fn make_ready(
     maker: &impl Maker,
     primary: &Endpoint,
@@ -264,7 +270,7 @@ async fn make_ready(
     let data_dir = maker.data_dir();
     let home = data_dir.primary().other();
     let begun = Instant::now();
-    see_that_none_is_to_be_promoted(maker)?;
+    see_that_the_last_promotion_is_kept(maker).await?;
     maker.tidy(primary).await?;
     let same_files = blocking(data_dir, move |d| fence::same_configuration(d, home)).await?;
     let catch_up = begun + maker.catch_up();

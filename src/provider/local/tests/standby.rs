@@ -456,3 +456,33 @@ async fn a_primary_that_is_lost_while_its_standby_starts_is_not_waited_for() {
         .to_string();
     assert!(error.contains("is gone"), "{error}");
 }
+
+#[tokio::test]
+async fn safety_25_who_is_the_primary_is_on_disk_before_its_promotion_is_forgotten() {
+    let (_place, config) = place();
+    let provider = Place::provider_with(config.clone());
+    let now = provider.start(Capacity(1)).await.unwrap();
+    provider.prepare(&now, Capacity(2)).await.unwrap();
+    // The disk takes no more, for a while.
+    let full = provider.data_dir.path().join("server.tmp");
+    fs::create_dir(&full).unwrap();
+    let next = completed(provider.cut_over(&now, Capacity(2)).await);
+    let decided = async |provider: &LocalProvider| {
+        provider.state.lock().await.tidy().await;
+        let intent = provider.data_dir.intent().unwrap();
+        intent.is_some_and(|intent| intent.promotion.is_some())
+    };
+    assert!(decided(&provider).await);
+    // It serves all the same, also when it is looked for.
+    assert_eq!(provider.start(Capacity(8)).await.unwrap(), next);
+    assert!(decided(&provider).await);
+    let error = provider.prepare(&next, Capacity(1)).await.unwrap_err();
+    assert!(error.to_string().contains("server.json"), "{error}");
+    assert!(decided(&provider).await);
+    fs::remove_dir(&full).unwrap();
+    provider.prepare(&next, Capacity(1)).await.unwrap();
+    let provider = next_proxy(provider, &config).await;
+    assert_eq!(provider.start(Capacity(8)).await.unwrap(), next);
+    assert_eq!(provider.data_dir.primary(), Home::Second);
+    one_writer(&provider).await;
+}
