@@ -46,6 +46,8 @@ pub struct DataDir {
     engine: Engine,
     account: Option<Account>,
     file: Mutex<ServerFile>,
+    /// Held while it is written: all do that by way of one other name, and the newest has to be the last.
+    keeping: Mutex<()>,
     service_password: String,
     _lock: Flock<File>,
 }
@@ -74,6 +76,7 @@ impl DataDir {
         };
         let opened = Self {
             file: Mutex::default(),
+            keeping: Mutex::default(),
             engine: config.engine,
             path,
             account,
@@ -162,6 +165,7 @@ impl DataDir {
 
     /// Writes `server.json`. Blocks for a few fsyncs.
     pub(super) fn keep_file(&self) -> Result<(), ProviderError> {
+        let _alone = self.keeping.lock();
         let file = *self.file.lock();
         self.write_json("server.json", &file)
     }
@@ -595,6 +599,24 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
         place
+    }
+
+    #[test]
+    fn the_file_is_kept_by_several_at_the_same_time() {
+        let place = place();
+        let data_dir = DataDir::open(&config(&place.path().join("data"))).unwrap();
+        std::thread::scope(|threads| {
+            for home in [Home::First, Home::Second] {
+                let data_dir = &data_dir;
+                threads.spawn(move || {
+                    for _ in 0..100 {
+                        data_dir.choose_port(home).unwrap();
+                    }
+                });
+            }
+        });
+        let kept = data_dir.read_json::<ServerFile>("server.json").unwrap();
+        assert_eq!(kept.unwrap().port(Home::First), Some(data_dir.port()));
     }
 
     #[test]
