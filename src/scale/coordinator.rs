@@ -168,12 +168,10 @@ impl Coordinator {
         tokio::spawn(async move {
             tokio::time::sleep(period).await;
             let mut inner = this.inner.lock();
-            if inner
-                .held_by_hand
-                .as_ref()
-                .is_some_and(|(n, _)| *n == number)
-            {
-                inner.held_by_hand = None;
+            let is_ours = |(held, _): &mut (u64, Hold)| *held == number;
+            if inner.held_by_hand.take_if(is_ours).is_some() {
+                // Nobody looked for the server meanwhile.
+                this.cluster.report_trouble();
             }
         });
         Ok(())
@@ -181,7 +179,12 @@ impl Coordinator {
 
     /// Ends a hold by hand; false when there was none.
     pub fn release(&self) -> bool {
-        self.inner.lock().held_by_hand.take().is_some()
+        let was_held = self.inner.lock().held_by_hand.take().is_some();
+        if was_held {
+            // Nobody looked for the server meanwhile.
+            self.cluster.report_trouble();
+        }
+        was_held
     }
 
     /// Begins an event. `None`: the capacity is the wanted one already.
@@ -257,6 +260,10 @@ impl Coordinator {
         let _recovering = self.recovering.lock().await;
         if self.tell_event(true) {
             self.cluster.report_trouble();
+            return true;
+        }
+        if self.inner.lock().held_by_hand.is_some() {
+            // Who holds may have stopped it, for work of his own.
             return true;
         }
         self.find().await.is_ok()

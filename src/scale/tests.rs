@@ -303,3 +303,29 @@ async fn an_event_whose_server_is_lost_while_it_waits_goes_on_without_it() {
         assert_eq!((event.step, event.attempt), (Step::CutOver, 2), "{event:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn nobody_looks_for_a_server_that_is_held_by_hand() {
+    let servers = Arc::new(Servers::default());
+    servers.are([("1", false); 3]);
+    let coordinator = watched(&servers).await;
+    let started = || coordinator.cluster.gate.view().serving.unwrap().started_at;
+    let period = Duration::from_mins(1);
+    let long = Duration::from_secs(30);
+    for (now, released) in [("2", true), ("3", false)] {
+        let before = started();
+        coordinator.hold(period).unwrap();
+        servers.are([(now, false); 3]);
+        coordinator.cluster.report_trouble();
+        tokio::time::sleep(long).await;
+        assert_eq!(started(), before);
+        // Its end asks by itself.
+        if released {
+            assert!(coordinator.release());
+        } else {
+            tokio::time::sleep(period).await;
+        }
+        tokio::time::sleep(long).await;
+        assert_eq!(*started(), *now);
+    }
+}
