@@ -50,6 +50,22 @@ pub(super) struct Run {
     pub(super) gave_way: u64,
 }
 
+/// A panic ends the event, too. The hold is let go by its own guard.
+impl Drop for Run {
+    fn drop(&mut self) {
+        if self.event.ended.is_some() || !std::thread::panicking() {
+            return;
+        }
+        let reason = "a mistake in slackwater: see its log".to_owned();
+        tracing::error!(cluster = %self.cluster().name, event = self.event.id, "the scale event panicked");
+        self.cluster().gate.expect(None);
+        self.cluster().gate.roll(None);
+        self.end(Ended::new(EventOutcome::Failed, reason));
+        // Who knows which server there is?
+        self.cluster().report_trouble();
+    }
+}
+
 /// How an event ended.
 pub(super) struct Ended {
     pub(super) outcome: EventOutcome,
@@ -78,17 +94,22 @@ impl Run {
         let (id, from, to) = (self.event.id, self.event.from, self.event.request.to);
         tracing::info!(cluster = %cluster.name, event = id, %from, %to, "scale event begins");
         let ended = Box::pin(self.go()).await;
-        cluster.note_variables(None);
-        self.event.ended = Some(Instant::now());
-        self.event.outcome = Some(ended.outcome);
-        self.event.reason = ended.reason;
         let outcome = ended.outcome.as_str();
+        self.end(ended);
         let held_ms = self.event.held.as_millis();
         tracing::info!(cluster = %cluster.name, event = id, %from, %to, outcome, held_ms, reason = self.event.reason, "scale event ended");
         for InTheWay { session, blocker } in &self.event.waiting_for {
             let (kind, age) = (blocker.kind.as_str(), blocker.since.elapsed());
             tracing::info!(cluster = %cluster.name, event = id, session, kind, detail = %blocker.detail, statement = %blocker.statement, ?age, "in the way of the scale event");
         }
+    }
+
+    /// The next one may begin.
+    fn end(&mut self, ended: Ended) {
+        self.cluster().note_variables(None);
+        self.event.ended = Some(Instant::now());
+        self.event.outcome = Some(ended.outcome);
+        self.event.reason = ended.reason;
         self.coordinator.metrics.scale_event(ended.outcome);
         self.coordinator.keep(&self.event);
         self.coordinator.inner.lock().running = None;

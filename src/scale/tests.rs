@@ -29,6 +29,7 @@ type Known = (&'static str, bool);
 struct Servers {
     known: Mutex<BTreeMap<String, Known>>,
     slow: AtomicBool,
+    panics: AtomicBool,
     asked: Notify,
     arrives: Notify,
 }
@@ -62,6 +63,7 @@ impl ServerQuery for Servers {
     ) -> BoxFuture<'a, Result<Rows, QueryError>> {
         async move {
             let answer = self.answer(endpoint, sql);
+            assert!(!self.panics.swap(false, Ordering::Relaxed), "a mistake");
             if self.slow.swap(false, Ordering::Relaxed) {
                 self.asked.notify_one();
                 self.arrives.notified().await;
@@ -328,4 +330,22 @@ async fn nobody_looks_for_a_server_that_is_held_by_hand() {
         tokio::time::sleep(long).await;
         assert_eq!(*started(), *now);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_panics_leaves_its_place_to_the_next_one() {
+    let servers = Arc::new(Servers::default());
+    servers.are([("1", false); 3]);
+    let coordinator = watched(&servers).await;
+    servers.panics.store(true, Ordering::Relaxed);
+    let request = request(2, Duration::from_mins(5));
+    let begun = coordinator.scale(request).unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let event = coordinator.event(begun.id).unwrap();
+    assert_eq!(event.outcome, Some(EventOutcome::Failed), "{event:?}");
+    assert!(event.ended.is_some());
+    let begun = coordinator.scale(request).unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let event = coordinator.event(begun.id).unwrap();
+    assert_eq!(event.outcome, Some(EventOutcome::Completed), "{event:?}");
 }
