@@ -38,6 +38,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// How long ended sessions have to write their last message.
 const STOP_MAX: Duration = Duration::from_secs(3);
 
+/// How long the end waits for a server that is being changed. What takes longer the next proxy finishes.
+const CUT_OVER_MAX: Duration = Duration::from_mins(1);
+
 /// The running proxy.
 pub(super) struct App {
     pub(super) clusters: Vec<Running>,
@@ -279,6 +282,7 @@ impl App {
             return;
         }
         tracing::info!("draining");
+        self.close();
         let this = Arc::clone(self);
         tokio::spawn(async move {
             let until = Instant::now() + DRAIN_MAX;
@@ -298,6 +302,7 @@ impl App {
 
     async fn end(&self) {
         self.entrance.shared.draining.store(true, Ordering::Release);
+        self.close();
         self.stop.cancel();
         self.ask_all(Ask::Stop);
         let until = Instant::now() + STOP_MAX;
@@ -317,7 +322,42 @@ impl App {
         while Instant::now() < until && leases() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        self.cut_over().await;
         tracing::info!("ended; local servers go on");
+    }
+
+    /// No event begins to change a server any more.
+    fn close(&self) {
+        for running in &self.clusters {
+            running.coordinator.close();
+        }
+    }
+
+    /// Waits for servers that are being changed: without this proxy they would be stopped and not started. Whoever does not
+    /// want to wait interrupts again.
+    async fn cut_over(&self) {
+        let under_way = || {
+            self.clusters
+                .iter()
+                .any(|c| c.coordinator.is_cutting_over())
+        };
+        if !under_way() {
+            return;
+        }
+        tracing::info!("a server is being changed: waiting for it");
+        let until = Instant::now() + CUT_OVER_MAX;
+        let over = async {
+            while Instant::now() < until && under_way() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        match signal(SignalKind::interrupt()) {
+            Ok(mut again) => tokio::select! {
+                () = over => {}
+                _ = again.recv() => {}
+            },
+            Err(_) => over.await,
+        }
     }
 
     pub(super) fn reload(&self) -> Result<ReloadReport, ControlError> {

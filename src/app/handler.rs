@@ -121,7 +121,8 @@ impl App {
                 .set(signed(sessions - busy));
             metrics
                 .server_connections_idle
-                .set(signed(cluster.gate.leases() - sessions));
+                // Some may have been given back since those of sessions were counted.
+                .set(signed(cluster.gate.leases().saturating_sub(sessions)));
             for kind in BlockerKind::ALL {
                 let has =
                     |h: &&Arc<Handle>| h.with_report(|r| r.blockers.iter().any(|b| b.kind == kind));
@@ -289,6 +290,7 @@ fn refusal(refused: &Refused) -> ControlError {
         Refused::Running(_) => ErrorCode::EventRunning,
         Refused::HeldByHand => ErrorCode::Conflict,
         Refused::NoServer => ErrorCode::Unavailable,
+        Refused::Closed => ErrorCode::Draining,
     };
     ControlError::new(code, refused.to_string())
 }

@@ -37,6 +37,9 @@ pub enum Account {
     },
 }
 
+/// How long [`Service::rest`] waits for who asks something: clients are held meanwhile.
+const REST_MAX: Duration = Duration::from_millis(50);
+
 /// The service account of one cluster. No state of a client is ever applied to its connections.
 #[derive(Debug)]
 pub struct Service {
@@ -181,9 +184,13 @@ impl Service {
         self.offer.lock().clone()
     }
 
-    /// Lets the kept connection go, before its server stops. Nobody waits for its end: nothing is asked on it.
+    /// Lets the kept connection go, before its server stops. Nobody waits for its end: nothing is asked on it. One on which
+    /// something slow is asked ends with its server.
     pub async fn rest(&self) {
-        if let Some(kept) = self.kept.lock().await.take() {
+        let Ok(mut kept) = tokio::time::timeout(REST_MAX, self.kept.lock()).await else {
+            return;
+        };
+        if let Some(kept) = kept.take() {
             let Kept {
                 talk,
                 _lease: lease,
@@ -271,4 +278,27 @@ fn params(user: &str, database: &str) -> StartupParams {
         pair("search_path", "pg_catalog"),
         pair("standard_conforming_strings", "on"),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_lets_the_connection_go_waits_for_no_slow_question() {
+        let socket = SocketConfig {
+            keepalive: Duration::ZERO,
+            tcp_user_timeout: Duration::ZERO,
+            proxy_protocol: None,
+        };
+        let account = Account::Pg {
+            user: "slackwater".to_owned(),
+            database: "postgres".to_owned(),
+            credential: None,
+        };
+        let service = Service::new(account, socket);
+        let _asked = service.kept.lock().await;
+        let rest = tokio::time::timeout(SERVICE_MAX / 10, service.rest());
+        assert!(rest.await.is_ok());
+    }
 }

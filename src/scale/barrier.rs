@@ -21,10 +21,14 @@ impl Run {
 
     async fn search_and_hold(&mut self) -> Ended {
         let mut not_before = Instant::now();
+        let mut lost = false;
         loop {
             self.step(Step::Probe);
             self.probe_all().await;
             let facts = self.look(not_before).await;
+            if let Some(ended) = self.closed() {
+                return ended;
+            }
             match plan::search(&facts) {
                 Next::Wait => {
                     self.step(Step::Wait);
@@ -40,6 +44,7 @@ impl Run {
                     if self.wait(pause.min(left)).await {
                         // Nobody is served, so nobody is spared by waiting.
                         not_before = Instant::now();
+                        lost = true;
                     }
                 }
                 Next::RollBack => {
@@ -50,7 +55,8 @@ impl Run {
                 }
                 next @ (Next::Hold | Next::Force) => {
                     let force = next == Next::Force;
-                    if let Err(ended) = self.prepare_again().await {
+                    // One that is gone is not asked: the cut-over starts the next one.
+                    if !lost && let Err(ended) = self.prepare_again().await {
                         return ended;
                     }
                     self.count_variables().await;
@@ -63,6 +69,7 @@ impl Run {
                         return ended;
                     }
                     not_before = Instant::now() + plan::pause_after(self.event.held);
+                    lost = false;
                 }
             }
         }
@@ -77,7 +84,7 @@ impl Run {
             if self.server_is_lost().await {
                 return true;
             }
-            if Instant::now() >= until {
+            if Instant::now() >= until || self.coordinator.is_closed() {
                 return false;
             }
         }
@@ -89,7 +96,7 @@ impl Run {
         self.event.waiting_for = self.in_the_way().await;
         let blocker_known = self.keep_lasting(max_hold);
         Search {
-            searched: self.event.began.elapsed(),
+            searched: self.event.searches_since.elapsed(),
             timeout: self.event.request.timeout,
             force: self.event.request.on_timeout == OnTimeout::Force,
             blocker_known,
@@ -150,6 +157,9 @@ impl Run {
         loop {
             let progress = cluster.gate.progress();
             blocked |= cluster.take_blocked() > 0;
+            if self.coordinator.is_closed() {
+                return Err(GaveUp::Blocked);
+            }
             let held = hold.since().elapsed();
             let left = cluster.gate.working_leases();
             let giving_way = cluster.registry.giving_way();
@@ -197,7 +207,10 @@ impl Run {
     }
 
     async fn cut_over(&mut self, attached: u64) -> Ended {
-        self.step(Step::CutOver);
+        self.event.step = Step::CutOver;
+        if !self.coordinator.keep_unless_closed(&self.event) {
+            return Ended::by_the_proxy();
+        }
         let cluster = Arc::clone(self.cluster());
         let to = self.event.request.to;
         cluster.service.rest().await;

@@ -3,7 +3,7 @@
 //! Up to the fence every failure leaves everything as it was: the hold is a guard whose drop releases to
 //! the old generation. After it, only an instance that has answered a query is served from.
 
-use super::event::{Event, Request};
+use super::event::{Event, Request, Step};
 use super::run::{LOOK, Run};
 use crate::backend::Capacity;
 use crate::backend::cluster::Cluster;
@@ -40,6 +40,9 @@ pub enum Refused {
     /// No server.
     #[error("the cluster has no running server")]
     NoServer,
+    /// The proxy ends.
+    #[error("slackwater is draining: no scale event begins")]
+    Closed,
 }
 
 /// The coordinator of one cluster.
@@ -68,6 +71,8 @@ pub(super) struct Inner {
     pub(super) trouble: bool,
     /// What [`Coordinator::start`] was asked for.
     first: Option<Capacity>,
+    /// The proxy ends: no server is changed any more.
+    closed: bool,
 }
 
 impl Coordinator {
@@ -163,12 +168,10 @@ impl Coordinator {
         tokio::spawn(async move {
             tokio::time::sleep(period).await;
             let mut inner = this.inner.lock();
-            if inner
-                .held_by_hand
-                .as_ref()
-                .is_some_and(|(n, _)| *n == number)
-            {
-                inner.held_by_hand = None;
+            let is_ours = |(held, _): &mut (u64, Hold)| *held == number;
+            if inner.held_by_hand.take_if(is_ours).is_some() {
+                // Nobody looked for the server meanwhile.
+                this.cluster.report_trouble();
             }
         });
         Ok(())
@@ -176,12 +179,20 @@ impl Coordinator {
 
     /// Ends a hold by hand; false when there was none.
     pub fn release(&self) -> bool {
-        self.inner.lock().held_by_hand.take().is_some()
+        let was_held = self.inner.lock().held_by_hand.take().is_some();
+        if was_held {
+            // Nobody looked for the server meanwhile.
+            self.cluster.report_trouble();
+        }
+        was_held
     }
 
     /// Begins an event. `None`: the capacity is the wanted one already.
     pub fn scale(self: &Arc<Self>, request: Request) -> Result<Option<Event>, Refused> {
         let mut inner = self.inner.lock();
+        if inner.closed {
+            return Err(Refused::Closed);
+        }
         if let Some(id) = inner.running {
             return Err(Refused::Running(id));
         }
@@ -213,6 +224,20 @@ impl Coordinator {
         Ok(Some(event))
     }
 
+    /// No event begins any more, and one that looks for a scaling point gives up. One that cuts over goes on.
+    pub fn close(&self) {
+        self.inner.lock().closed = true;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.inner.lock().closed
+    }
+
+    /// Whether the server is being changed: whoever ends now leaves none behind.
+    pub fn is_cutting_over(&self) -> bool {
+        self.running().is_some_and(|e| e.step == Step::CutOver)
+    }
+
     /// Watches for servers that are not what they were: sessions report trouble, the provider is asked.
     pub async fn watch(self: Arc<Self>) {
         loop {
@@ -237,9 +262,31 @@ impl Coordinator {
             self.cluster.report_trouble();
             return true;
         }
+        if self.inner.lock().held_by_hand.is_some() {
+            // Who holds may have stopped it, for work of his own.
+            return true;
+        }
+        self.find().await.is_ok()
+    }
+
+    /// Asks the provider who serves now, for an event that could not begin with the server that it was told of: without
+    /// traffic nobody else misses one. `None`: it is that one, or there is none.
+    pub(super) async fn found_again(&self) -> Option<Instance> {
+        let _recovering = self.recovering.lock().await;
+        let found = self.find().await;
+        if found.is_err() {
+            // The search goes on when the event is over.
+            self.cluster.report_trouble();
+        }
+        found.ok().flatten()
+    }
+
+    /// Asks the provider who serves now, and serves from it if it is another one, which is returned. While
+    /// [`Self::recovering`] is held.
+    async fn find(&self) -> Result<Option<Instance>, ProviderError> {
         let first = self.inner.lock().first;
         let Some(wanted) = self.capacity().or(first) else {
-            return true;
+            return Ok(None);
         };
         match self.provider.start(wanted).await {
             Ok(instance) => {
@@ -247,11 +294,12 @@ impl Coordinator {
                 let same = known.is_some_and(|known| {
                     known.identity == instance.identity && known.endpoint == instance.endpoint
                 });
-                if !same || self.cluster.gate.view().serving.is_none() {
-                    tracing::warn!(cluster = %self.cluster.name, "the server was restarted; its generation is served now");
-                    self.serve(instance);
+                if same && self.cluster.gate.view().serving.is_some() {
+                    return Ok(None);
                 }
-                true
+                tracing::warn!(cluster = %self.cluster.name, "the server was restarted; its generation is served now");
+                self.serve(instance.clone());
+                Ok(Some(instance))
             }
             Err(error) => {
                 tracing::warn!(cluster = %self.cluster.name, %error, "no server");
@@ -260,7 +308,7 @@ impl Coordinator {
                     // Requests wait in line instead of knocking.
                     self.cluster.gate.serve_none();
                 }
-                false
+                Err(error)
             }
         }
     }
@@ -289,8 +337,22 @@ impl Coordinator {
     }
 
     pub(super) fn keep(&self, event: &Event) {
+        self.inner.lock().keep(event);
+    }
+
+    /// The same, unless the proxy ends; whether it was done. In one step, so that who closes and then looks sees it.
+    pub(super) fn keep_unless_closed(&self, event: &Event) -> bool {
         let mut inner = self.inner.lock();
-        if let Some(kept) = inner.events.iter_mut().rev().find(|e| e.id == event.id) {
+        if !inner.closed {
+            inner.keep(event);
+        }
+        !inner.closed
+    }
+}
+
+impl Inner {
+    fn keep(&mut self, event: &Event) {
+        if let Some(kept) = self.events.iter_mut().rev().find(|e| e.id == event.id) {
             kept.clone_from(event);
         }
     }

@@ -21,7 +21,7 @@ pub enum OnTimeout {
 pub struct Request {
     /// The new capacity.
     pub to: Capacity,
-    /// How long it may look for a scaling point.
+    /// How long it may look for a scaling point, from the end of Prepare.
     pub timeout: Duration,
     /// What happens at the timeout.
     pub on_timeout: OnTimeout,
@@ -80,6 +80,8 @@ pub struct Event {
     pub request: Request,
     /// When it began.
     pub began: Instant,
+    /// When it began to look for a scaling point: what Prepare takes is the server's time, not that of who is in the way.
+    pub searches_since: Instant,
     /// When it ended.
     pub ended: Option<Instant>,
     /// How.
@@ -105,11 +107,13 @@ pub struct Event {
 impl Event {
     /// An event that begins now.
     pub fn new(id: u64, from: Capacity, request: Request) -> Self {
+        let now = Instant::now();
         Self {
             id,
             from,
             request,
-            began: Instant::now(),
+            began: now,
+            searches_since: now,
             ended: None,
             outcome: None,
             reason: None,
@@ -125,7 +129,7 @@ impl Event {
 
     /// When it stops looking for a scaling point.
     pub fn deadline(&self) -> Instant {
-        self.began + self.request.timeout
+        self.searches_since + self.request.timeout
     }
 
     /// Sessions in the way, each counted once.

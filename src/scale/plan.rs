@@ -15,7 +15,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// What is known while an event looks for a scaling point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Search {
-    /// Since the event began.
+    /// Since the event began to look for a scaling point.
     pub searched: Duration,
     /// How long it may search.
     pub timeout: Duration,

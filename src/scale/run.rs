@@ -50,6 +50,22 @@ pub(super) struct Run {
     pub(super) gave_way: u64,
 }
 
+/// A panic ends the event, too. The hold is let go by its own guard.
+impl Drop for Run {
+    fn drop(&mut self) {
+        if self.event.ended.is_some() || !std::thread::panicking() {
+            return;
+        }
+        let reason = "a mistake in slackwater: see its log".to_owned();
+        tracing::error!(cluster = %self.cluster().name, event = self.event.id, "the scale event panicked");
+        self.cluster().gate.expect(None);
+        self.cluster().gate.roll(None);
+        self.end(Ended::new(EventOutcome::Failed, reason));
+        // Who knows which server there is?
+        self.cluster().report_trouble();
+    }
+}
+
 /// How an event ended.
 pub(super) struct Ended {
     pub(super) outcome: EventOutcome,
@@ -63,6 +79,13 @@ impl Ended {
             reason: reason.into(),
         }
     }
+
+    pub(super) fn by_the_proxy() -> Self {
+        Self::new(
+            EventOutcome::RolledBack,
+            "slackwater is draining".to_owned(),
+        )
+    }
 }
 
 impl Run {
@@ -71,20 +94,30 @@ impl Run {
         let (id, from, to) = (self.event.id, self.event.from, self.event.request.to);
         tracing::info!(cluster = %cluster.name, event = id, %from, %to, "scale event begins");
         let ended = Box::pin(self.go()).await;
-        cluster.note_variables(None);
-        self.event.ended = Some(Instant::now());
-        self.event.outcome = Some(ended.outcome);
-        self.event.reason = ended.reason;
         let outcome = ended.outcome.as_str();
+        self.end(ended);
         let held_ms = self.event.held.as_millis();
         tracing::info!(cluster = %cluster.name, event = id, %from, %to, outcome, held_ms, reason = self.event.reason, "scale event ended");
         for InTheWay { session, blocker } in &self.event.waiting_for {
             let (kind, age) = (blocker.kind.as_str(), blocker.since.elapsed());
             tracing::info!(cluster = %cluster.name, event = id, session, kind, detail = %blocker.detail, statement = %blocker.statement, ?age, "in the way of the scale event");
         }
+    }
+
+    /// The next one may begin.
+    fn end(&mut self, ended: Ended) {
+        self.cluster().note_variables(None);
+        self.event.ended = Some(Instant::now());
+        self.event.outcome = Some(ended.outcome);
+        self.event.reason = ended.reason;
         self.coordinator.metrics.scale_event(ended.outcome);
         self.coordinator.keep(&self.event);
         self.coordinator.inner.lock().running = None;
+    }
+
+    /// The proxy ends: so does the event, with everything as it was.
+    pub(super) fn closed(&self) -> Option<Ended> {
+        self.coordinator.is_closed().then(Ended::by_the_proxy)
     }
 
     pub(super) fn cluster(&self) -> &Arc<Cluster> {
@@ -98,20 +131,16 @@ impl Run {
 
     async fn go(&mut self) -> Ended {
         self.step(Step::Prepare);
-        if let Some(from) = self.coordinator.recovered().await {
-            self.event.from = from.capacity;
-            self.from = from;
-        }
-        let to = self.event.request.to;
-        if self.from.capacity == to && !self.event.request.restart {
-            // It was started again with that.
-            return Ended::new(EventOutcome::Completed, None);
-        }
-        let kind = match self.coordinator.provider.prepare(&self.from, to).await {
+        let found = self.coordinator.recovered().await;
+        let kind = match self.prepare(found).await {
             Ok(kind) => kind,
-            Err(error) => return Ended::new(EventOutcome::Failed, error.to_string()),
+            Err(ended) => return ended,
         };
         self.prepared_at = Instant::now();
+        self.event.searches_since = self.prepared_at;
+        if let Some(ended) = self.closed() {
+            return ended;
+        }
         self.cluster().begin_event(kind == SwitchKind::Barrier);
         self.learn().await;
         match kind {
@@ -120,7 +149,37 @@ impl Run {
         }
     }
 
-    /// Prepares again if that is long ago. The error ends the event; nothing was changed.
+    /// Prepares from the server that was found; once more if the search for it finds another one.
+    async fn prepare(&mut self, mut found: Option<Instance>) -> Result<SwitchKind, Ended> {
+        let to = self.event.request.to;
+        let mut looked = false;
+        loop {
+            if let Some(from) = found {
+                self.event.from = from.capacity;
+                self.from = from;
+            }
+            if self.from.capacity == to && !self.event.request.restart {
+                // It was started again with that.
+                return Err(Ended::new(EventOutcome::Completed, None));
+            }
+            let error = match self.coordinator.provider.prepare(&self.from, to).await {
+                Ok(kind) => return Ok(kind),
+                Err(error) => error,
+            };
+            found = if looked {
+                None
+            } else {
+                self.coordinator.found_again().await
+            };
+            looked = true;
+            if found.is_none() {
+                return Err(Ended::new(EventOutcome::Failed, error.to_string()));
+            }
+        }
+    }
+
+    /// Prepares again if that is long ago. The error ends the event; nothing was changed. (That of a server that is gone
+    /// does not: the cut-over starts the next one.)
     pub(super) async fn prepare_again(&mut self) -> Result<(), Ended> {
         if self.prepared_at.elapsed() < PREPARED_MAX {
             return Ok(());
@@ -131,7 +190,14 @@ impl Run {
                 self.prepared_at = Instant::now();
                 Ok(())
             }
-            Err(error) => Err(Ended::new(EventOutcome::Failed, error.to_string())),
+            Err(error) => {
+                // Nobody may have missed the server yet.
+                self.coordinator.inner.lock().trouble = true;
+                if self.server_is_lost().await {
+                    return Ok(());
+                }
+                Err(Ended::new(EventOutcome::Failed, error.to_string()))
+            }
         }
     }
 

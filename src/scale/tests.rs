@@ -1,7 +1,7 @@
 //! Events and the search for a lost server, side by side, with servers that are only told of.
 
-use super::coordinator::{Coordinator, Rules};
-use super::event::{Event, OnTimeout, Request};
+use super::coordinator::{Coordinator, Refused, Rules};
+use super::event::{Event, OnTimeout, Request, Step};
 use crate::backend::cluster::{Cluster, Settings};
 use crate::backend::gate::Gate;
 use crate::backend::registry::Registry;
@@ -29,6 +29,7 @@ type Known = (&'static str, bool);
 struct Servers {
     known: Mutex<BTreeMap<String, Known>>,
     slow: AtomicBool,
+    panics: AtomicBool,
     asked: Notify,
     arrives: Notify,
 }
@@ -62,6 +63,7 @@ impl ServerQuery for Servers {
     ) -> BoxFuture<'a, Result<Rows, QueryError>> {
         async move {
             let answer = self.answer(endpoint, sql);
+            assert!(!self.panics.swap(false, Ordering::Relaxed), "a mistake");
             if self.slow.swap(false, Ordering::Relaxed) {
                 self.asked.notify_one();
                 self.arrives.notified().await;
@@ -145,6 +147,15 @@ async fn watched(servers: &Arc<Servers>) -> Arc<Coordinator> {
     coordinator
 }
 
+fn request(to: u32, timeout: Duration) -> Request {
+    Request {
+        to: Capacity(to),
+        timeout,
+        on_timeout: OnTimeout::Rollback,
+        restart: false,
+    }
+}
+
 /// An event that begins while the watch waits for an answer, which comes when the event has had all the time it needs.
 async fn event_beside_a_slow_answer(
     servers: &Servers,
@@ -154,12 +165,7 @@ async fn event_beside_a_slow_answer(
     servers.slow.store(true, Ordering::Relaxed);
     coordinator.cluster.report_trouble();
     servers.asked.notified().await;
-    let request = Request {
-        to: Capacity(to),
-        timeout: Duration::from_mins(5),
-        on_timeout: OnTimeout::Rollback,
-        restart: false,
-    };
+    let request = request(to, Duration::from_mins(5));
     let begun = coordinator.scale(request).unwrap().unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
     servers.arrives.notify_one();
@@ -203,4 +209,143 @@ async fn an_event_to_what_was_found_while_it_waited_has_nothing_to_do() {
     assert_eq!(event.outcome, Some(EventOutcome::Completed), "{event:?}");
     assert_eq!((event.from, event.attempt), (Capacity(2), 0));
     assert_eq!(coordinator.capacity(), Some(Capacity(2)));
+}
+
+/// Capacity 1 names a server whose standby, which 2 and 3 lead to, was promoted.
+async fn after_a_promotion(servers: &Arc<Servers>) -> Arc<Coordinator> {
+    servers.are([("1", false), ("9", true), ("9", true)]);
+    let coordinator = watched(servers).await;
+    servers.are([("3", true), ("9", false), ("9", false)]);
+    coordinator
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_that_ends_begins_no_cut_over() {
+    let request = request(2, Duration::from_mins(5));
+    // In Prepare, in a hold, between two.
+    for (in_prepare, millis, attempt) in [(true, 100, 0), (false, 500, 1), (false, 5_000, 1)] {
+        let servers = Arc::new(Servers::default());
+        let coordinator = after_a_promotion(&servers).await;
+        let session = coordinator.cluster.gate.lease().await;
+        servers.slow.store(in_prepare, Ordering::Relaxed);
+        let begun = coordinator.scale(request).unwrap().unwrap();
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        coordinator.close();
+        assert!(!coordinator.is_cutting_over());
+        assert_eq!(coordinator.scale(request).unwrap_err(), Refused::Closed);
+        // Nobody is in the way any more.
+        drop(session);
+        servers.arrives.notify_one();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let event = coordinator.event(begun.id).unwrap();
+        assert_eq!(event.outcome, Some(EventOutcome::RolledBack), "{event:?}");
+        assert_eq!(event.attempt, attempt, "{event:?}");
+        assert_eq!(coordinator.capacity(), Some(Capacity(1)));
+        let serving = coordinator.cluster.gate.view().serving.unwrap();
+        assert_eq!(*serving.endpoint, endpoint(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_prepare_takes_is_no_part_of_the_search() {
+    let servers = Arc::new(Servers::default());
+    let coordinator = after_a_promotion(&servers).await;
+    servers.slow.store(true, Ordering::Relaxed);
+    let request = request(2, Duration::from_secs(1));
+    let begun = coordinator.scale(request).unwrap().unwrap();
+    servers.asked.notified().await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    servers.arrives.notify_one();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let event = coordinator.event(begun.id).unwrap();
+    assert_eq!(event.outcome, Some(EventOutcome::Completed), "{event:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_finds_no_server_says_so_and_has_it_looked_for() {
+    let servers = Arc::new(Servers::default());
+    servers.are([("1", false); 3]);
+    let coordinator = watched(&servers).await;
+    servers.known.lock().clear();
+    let request = request(2, Duration::from_mins(5));
+    let begun = coordinator.scale(request).unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let event = coordinator.event(begun.id).unwrap();
+    assert_eq!(event.outcome, Some(EventOutcome::Failed), "{event:?}");
+    let reason = event.reason.unwrap();
+    assert!(reason.contains("see that it runs"), "{reason}");
+    let serving = || coordinator.cluster.gate.view().serving;
+    assert!(serving().is_none(), "clients wait in line");
+    servers.are([("2", false); 3]);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(*serving().unwrap().started_at, *"2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_whose_server_is_lost_while_it_waits_goes_on_without_it() {
+    // Whether somebody missed it, or the event is the first who does.
+    for reported in [true, false] {
+        let servers = Arc::new(Servers::default());
+        let coordinator = after_a_promotion(&servers).await;
+        let session = coordinator.cluster.gate.lease().await;
+        let request = request(2, Duration::from_mins(5));
+        let begun = coordinator.scale(request).unwrap().unwrap();
+        // Long enough for another look at all that was prepared.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        let event = coordinator.event(begun.id).unwrap();
+        assert_eq!((event.step, event.attempt), (Step::Wait, 1), "{event:?}");
+        let lost = endpoint(1).address.to_string();
+        servers.known.lock().remove(&lost);
+        drop(session);
+        if reported {
+            coordinator.cluster.report_trouble();
+        }
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let event = coordinator.event(begun.id).unwrap();
+        assert_eq!((event.step, event.attempt), (Step::CutOver, 2), "{event:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_looks_for_a_server_that_is_held_by_hand() {
+    let servers = Arc::new(Servers::default());
+    servers.are([("1", false); 3]);
+    let coordinator = watched(&servers).await;
+    let started = || coordinator.cluster.gate.view().serving.unwrap().started_at;
+    let period = Duration::from_mins(1);
+    let long = Duration::from_secs(30);
+    for (now, released) in [("2", true), ("3", false)] {
+        let before = started();
+        coordinator.hold(period).unwrap();
+        servers.are([(now, false); 3]);
+        coordinator.cluster.report_trouble();
+        tokio::time::sleep(long).await;
+        assert_eq!(started(), before);
+        // Its end asks by itself.
+        if released {
+            assert!(coordinator.release());
+        } else {
+            tokio::time::sleep(period).await;
+        }
+        tokio::time::sleep(long).await;
+        assert_eq!(*started(), *now);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_panics_leaves_its_place_to_the_next_one() {
+    let servers = Arc::new(Servers::default());
+    servers.are([("1", false); 3]);
+    let coordinator = watched(&servers).await;
+    servers.panics.store(true, Ordering::Relaxed);
+    let request = request(2, Duration::from_mins(5));
+    let begun = coordinator.scale(request).unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let event = coordinator.event(begun.id).unwrap();
+    assert_eq!(event.outcome, Some(EventOutcome::Failed), "{event:?}");
+    assert!(event.ended.is_some());
+    let begun = coordinator.scale(request).unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let event = coordinator.event(begun.id).unwrap();
+    assert_eq!(event.outcome, Some(EventOutcome::Completed), "{event:?}");
 }

@@ -3,7 +3,7 @@
 
 use crate::support::direct::Direct;
 use crate::support::ledger::Ledger;
-use crate::support::postgres::{ADMIN, APP, Postgres};
+use crate::support::postgres::{ADMIN, APP, Postgres, pid_in, restart_in};
 use crate::support::proxy::{Options, Proxy};
 use crate::support::wire::{Client, Target};
 use crate::support::{EVENT, SOON, sized, skipped, wait_until};
@@ -306,4 +306,27 @@ fn safety_25_two_proxies_never_share_a_server() {
     let mut client = Client::connect(&Target::new(proxy.port(), APP, "app")).unwrap();
     client.run("select 1");
     assert_eq!(postmasters(&proxy.local_data()), 1);
+}
+
+#[test]
+fn fault_an_event_starts_a_server_that_nobody_missed() {
+    let proxy = Proxy::local(&Options::default());
+    for _ in 0..2 {
+        proxy.kill_server();
+        proxy.scale_by_command();
+    }
+    restart_in(&proxy.local_data());
+    proxy.scale_by_command();
+}
+
+#[test]
+fn fault_a_server_lost_at_rest_is_started_again_without_a_request() {
+    let proxy = Proxy::local(&Options::default());
+    let mut idle = proxy.client("idle");
+    idle.run("select 1");
+    let before = pid_in(&proxy.local_data()).unwrap();
+    proxy.kill_server();
+    wait_until("a server runs again", SOON, || {
+        pid_in(&proxy.local_data()).is_some_and(|pid| pid != before)
+    });
 }

@@ -1,10 +1,11 @@
 //! What the operator does to a proxy that serves: new certificates, a drain, an end at once.
 
-use crate::support::postgres::{APP, Postgres, binaries};
+use crate::support::postgres::{APP, Postgres, binaries, pid_in};
 use crate::support::proxy::{Options, Proxy};
 use crate::support::wire::Client;
-use crate::support::{SOON, wait_until};
+use crate::support::{SOON, sized, wait_until};
 use nix::sys::signal::Signal;
+use serde_json::json;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -171,4 +172,64 @@ fn operation_interrupt_ends_at_once_and_leaves_nothing_on_the_server() {
     wait_until("its locks are gone", SOON, || {
         watcher.value("select count(*) from pg_locks where locktype = 'advisory'") == "0"
     });
+}
+
+/// The server of a proxy that has ended is there, and answers.
+fn serves(proxy: &Proxy) {
+    let pid = pid_in(&proxy.local_data()).expect("a server runs");
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    let socket = proxy.data_dir().join("run");
+    let mut answers = Command::new(binaries().join("pg_isready"));
+    answers.arg("-q").arg("-h").arg(&socket);
+    let config = fs::read(proxy.data_dir().join("server.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    answers.arg("-p").arg(config["port"].to_string());
+    assert!(answers.status().unwrap().success(), "the server is away");
+}
+
+#[test]
+fn operation_drain_begins_no_cut_over() {
+    let options = Options {
+        scaling: "max_hold = \"2s\"".to_owned(),
+        ..Options::default()
+    };
+    let mut proxy = Proxy::local(&options);
+    for _ in 0..sized(3, 20) {
+        let mut client = proxy.client("in the way");
+        client.run("select pg_advisory_lock(1)");
+        let mut runs = proxy.client("runs");
+        let id = proxy.admin().start_event(&json!({}));
+        wait_until("the event waits", SOON, || {
+            proxy.admin().event(id)["step"] == "wait"
+        });
+        let server = pid_in(&proxy.local_data());
+        // Its end is what a hold would wait for.
+        runs.start("select pg_sleep(1)").unwrap();
+        wait_until("the statement runs", SOON, || {
+            let session = proxy.admin().session("runs");
+            session.is_some_and(|s| s["state"] == "active")
+        });
+        proxy.signal(Signal::SIGTERM);
+        let error = client.finish().unwrap_err().server();
+        assert_eq!(error.code, "57P01", "nobody is in the way any more");
+        runs.finish().expect("what runs is answered");
+        let status = proxy.ended();
+        assert!(status.success(), "{status:?}");
+        assert_eq!(pid_in(&proxy.local_data()), server);
+        serves(&proxy);
+        proxy.start_again();
+    }
+}
+
+#[test]
+fn operation_interrupt_waits_for_a_cut_over() {
+    let mut proxy = Proxy::local(&Options::default());
+    for _ in 0..sized(5, 20) {
+        proxy.admin().reach("cut_over", &json!({ "restart": true }));
+        proxy.signal(Signal::SIGINT);
+        let status = proxy.ended();
+        assert!(status.success(), "{status:?}");
+        serves(&proxy);
+        proxy.start_again();
+    }
 }

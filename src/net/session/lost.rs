@@ -43,6 +43,8 @@ impl<E: Engine> Session<E> {
         {
             return Err(End::ServerClosed);
         }
+        // The next one is there before anybody asks for it.
+        self.profile.cluster.report_trouble();
         if self.is_proven() {
             tracing::info!("the server was lost at rest; the session goes on from its snapshot");
             self.detach();

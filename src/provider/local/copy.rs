@@ -9,9 +9,9 @@ use super::follower::{COPYING, Follower, conninfo, password_file};
 use super::process::run;
 use crate::backend::Endpoint;
 use nix::sys::statvfs::statvfs;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 /// What the name of a copy that is under way begins with.
 const COPY: &str = "copy.";
@@ -109,6 +109,15 @@ pub(super) async fn see_to_room(
 /// Removes what is in `home` and what copies that were interrupted left; the directory for a new one. Its
 /// name is new each time: a copy that an earlier proxy began may still be writing.
 pub(super) fn clear(data_dir: &DataDir, home: Home) -> Result<PathBuf, ProviderError> {
+    clear_by(data_dir, home, |old| fs::remove_dir_all(old))
+}
+
+/// [`clear`], with what removes a directory.
+pub(super) fn clear_by(
+    data_dir: &DataDir,
+    home: Home,
+    remove: impl Fn(&Path) -> io::Result<()>,
+) -> Result<PathBuf, ProviderError> {
     let path = data_dir.path();
     let place = data_dir.data_of(home);
     if data_dir.holds_data(home) && !fence::is_standby(data_dir, home) {
@@ -118,23 +127,36 @@ pub(super) fn clear(data_dir: &DataDir, home: Home) -> Result<PathBuf, ProviderE
             fence::signal(data_dir.engine())
         )));
     }
+    // Half removed it could look like a primary. By the name of a copy it is nobody's, whole or half.
+    let aside = new_name(path)?;
+    match fs::rename(&place, &aside).and_then(|()| fence::sync_directory(path)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(ProviderError::io("can't set aside", place)(e));
+        }
+        _ => {}
+    }
     let entries = fs::read_dir(path).map_err(ProviderError::io("can't read", path))?;
     let begun = |p: &Path| {
         p.file_name()
             .is_some_and(|n| n.to_string_lossy().starts_with(COPY))
     };
     for old in entries.flatten().map(|e| e.path()) {
-        if old == place || begun(&old) {
-            fs::remove_dir_all(&old).map_err(ProviderError::io("can't remove", &old))?;
+        if begun(&old) {
+            remove(&old).map_err(ProviderError::io("can't remove", &old))?;
         }
     }
+    let unfinished = new_name(path)?;
+    data_dir.make_directory(&unfinished, 0o700)?;
+    Ok(unfinished)
+}
+
+/// A name for a copy that nothing had before.
+fn new_name(path: &Path) -> Result<PathBuf, ProviderError> {
     let name = random(8)
         .map_err(ProviderError::io("can't name a directory in", path))?
         .into_iter()
         .fold(0_u64, |n, b| n << 8 | u64::from(b));
-    let unfinished = path.join(format!("{COPY}{name:016x}"));
-    data_dir.make_directory(&unfinished, 0o700)?;
-    Ok(unfinished)
+    Ok(path.join(format!("{COPY}{name:016x}")))
 }
 
 fn explain_copy(error: &ProviderError, user: &str) -> String {

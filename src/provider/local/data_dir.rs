@@ -46,6 +46,8 @@ pub struct DataDir {
     engine: Engine,
     account: Option<Account>,
     file: Mutex<ServerFile>,
+    /// Held while it is written: all do that by way of one other name, and the newest has to be the last.
+    keeping: Mutex<()>,
     service_password: String,
     _lock: Flock<File>,
 }
@@ -74,6 +76,7 @@ impl DataDir {
         };
         let opened = Self {
             file: Mutex::default(),
+            keeping: Mutex::default(),
             engine: config.engine,
             path,
             account,
@@ -162,6 +165,7 @@ impl DataDir {
 
     /// Writes `server.json`. Blocks for a few fsyncs.
     pub(super) fn keep_file(&self) -> Result<(), ProviderError> {
+        let _alone = self.keeping.lock();
         let file = *self.file.lock();
         self.write_json("server.json", &file)
     }
@@ -294,13 +298,27 @@ impl DataDir {
         self.read_json("switch.json")
     }
 
+    /// What the intent alone tells of a promotion that is over is in `server.json` from then on. Asked before anything
+    /// that takes the intent's place, or the old primary's.
+    pub(super) fn keep_promotion(&self) -> Result<(), ProviderError> {
+        match self.intent()? {
+            Some(Intent {
+                promotion: Some(promotion),
+                ..
+            }) if promotion.home == self.primary() => self.keep_file(),
+            _ => Ok(()),
+        }
+    }
+
     /// Blocks for a few fsyncs.
     pub(super) fn write_intent(&self, intent: &Intent) -> Result<(), ProviderError> {
+        self.keep_promotion()?;
         self.write_json("switch.json", intent)
     }
 
     /// Needs no fsync: one that comes back after a crash tells of a change that is over, and is dropped.
     pub(super) fn remove_intent(&self) -> Result<(), ProviderError> {
+        self.keep_promotion()?;
         let file = self.path.join("switch.json");
         match fs::remove_file(&file) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -581,6 +599,24 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
         place
+    }
+
+    #[test]
+    fn the_file_is_kept_by_several_at_the_same_time() {
+        let place = place();
+        let data_dir = DataDir::open(&config(&place.path().join("data"))).unwrap();
+        std::thread::scope(|threads| {
+            for home in [Home::First, Home::Second] {
+                let data_dir = &data_dir;
+                threads.spawn(move || {
+                    for _ in 0..100 {
+                        data_dir.choose_port(home).unwrap();
+                    }
+                });
+            }
+        });
+        let kept = data_dir.read_json::<ServerFile>("server.json").unwrap();
+        assert_eq!(kept.unwrap().port(Home::First), Some(data_dir.port()));
     }
 
     #[test]

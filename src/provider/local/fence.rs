@@ -119,7 +119,8 @@ pub(super) fn same_configuration(data_dir: &DataDir, home: Home) -> Result<bool,
     Ok(true)
 }
 
-/// Gives the server in `home` the primary's configuration files; whether one was another.
+/// Gives the server in `home` the primary's configuration files; whether one was another. Durable when this returns:
+/// the next start of that server may be behind a power cut, and its promotion.
 pub(super) fn copy_configuration(data_dir: &DataDir, home: Home) -> Result<bool, ProviderError> {
     let mut changed = false;
     for name in configuration(data_dir.engine()) {
@@ -133,11 +134,17 @@ pub(super) fn copy_configuration(data_dir: &DataDir, home: Home) -> Result<bool,
             Some(bytes) => {
                 let unfinished = to.with_extension("new");
                 data_dir.write_for_server(&unfinished, &bytes)?;
-                fs::rename(&unfinished, &to)
+                File::open(&unfinished)
+                    .and_then(|file| file.sync_all())
+                    .and_then(|()| fs::rename(&unfinished, &to))
             }
             None => fs::remove_file(&to),
         }
         .map_err(ProviderError::io("can't write", &to))?;
+    }
+    if changed {
+        let data = data_dir.data_of(home);
+        sync_directory(&data).map_err(ProviderError::io("can't write", &data))?;
     }
     Ok(changed)
 }

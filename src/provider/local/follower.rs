@@ -11,7 +11,7 @@ use super::install::Install;
 use super::postmaster::{self, PidFile, Status};
 use super::process::{Process, log_length, log_tail};
 use super::settings::{self, Scale};
-use super::slot::{LOGIN_PATIENCE, LOOK, Maker, Progress, Slot, Standby};
+use super::slot::{Followed, LOGIN_PATIENCE, LOOK, Maker, Progress, Slot, Standby};
 use super::{LocalConfig, StandbyKeys, blocking};
 use crate::backend::{Capacity, Endpoint, started_us};
 use std::path::{Path, PathBuf};
@@ -303,6 +303,7 @@ impl Maker for Follower {
                 log.display()
             ))
         };
+        let mut followed = Followed::new(&self.data_dir);
         loop {
             let up = PidFile::read(&pgdata)?.is_some_and(|f| {
                 f.pid.unsigned_abs() == process.pid() && f.status == Status::Ready
@@ -328,6 +329,7 @@ impl Maker for Follower {
             if !process.alive() {
                 return Err(failed("ended"));
             }
+            followed.see_that_it_runs()?;
             if Instant::now() >= deadline {
                 return Err(failed("does not receive the server's log"));
             }

@@ -260,7 +260,10 @@ impl LocalProvider {
             tracing::info!(capacity = %instance.capacity, ?intent, "adopted the running server");
             if intent.is_some() {
                 self.take_back_drain(&instance).await;
-                self.data_dir.remove_intent()?;
+                if let Err(error) = self.data_dir.remove_intent() {
+                    // It serves all the same, and who asks next tries again.
+                    tracing::warn!(%error, "the change of capacity that is over can't be put away");
+                }
             }
             self.throttle(&mut state, instance.capacity, Duration::ZERO);
             self.see_to_standby(&mut state, instance.capacity).await;

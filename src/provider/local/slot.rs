@@ -83,6 +83,35 @@ impl Slot {
     }
 }
 
+/// The primary that a standby is to follow.
+pub(super) struct Followed<'a> {
+    data_dir: &'a DataDir,
+    process: Option<Process>,
+}
+
+impl<'a> Followed<'a> {
+    pub(super) fn new(data_dir: &'a DataDir) -> Self {
+        Self {
+            data_dir,
+            process: None,
+        }
+    }
+
+    /// A standby would wait in vain for one that is gone.
+    pub(super) fn see_that_it_runs(&mut self) -> Result<(), ProviderError> {
+        if !self.process.is_some_and(|process| process.alive()) {
+            // It may have been started again.
+            self.process = engine::find(self.data_dir, self.data_dir.primary())?;
+        }
+        match self.process {
+            Some(_) => Ok(()),
+            None => Err(ProviderError::Server(
+                "the server that a standby was to follow is gone".to_owned(),
+            )),
+        }
+    }
+}
+
 /// How far a standby is.
 pub(super) struct Progress {
     /// It receives what the primary writes.
@@ -164,7 +193,7 @@ pub(super) async fn ready_anew(
     let mut standby = maker.slot().standby.lock().await;
     *standby = None;
     let home = maker.data_dir().primary().other();
-    see_that_none_is_to_be_promoted(maker)?;
+    see_that_the_last_promotion_is_kept(maker).await?;
     let made = async {
         stop(maker.data_dir(), home).await?;
         make_copy(maker, primary, to, Instant::now()).await
@@ -227,6 +256,12 @@ fn see_that_none_is_to_be_promoted(maker: &impl Maker) -> Result<(), ProviderErr
     }
 }
 
+/// Nothing becomes of the last primary before it is on disk that it is none.
+async fn see_that_the_last_promotion_is_kept(maker: &impl Maker) -> Result<(), ProviderError> {
+    see_that_none_is_to_be_promoted(maker)?;
+    blocking(maker.data_dir(), DataDir::keep_promotion).await
+}
+
 async fn make_ready(
     maker: &impl Maker,
     primary: &Endpoint,
@@ -235,7 +270,7 @@ async fn make_ready(
     let data_dir = maker.data_dir();
     let home = data_dir.primary().other();
     let begun = Instant::now();
-    see_that_none_is_to_be_promoted(maker)?;
+    see_that_the_last_promotion_is_kept(maker).await?;
     maker.tidy(primary).await?;
     let same_files = blocking(data_dir, move |d| fence::same_configuration(d, home)).await?;
     let catch_up = begun + maker.catch_up();
@@ -257,6 +292,8 @@ async fn make_ready(
             }
             // It follows, and there is too much to do: a copy would take longer still.
             Err(error) if Instant::now() >= catch_up => return Err(error),
+            // Of what would a copy be made?
+            Err(error) if Followed::new(data_dir).see_that_it_runs().is_err() => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "the standby does not follow: making it anew");
                 stop(data_dir, home).await?;

@@ -480,6 +480,10 @@ impl LocalProvider {
             Some(ready) => (Some(ready.process), Some(ready.session)),
             None => (find()?, None),
         };
+        if running.is_none() {
+            // An earlier proxy's may have ended in the midst of it.
+            own.ended_midway(self, home).await;
+        }
         let log = self.data_dir.log_of(home);
         let mut why = String::new();
         for capacity in [intent.to, intent.to, intent.from] {
@@ -541,12 +545,8 @@ impl LocalProvider {
         self.throttle(state, instance.capacity, UNTHROTTLED_AFTER_START);
         let data_dir = Arc::clone(&self.data_dir);
         state.tidying = Some(tokio::task::spawn_blocking(move || {
-            let tidy = || {
-                // In this order: while the intent is there, it tells who the primary is.
-                data_dir.keep_file()?;
-                data_dir.remove_intent()
-            };
-            if let Err(error) = tidy() {
+            // While the intent is there, it tells who the primary is.
+            if let Err(error) = data_dir.remove_intent() {
                 tracing::warn!(%error, "the finished change of capacity can't be put away");
             }
         }));

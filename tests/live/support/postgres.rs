@@ -441,6 +441,15 @@ pub(crate) fn pid_in(data_dir: &Path) -> Option<i32> {
     text.lines().next()?.trim().parse().ok()
 }
 
+/// Restarts the server in `data_dir` as its operator would, with the settings that it had.
+pub(crate) fn restart_in(data_dir: &Path) {
+    let mut restart = command("pg_ctl");
+    restart.args(["restart", "-w", "-s", "-m", "fast"]);
+    let log = data_dir.join("restart.log");
+    restart.arg("-l").arg(log).arg("-D").arg(data_dir);
+    assert!(restart.status().expect("pg_ctl runs").success());
+}
+
 /// Ends a server that something else started in `data_dir`, by its pid file.
 pub(crate) fn kill_by_pid_file(data_dir: &Path) {
     if let Some(pid) = pid_in(data_dir) {

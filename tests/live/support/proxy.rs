@@ -183,6 +183,11 @@ impl Proxy {
     pub(crate) fn kill_and_restart(&mut self) {
         self.signal(Signal::SIGKILL);
         self.child.wait().unwrap();
+        self.start_again();
+    }
+
+    /// Starts one that has ended, with the same configuration; returns when it is ready.
+    pub(crate) fn start_again(&mut self) {
         self.child = serve(self.dir.path(), &self.environment);
         self.wait_ready();
     }

@@ -10,7 +10,7 @@ use super::super::data_dir::{DataDir, random};
 use super::super::files::Home;
 use super::super::process::{Process, log_length, log_tail};
 use super::super::settings::capacity_of;
-use super::super::slot::{LOGIN_PATIENCE, LOOK, Maker, Progress, Slot, Standby};
+use super::super::slot::{Followed, LOGIN_PATIENCE, LOOK, Maker, Progress, Slot, Standby};
 use super::super::{blocking, engine, fence};
 use super::accounts::literal;
 use super::{Mysql, Role, Sizes, durability, identity_sql, is_up, my_cnf};
@@ -409,6 +409,7 @@ impl Maker for Mysql {
             ))
         };
         let mut told = false;
+        let mut followed = Followed::new(&self.data_dir);
         loop {
             if is_up(&self.data_dir, home, process)?
                 && let Ok(mut session) = self.session(home).await
@@ -436,6 +437,7 @@ impl Maker for Mysql {
             if !process.alive() {
                 return Err(failed("ended"));
             }
+            followed.see_that_it_runs()?;
             if Instant::now() >= deadline {
                 return Err(failed("does not start"));
             }

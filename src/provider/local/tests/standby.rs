@@ -302,6 +302,9 @@ async fn safety_23_a_standby_that_cannot_be_promoted_leads_back_or_forward() {
         .unwrap();
     drop(guard);
     slot::stop(&provider.data_dir, Home::Second).await.unwrap();
+    // It had let go of its fence, and was killed before it wrote down that it is a primary.
+    let standby = provider.data_dir.data_of(Home::Second);
+    fs::remove_file(standby.join("standby.signal")).unwrap();
     // Nobody replaces it meanwhile: it may be the only one that has the last writes.
     let follower = Arc::clone(&place::postgres(&provider).follower);
     let error = slot::ready(&*follower, &back.endpoint, Capacity(1))
@@ -404,4 +407,82 @@ fn safety_22_a_data_directory_that_may_have_been_a_primary_is_never_replaced() {
     // What an interrupted copy left goes, too.
     let again = copy::clear(&data_dir, Home::Second).unwrap();
     assert!(!unfinished.exists() && again.is_dir());
+}
+
+#[tokio::test]
+async fn safety_25_a_removal_of_a_standby_that_was_interrupted_leaves_no_second_primary() {
+    let (_place, config) = place();
+    let provider = Place::provider_with(config.clone());
+    let now = provider.start(Capacity(1)).await.unwrap();
+    provider.prepare(&now, Capacity(2)).await.unwrap();
+    slot::stop(&provider.data_dir, Home::Second).await.unwrap();
+    // Files go in any order, and the one that says what they were can be the first.
+    let interrupted = |old: &std::path::Path| {
+        fs::remove_file(old.join("standby.signal"))?;
+        Err(std::io::ErrorKind::DirectoryNotEmpty.into())
+    };
+    let error = copy::clear_by(&provider.data_dir, Home::Second, interrupted).unwrap_err();
+    assert!(error.to_string().contains("can't remove"), "{error}");
+    assert_eq!(provider.start(Capacity(8)).await.unwrap(), now);
+    let provider = next_proxy(provider, &config).await;
+    assert_eq!(provider.start(Capacity(8)).await.unwrap(), now);
+    provider.prepare(&now, Capacity(2)).await.unwrap();
+    let left = fs::read_dir(provider.data_dir.path()).unwrap().flatten();
+    let copies = left.filter(|e| e.file_name().to_string_lossy().starts_with("copy."));
+    assert_eq!(copies.count(), 0);
+}
+
+#[tokio::test]
+async fn a_primary_that_is_lost_while_its_standby_starts_is_not_waited_for() {
+    let (place, config) = place();
+    let provider = Arc::new(Place::provider_with(config));
+    let now = provider.start(Capacity(1)).await.unwrap();
+    let preparing = tokio::spawn({
+        let provider = Arc::clone(&provider);
+        async move { provider.prepare(&now, Capacity(2)).await }
+    });
+    let pid_file = provider
+        .data_dir
+        .data_of(Home::Second)
+        .join("postmaster.pid");
+    until("the standby starts", || pid_file.exists()).await;
+    place.signal(Signal::SIGKILL);
+    // Far below what a standby may take to be level.
+    let error = tokio::time::timeout(Duration::from_mins(1), preparing)
+        .await
+        .expect("it is told of the loss")
+        .unwrap()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("is gone"), "{error}");
+}
+
+#[tokio::test]
+async fn safety_25_who_is_the_primary_is_on_disk_before_its_promotion_is_forgotten() {
+    let (_place, config) = place();
+    let provider = Place::provider_with(config.clone());
+    let now = provider.start(Capacity(1)).await.unwrap();
+    provider.prepare(&now, Capacity(2)).await.unwrap();
+    // The disk takes no more, for a while.
+    let full = provider.data_dir.path().join("server.tmp");
+    fs::create_dir(&full).unwrap();
+    let next = completed(provider.cut_over(&now, Capacity(2)).await);
+    let decided = async |provider: &LocalProvider| {
+        provider.state.lock().await.tidy().await;
+        let intent = provider.data_dir.intent().unwrap();
+        intent.is_some_and(|intent| intent.promotion.is_some())
+    };
+    assert!(decided(&provider).await);
+    // It serves all the same, also when it is looked for.
+    assert_eq!(provider.start(Capacity(8)).await.unwrap(), next);
+    assert!(decided(&provider).await);
+    let error = provider.prepare(&next, Capacity(1)).await.unwrap_err();
+    assert!(error.to_string().contains("server.json"), "{error}");
+    assert!(decided(&provider).await);
+    fs::remove_dir(&full).unwrap();
+    provider.prepare(&next, Capacity(1)).await.unwrap();
+    let provider = next_proxy(provider, &config).await;
+    assert_eq!(provider.start(Capacity(8)).await.unwrap(), next);
+    assert_eq!(provider.data_dir.primary(), Home::Second);
+    one_writer(&provider).await;
 }
