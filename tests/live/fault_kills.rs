@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 
-const WRITERS: u32 = 6;
+pub(crate) const WRITERS: u32 = 6;
 
 fn rounds() -> u32 {
     sized(3, 20)
 }
 
 /// Lets the ledger go on for a number of rows that differs from round to round.
-fn some_more(ledger: &Ledger, round: u32) {
+pub(crate) fn some_more(ledger: &Ledger, round: u32) {
     let written = ledger.written();
     let wanted = u64::from(round * 37 % 101) + 20;
     wait_until("rows are written", SOON * 3, || {
@@ -27,7 +27,7 @@ fn some_more(ledger: &Ledger, round: u32) {
     });
 }
 
-fn check(ledger: Ledger, admin: &Target, kills: u32) {
+pub(crate) fn check(ledger: Ledger, admin: &Target, kills: u32) {
     let told = ledger.stop();
     let faults = told.faults(admin);
     assert!(faults.is_empty(), "{faults:#?}");
@@ -74,7 +74,7 @@ pub(crate) fn reach(proxy: &Proxy, step: &str, options: &Value) -> Option<Client
     in_the_way
 }
 
-fn settled(proxy: &Proxy) {
+pub(crate) fn settled(proxy: &Proxy) {
     wait_until("no event is left", EVENT, || {
         proxy.admin().cluster()["event"].is_null()
     });
@@ -168,13 +168,13 @@ fn fault_kills_of_the_proxy_in_each_step_of_an_event() {
             proxy.kill_and_restart();
             kills += 1;
             drop(in_the_way);
-            assert_eq!(postmasters(&proxy.local_data()), 1, "{step}");
+            assert_eq!(postmasters(&proxy.primary_data()), 1, "{step}");
         }
     }
     some_more(&ledger, 1);
     settled(&proxy);
     proxy.admin().swap();
-    assert_eq!(postmasters(&proxy.local_data()), 1);
+    assert_eq!(postmasters(&proxy.primary_data()), 1);
     check(ledger, &admin, kills);
     direct.must_be_right(&admin);
 }
@@ -305,5 +305,5 @@ fn safety_25_two_proxies_never_share_a_server() {
     assert!(said.contains("in use by another slackwater"), "{said}");
     let mut client = Client::connect(&Target::new(proxy.port(), APP, "app")).unwrap();
     client.run("select 1");
-    assert_eq!(postmasters(&proxy.local_data()), 1);
+    assert_eq!(postmasters(&proxy.primary_data()), 1);
 }

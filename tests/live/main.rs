@@ -48,6 +48,7 @@ mod rehearsal;
 mod replication;
 mod safety;
 mod standby;
+mod standby_kills;
 mod static_two;
 mod strangers;
 mod support;

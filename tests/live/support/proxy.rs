@@ -7,9 +7,10 @@ use super::postgres::{
     server_binaries,
 };
 use super::wire::{Client, Target};
-use super::{SOON, wait_for, wait_until};
+use super::{EVENT, SOON, wait_for, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -187,12 +188,6 @@ impl Proxy {
         self.wait_ready();
     }
 
-    /// The data directory of the server that it runs itself.
-    pub(crate) fn local_data(&self) -> PathBuf {
-        let data = self.local_data.as_ref();
-        data.expect("a proxy of the kind local").join("pgdata")
-    }
-
     /// Waits for /readyz; panics when the program ends.
     pub(crate) fn wait_ready(&self) {
         let admin = self.admin();
@@ -245,12 +240,6 @@ impl Proxy {
         self.port.number
     }
 
-    /// The data directory of its own server.
-    pub(crate) fn local_pgdata(&self) -> PathBuf {
-        let data = self.local_data.as_ref().expect("a local server");
-        data.join("pgdata")
-    }
-
     /// The program's process number.
     pub(crate) fn process(&self) -> u32 {
         self.child.id()
@@ -283,9 +272,31 @@ impl Proxy {
         wait_for("the proxy ends", SOON, || self.child.try_wait().unwrap())
     }
 
-    /// Kills (SIGKILL) the server that it runs itself, with all its processes.
+    /// The home, 0 or 1, whose server takes writes, as it is written down.
+    pub(crate) fn primary(&self) -> usize {
+        let file = read_json(&self.data_dir().join("server.json"));
+        usize::from(file.is_some_and(|file| file["primary"] == "second"))
+    }
+
+    /// The same once no promotion is under way, as it may be for a moment after an event too.
+    pub(crate) fn settled_primary(&self) -> usize {
+        let intent = self.data_dir().join("switch.json");
+        wait_until("no promotion is under way", EVENT, || {
+            let intent = read_json(&intent).unwrap_or_default();
+            intent["promotion"].is_null()
+        });
+        self.primary()
+    }
+
+    /// The data directory of its own server that takes writes.
+    pub(crate) fn primary_data(&self) -> PathBuf {
+        let [first, second] = self.homes();
+        if self.primary() == 0 { first } else { second }
+    }
+
+    /// Kills (SIGKILL) the server that it runs itself and that takes writes, with all its processes.
     pub(crate) fn kill_server(&self) {
-        if let Some(pid) = pid_in(&self.local_data()) {
+        if let Some(pid) = pid_in(&self.primary_data()) {
             kill_tree(pid);
         }
     }
@@ -339,6 +350,10 @@ impl Drop for Proxy {
             }
         }
     }
+}
+
+fn read_json(file: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(file).ok()?).ok()
 }
 
 /// Starts the program with the configuration in `dir`.
