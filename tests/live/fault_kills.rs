@@ -2,10 +2,10 @@
 //! once, what was not at most once, and the cluster comes back by itself. And servers that do not answer.
 
 use crate::support::direct::Direct;
-use crate::support::ledger::Ledger;
+use crate::support::ledger::{Ledger, Problem};
 use crate::support::postgres::{ADMIN, APP, Postgres};
 use crate::support::proxy::{Options, Proxy};
-use crate::support::wire::{Client, Target};
+use crate::support::wire::{Client, ServerError, Target};
 use crate::support::{EVENT, SOON, sized, skipped, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -18,26 +18,61 @@ fn rounds() -> u32 {
     sized(3, 20)
 }
 
-/// Lets the ledger go on for a number of rows that differs from round to round.
+/// Rows of each client, more than it asks for at a time: one of them was asked for after the last kill, so whatever
+/// error that one had for its client has been read.
+const ROWS_OF_EACH: usize = 12;
+
+/// Lets the ledger go on for a number of rows that differs from round to round. What its clients read as errors from
+/// then on is of the next kill.
 pub(crate) fn some_more(ledger: &Ledger, round: u32) {
-    let written = ledger.written();
+    let (written, by_each) = (ledger.written(), ledger.written_by_each());
     let wanted = u64::from(round * 37 % 101) + 20;
-    wait_until("rows are written", SOON * 3, || {
-        ledger.written() > written + wanted
+    wait_until("everybody's rows are written", EVENT, || {
+        let now = ledger.written_by_each();
+        let mut each = now.iter().zip(&by_each);
+        ledger.written() > written + wanted && each.all(|(now, then)| *now > then + ROWS_OF_EACH)
     });
+    ledger.next_kill();
 }
 
-pub(crate) fn check(ledger: Ledger, admin: &Target, kills: u32) {
+/// What was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Killed {
+    Server,
+    Proxy,
+}
+
+/// What a client may be told of a kill: that the server was lost, and in the last two cases what that means.
+const CLEAR: [&str; 4] = ["57P01", "57P02", "57P03", "08007"];
+
+/// The ledger is right, and each kill cost each client one clear error at most. Where the proxy was killed nobody is
+/// there to tell it, and who comes again is refused or reset until the next one listens.
+pub(crate) fn check(ledger: Ledger, admin: &Target, killed: Killed) {
     let told = ledger.stop();
     let faults = told.faults(admin);
     assert!(faults.is_empty(), "{faults:#?}");
-    let of_sessions = told.errors.iter().filter(|e| !e.starts_with("log-in"));
-    let count = of_sessions.count() as u32;
-    assert!(
-        count <= kills * WRITERS,
-        "{count} errors of {kills} kills: {:#?}",
-        told.errors
-    );
+    let mut of_kill: BTreeMap<(u32, u32), Vec<&Problem>> = BTreeMap::new();
+    let nobody_there =
+        |problem: &Problem| killed == Killed::Proxy && problem.at_log_in && problem.code.is_none();
+    for problem in told.errors.iter().filter(|p| !nobody_there(p)) {
+        let clear = match &problem.code {
+            Some(code) => CLEAR.contains(&code.as_str()),
+            None => killed == Killed::Proxy,
+        };
+        assert!(clear && problem.kill > 0, "{problem:?}");
+        let of_client = of_kill.entry((problem.kill, problem.client)).or_default();
+        of_client.push(problem);
+    }
+    let many: Vec<_> = of_kill.values().filter(|told| told.len() > 1).collect();
+    assert!(many.is_empty(), "more than one error: {many:#?}");
+}
+
+/// The clients of a ledger wait in a hold by hand.
+pub(crate) fn hold(proxy: &Proxy) {
+    proxy.admin().act("hold");
+    wait_until("everybody is held", SOON, || {
+        proxy.admin().sessions_count("held") == u64::from(WRITERS)
+    });
 }
 
 #[test]
@@ -55,7 +90,7 @@ fn fault_kills_of_the_server_at_random() {
         server.boot();
     }
     some_more(&ledger, 0);
-    check(ledger, &server.admin(), rounds());
+    check(ledger, &server.admin(), Killed::Server);
 }
 
 /// The steps of an event, and none.
@@ -86,30 +121,91 @@ fn fault_kills_of_the_local_server_in_each_step_of_an_event() {
     let admin = Target::new(proxy.port(), ADMIN, "app");
     let ledger = Ledger::start(&admin, &proxy.app(), WRITERS);
     let direct = Direct::start(&admin, proxy.data_dir());
-    let mut kills = 0;
     for step in STEPS {
         for round in 0..sized(1, 20) {
             some_more(&ledger, round);
             let in_the_way = reach(&proxy, step, &json!({ "restart": true }));
             proxy.kill_server();
-            kills += 1;
             drop(in_the_way);
             settled(&proxy);
         }
     }
-    // And while it is held by hand.
-    for round in 0..sized(1, 20) {
-        some_more(&ledger, round);
-        proxy.admin().act("hold");
-        proxy.kill_server();
-        kills += 1;
-        proxy.admin().act("release");
-    }
     some_more(&ledger, 1);
     settled(&proxy);
     proxy.admin().swap();
-    check(ledger, &admin, kills);
+    check(ledger, &admin, Killed::Server);
     direct.must_be_right(&admin);
+}
+
+/// Who is held has no server connection that could be lost.
+#[test]
+fn fault_kills_of_the_local_server_during_a_hold_are_told_nobody() {
+    let proxy = Proxy::local(&Options::default());
+    let admin = Target::new(proxy.port(), ADMIN, "app");
+    let ledger = Ledger::start(&admin, &proxy.app(), WRITERS);
+    for round in 0..sized(2, 20) {
+        some_more(&ledger, round);
+        hold(&proxy);
+        proxy.kill_server();
+        proxy.admin().act("release");
+    }
+    some_more(&ledger, 1);
+    ledger.stop().must_be_right(&admin);
+}
+
+/// A COMMIT that is under way: one waits for a trigger and has written nothing yet, the other is in the log and waits
+/// for a standby that never says so. Both are told that nobody knows, once; and so it is.
+#[test]
+fn fault_kills_of_the_server_in_commit_are_told_as_an_unknown_outcome() {
+    let mut server = Postgres::start(&[
+        "synchronous_standby_names=nobody",
+        "synchronous_commit=local",
+    ]);
+    server.run(&[
+        "create function slow() returns trigger language plpgsql as \
+         $$begin perform pg_sleep(600); return null; end$$",
+        "create table before (n int)",
+        "create table behind (n int)",
+        "grant all on before, behind to app",
+        "create constraint trigger slow after insert on before deferrable initially deferred \
+         for each row execute function slow()",
+    ]);
+    let proxy = Proxy::on(&server);
+    for round in 0..sized(2, 20) {
+        let mut watcher = Client::connect(&server.admin()).unwrap();
+        let mut clients = Vec::new();
+        for table in ["before", "behind"] {
+            let mut client = proxy.client(table);
+            client.run("set synchronous_commit = 'on'");
+            client.run("begin");
+            client.run(&format!("insert into {table} values ({round})"));
+            client.start("commit").unwrap();
+            clients.push(client);
+        }
+        for waits in ["PgSleep", "SyncRep"] {
+            let sql = format!(
+                "select count(*) from pg_stat_activity where usename = 'app' and wait_event = '{waits}'"
+            );
+            wait_until("the COMMIT is under way", SOON, || {
+                watcher.value(&sql) == "1"
+            });
+        }
+        server.kill();
+        for mut client in clients {
+            let error = client.finish().unwrap_err().server();
+            assert_eq!(pair(&error), ("FATAL", "08007"));
+            assert!(client.receive().is_err(), "and no second word");
+        }
+        server.boot();
+        let mut watcher = Client::connect(&server.admin()).unwrap();
+        let count = |table| format!("select count(*) from {table} where n = {round}");
+        assert_eq!(watcher.value(&count("before")), "0");
+        assert_eq!(watcher.value(&count("behind")), "1");
+    }
+}
+
+fn pair(error: &ServerError) -> (&str, &str) {
+    (&error.severity, &error.code)
 }
 
 /// Servers that have this data directory. A process that one of them has just forked looks like it for a moment.
@@ -160,13 +256,11 @@ fn fault_kills_of_the_proxy_in_each_step_of_an_event() {
     let admin = Target::new(proxy.port(), ADMIN, "app");
     let ledger = Ledger::start(&admin, &proxy.app(), WRITERS);
     let direct = Direct::start(&admin, proxy.data_dir());
-    let mut kills = 0;
     for step in STEPS {
         for round in 0..sized(1, 20) {
             some_more(&ledger, round);
             let in_the_way = reach(&proxy, step, &json!({ "restart": true }));
             proxy.kill_and_restart();
-            kills += 1;
             drop(in_the_way);
             assert_eq!(postmasters(&proxy.primary_data()), 1, "{step}");
         }
@@ -175,7 +269,7 @@ fn fault_kills_of_the_proxy_in_each_step_of_an_event() {
     settled(&proxy);
     proxy.admin().swap();
     assert_eq!(postmasters(&proxy.primary_data()), 1);
-    check(ledger, &admin, kills);
+    check(ledger, &admin, Killed::Proxy);
     direct.must_be_right(&admin);
 }
 

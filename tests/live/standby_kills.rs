@@ -1,7 +1,7 @@
 //! `switch = "standby"`: whoever is killed when, everything that was acknowledged is there, and never do two servers
 //! take writes. Tests of the provider alone, with its future dropped at every step, are beside it.
 
-use crate::fault_kills::{WRITERS, check, reach, settled, some_more};
+use crate::fault_kills::{Killed, WRITERS, check, hold, reach, settled, some_more};
 use crate::standby::admin;
 use crate::support::direct::Direct;
 use crate::support::ledger::Ledger;
@@ -20,7 +20,6 @@ struct AtWork {
     over_proxy: Target,
     ledger: Ledger,
     direct: Direct,
-    kills: u32,
 }
 
 impl AtWork {
@@ -33,7 +32,6 @@ impl AtWork {
             direct: Direct::start(&over_proxy, proxy.data_dir()),
             proxy,
             over_proxy,
-            kills: 0,
         }
     }
 
@@ -47,8 +45,7 @@ impl AtWork {
     }
 
     /// After a kill: it comes back by itself, with one server that takes writes, and the other data directory fenced.
-    fn killed(&mut self) {
-        self.kills += 1;
+    fn killed(&self) {
         settled(&self.proxy);
         wait_until("the cluster is back", EVENT, || {
             self.proxy.admin().cluster()["state"] == "running"
@@ -73,7 +70,7 @@ impl AtWork {
         );
     }
 
-    fn must_be_right(self) {
+    fn must_be_right(self, killed: Killed) {
         self.go_on(1);
         // And nothing is left that would be in the way of the next event.
         let id = self.proxy.admin().start_event(&json!({}));
@@ -81,7 +78,7 @@ impl AtWork {
         let event = self.proxy.admin().finished(id, EVENT * 2);
         assert_eq!(event["outcome"], "completed", "{event:#}");
         self.go_on(1);
-        check(self.ledger, &self.over_proxy, self.kills);
+        check(self.ledger, &self.over_proxy, killed);
         self.direct.must_be_right(&self.over_proxy);
     }
 }
@@ -98,7 +95,7 @@ fn within(step: &str, round: u32) {
 
 /// The primary is killed while an event is in this step.
 fn server_killed_in(step: &str) {
-    let mut all = AtWork::start();
+    let all = AtWork::start();
     for round in 0..sized(if step == "cut_over" { 3 } else { 1 }, 20) {
         all.go_on(round);
         let in_the_way = reach(&all.proxy, step, &json!({}));
@@ -107,13 +104,13 @@ fn server_killed_in(step: &str) {
         drop(in_the_way);
         all.killed();
     }
-    all.must_be_right();
+    all.must_be_right(Killed::Server);
 }
 
 /// Nothing is to be done then: it is started again, and its standby is not promoted.
 #[test]
 fn safety_22_a_crashed_primary_is_started_again_and_its_standby_not_promoted() {
-    let mut all = AtWork::start();
+    let all = AtWork::start();
     all.proxy.scale_by_command();
     let primary = all.proxy.settled_primary();
     for round in 0..sized(2, 20) {
@@ -131,7 +128,7 @@ fn safety_22_a_crashed_primary_is_started_again_and_its_standby_not_promoted() {
         all.killed();
         assert_eq!(all.proxy.settled_primary(), primary);
     }
-    all.must_be_right();
+    all.must_be_right(Killed::Server);
 }
 
 #[test]
@@ -161,21 +158,21 @@ fn safety_22_a_primary_killed_in_cut_over_leaves_one_with_everything() {
 
 #[test]
 fn safety_22_a_primary_killed_during_a_hold_is_started_again() {
-    let mut all = AtWork::start();
+    let all = AtWork::start();
     for round in 0..sized(1, 20) {
         all.go_on(round);
-        all.proxy.admin().act("hold");
+        hold(&all.proxy);
         all.proxy.kill_server();
         all.proxy.admin().act("release");
         all.killed();
     }
-    all.must_be_right();
+    all.must_be_right(Killed::Server);
 }
 
 /// The standby is killed while it takes over: whatever serves then has everything.
 #[test]
 fn safety_23_a_standby_killed_during_the_switch_leads_back_or_forward() {
-    let mut all = AtWork::start();
+    let all = AtWork::start();
     for round in 0..sized(4, 20) {
         all.go_on(round);
         let standby = 1 - all.proxy.settled_primary();
@@ -186,7 +183,7 @@ fn safety_23_a_standby_killed_during_the_switch_leads_back_or_forward() {
         }
         all.killed();
     }
-    all.must_be_right();
+    all.must_be_right(Killed::Server);
 }
 
 /// The proxy is killed while an event is in this step, in the longer ones a little later each time, and started
@@ -201,7 +198,7 @@ fn proxy_killed_in(step: &str) {
         drop(in_the_way);
         all.killed();
     }
-    all.must_be_right();
+    all.must_be_right(Killed::Proxy);
 }
 
 #[test]
