@@ -4,7 +4,7 @@
 use crate::support::ledger::Ledger;
 use crate::support::postgres::ADMIN;
 use crate::support::proxy::{Options, Proxy};
-use crate::support::servers::on_whole_versions;
+use crate::support::servers::on_a_whole;
 use crate::support::wire::{Client, Target};
 use crate::support::{EVENT, SOON, sized, skipped, wait_until};
 use serde_json::json;
@@ -230,9 +230,36 @@ fn safety_19_nobody_logs_in_ahead_where_log_ins_run_a_function() {
     assert!(!log.contains("where it had logged in ahead"), "{log}");
 }
 
+/// What this file shows on the installed version, on another one.
+fn standbys_of(version: u32) {
+    let switches = ["safety_19_", "ms4_much_state_goes_through_standby"];
+    // (In short the sessions' state goes through one version only.)
+    on_a_whole(version, &switches[..sized(1, 2)], &["i3_ms5_"]);
+}
+
 #[test]
-fn i3_ms5_standbys_of_other_versions() {
-    on_whole_versions("safety_19_", "i3_ms5_");
+fn i3_ms5_standbys_of_13() {
+    standbys_of(13);
+}
+
+#[test]
+fn i3_ms5_standbys_of_14() {
+    standbys_of(14);
+}
+
+#[test]
+fn i3_ms5_standbys_of_16() {
+    standbys_of(16);
+}
+
+#[test]
+fn i3_ms5_standbys_of_17() {
+    standbys_of(17);
+}
+
+#[test]
+fn i3_ms5_standbys_of_18() {
+    standbys_of(18);
 }
 
 #[test]
