@@ -19,6 +19,7 @@
 
 mod cases;
 mod cases_faults;
+mod clock;
 mod differential;
 mod edges;
 mod fault_kills;
