@@ -11,6 +11,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
+use tokio::time::Instant;
 
 pub(crate) const WRITERS: u32 = 6;
 
@@ -273,6 +275,17 @@ fn fault_kills_of_the_proxy_in_each_step_of_an_event() {
     direct.must_be_right(&admin);
 }
 
+/// What a new client is told where `login_timeout` is 2 s and nothing of the server: not before it has waited for it.
+fn refused_late(proxy: &Proxy) -> ServerError {
+    let since = Instant::now();
+    let error = Client::connect(&proxy.app()).unwrap_err().server();
+    assert!(
+        since.elapsed() >= Duration::from_millis(1500),
+        "not waited for: {error:?}"
+    );
+    error
+}
+
 #[test]
 fn fault_a_server_that_hangs_is_waited_for_up_to_the_login_deadline() {
     let server = Postgres::start(&[]);
@@ -285,11 +298,8 @@ fn fault_a_server_that_hangs_is_waited_for_up_to_the_login_deadline() {
     let mut client = proxy.client("stays");
     client.run("set app.tenant = 'mine'");
     server.freeze(true);
-    let error = Client::connect(&proxy.app()).unwrap_err().server();
-    assert_eq!(
-        (error.severity.as_str(), error.code.as_str()),
-        ("FATAL", "57P03")
-    );
+    let error = refused_late(&proxy);
+    assert_eq!(pair(&error), ("FATAL", "57P03"));
     client.start("show app.tenant").unwrap();
     server.freeze(false);
     let rows = client.finish().expect("served when it goes on");
@@ -308,11 +318,8 @@ fn fault_a_server_that_refuses_or_starts_up_is_waited_for_up_to_the_login_deadli
     };
     let proxy = Proxy::with(&server, &options);
     let refused = || {
-        let error = Client::connect(&proxy.app()).unwrap_err().server();
-        assert_eq!(
-            (error.severity.as_str(), error.code.as_str()),
-            ("FATAL", "57P03")
-        );
+        let error = refused_late(&proxy);
+        assert_eq!(pair(&error), ("FATAL", "57P03"));
     };
     server.stop();
     refused();
@@ -345,7 +352,7 @@ fn fault_a_full_server_says_so_itself_at_the_login_deadline() {
     }
     let direct = Client::connect(&server.app()).unwrap_err().server();
     assert_eq!(direct.code, "53300");
-    let told = Client::connect(&proxy.app()).unwrap_err().server();
+    let told = refused_late(&proxy);
     assert_eq!(told, direct, "in the server's own words");
     others.truncate(2);
     wait_until("clients come in again", SOON, || {
