@@ -45,6 +45,7 @@ mod mysql_servers;
 mod operation;
 mod protocol;
 mod proxy_header;
+mod refusals;
 mod rehearsal;
 mod replication;
 mod safety;

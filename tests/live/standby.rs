@@ -261,24 +261,3 @@ fn i3_ms5_standbys_of_17() {
 fn i3_ms5_standbys_of_18() {
     standbys_of(18);
 }
-
-#[test]
-fn safety_20_what_would_vanish_is_named_and_nobody_is_held() {
-    let proxy = Proxy::standby(&Options::default());
-    let mut client = Client::connect(&admin(&proxy)).unwrap();
-    let refused = |why: &str| {
-        let id = proxy.admin().start_event(&json!({}));
-        let event = proxy.admin().finished(id, EVENT);
-        assert_eq!(event["outcome"], "failed", "{event:#}");
-        assert_eq!(event["held_total_ms"], 0, "{event:#}");
-        let reason = event["reason"].as_str().unwrap_or_default();
-        assert!(reason.contains(why), "{reason}");
-    };
-    client.run("create unlogged table basket (n int)");
-    refused("database app: public.basket");
-    client.run("drop table basket");
-    client.run("select pg_create_logical_replication_slot('feed', 'pgoutput')");
-    refused("feed (logical)");
-    client.run("select pg_drop_replication_slot('feed')");
-    proxy.scale_by_command();
-}

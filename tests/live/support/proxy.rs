@@ -3,8 +3,8 @@
 use super::admin::{Admin, CLUSTER};
 use super::middle::Middle;
 use super::postgres::{
-    APP, Port, Postgres, SERVICE, copy_template, give_away, kill_by_pid_file, kill_tree, pid_in,
-    server_binaries,
+    APP, Port, Postgres, SERVICE, copy_template, give_away, kill_by_pid_file, kill_tree, mount,
+    pid_in, resize, server_binaries, unmount,
 };
 use super::wire::{Client, Target};
 use super::{EVENT, SOON, wait_for, wait_until};
@@ -40,6 +40,10 @@ pub(crate) struct Options {
     pub(crate) environment: Vec<(String, String)>,
     /// Listens on a Unix socket in this directory, too.
     pub(crate) socket_dir: Option<PathBuf>,
+    /// A local server's data are on a file system of their own, of this size, such as `300m`. For root only.
+    pub(crate) disk: Option<String>,
+    /// Another directory of PostgreSQL's programs, for a local server.
+    pub(crate) binaries: Option<PathBuf>,
 }
 
 /// A running proxy. Ended, with servers that it started, on drop.
@@ -51,6 +55,7 @@ pub(crate) struct Proxy {
     child: Child,
     environment: Vec<(String, String)>,
     local_data: Option<PathBuf>,
+    mounted: bool,
 }
 
 impl Proxy {
@@ -117,6 +122,9 @@ impl Proxy {
             .prefix("slackwater-local-")
             .tempdir()
             .unwrap();
+        if let Some(size) = &options.disk {
+            assert!(mount(dir.path(), size), "as root");
+        }
         give_away(dir.path());
         let data = dir.keep().join("data");
         fs::create_dir(&data).unwrap();
@@ -137,11 +145,12 @@ impl Proxy {
             text.push_str("wal_level = logical\n");
             fs::write(&settings, text).unwrap();
         }
+        let binaries = options.binaries.clone().unwrap_or_else(server_binaries);
         let provider = format!(
             "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"{switch}\"\n\
              binaries = \"{}\"\nmemory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
             data.display(),
-            server_binaries().display(),
+            binaries.display(),
             options.provider
         );
         Self::spawn(&provider, options, Some(data))
@@ -176,8 +185,23 @@ impl Proxy {
             admin_port,
             child,
             environment: options.environment.clone(),
+            mounted: local_data.is_some() && options.disk.is_some(),
             local_data,
         }
+    }
+
+    /// Gives the file system of its server's data another size.
+    pub(crate) fn resize_disk(&self, size: &str) {
+        resize(self.data_dir().parent().expect("made there"), size);
+    }
+
+    /// Stops it, puts `to` in the place of `from` in its configuration, and starts it again.
+    pub(crate) fn reconfigure(&mut self, from: &str, to: &str) {
+        let config = self.dir.path().join("proxy.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(&config, text.replace(from, to)).unwrap();
+        self.kill_and_restart();
     }
 
     /// Kills it (SIGKILL) and starts it again with the same configuration; returns when it is ready.
@@ -346,6 +370,9 @@ impl Drop for Proxy {
                 kill_by_pid_file(&data.join(home));
             }
             if let Some(dir) = data.parent() {
+                if self.mounted {
+                    unmount(dir);
+                }
                 let _ = fs::remove_dir_all(dir);
             }
         }
