@@ -2,12 +2,15 @@
 //! 20. And what goes wrong later, but before the decision, leads back: rule 23.
 
 use crate::standby::admin;
-use crate::support::postgres::give_away;
+use crate::support::direct::Direct;
+use crate::support::ledger::Ledger;
+use crate::support::postgres::{give_away, server_binaries};
 use crate::support::proxy::{Options, Proxy};
 use crate::support::wire::Client;
-use crate::support::{EVENT, skipped};
+use crate::support::{EVENT, skipped, wait_until};
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 /// An event fails for this reason; the event.
 fn refused(proxy: &Proxy, why: &str) -> Value {
@@ -102,4 +105,62 @@ fn safety_20_a_disk_without_room_for_a_standby_is_named() {
     proxy.resize_disk("3g");
     proxy.scale_by_command();
     client.run("select 1");
+}
+
+/// What goes wrong between the stop of the old server and the decision leads back to it, and held requests wait for
+/// that: the decision can't be written, the end of the log not be read, the old data directory not be fenced.
+#[test]
+fn safety_23_what_fails_before_the_decision_leads_back_to_the_old_server() {
+    let programs = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(server_binaries()).unwrap().flatten() {
+        symlink(entry.path(), programs.path().join(entry.file_name())).unwrap();
+    }
+    fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let proxy = Proxy::standby(&Options {
+        binaries: Some(programs.path().to_owned()),
+        ..Options::default()
+    });
+    proxy.admin().wait_standby();
+    let over_proxy = admin(&proxy);
+    let ledger = Ledger::start(&over_proxy, &proxy.app(), 3);
+    let direct = Direct::start(&over_proxy, proxy.data_dir());
+    let go_on = || {
+        let written = ledger.written();
+        wait_until("the ledger goes on", EVENT, || {
+            ledger.written() > written + 50
+        });
+    };
+    let primary = proxy.settled_primary();
+    // A directory can't be written to, run, or removed as a file is, whatever account it is tried by.
+    for (obstacle, why) in [
+        (proxy.data_dir().join("switch.tmp"), "switch.json"),
+        (programs.path().join("pg_controldata"), "pg_controldata"),
+        (
+            proxy.primary_data().join("standby.signal"),
+            "standby.signal",
+        ),
+    ] {
+        go_on();
+        let mut in_the_way = proxy.client("in the way");
+        in_the_way.run("begin");
+        let id = proxy.admin().reach("wait", &json!({}));
+        let program = fs::read_link(&obstacle).ok();
+        let _ = fs::remove_file(&obstacle);
+        fs::create_dir(&obstacle).unwrap();
+        in_the_way.run("commit");
+        let event = proxy.admin().finished(id, EVENT);
+        assert_eq!(event["outcome"], "failed", "{event:#}");
+        let reason = event["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains(why), "{reason}");
+        fs::remove_dir(&obstacle).unwrap();
+        if let Some(program) = program {
+            symlink(program, &obstacle).unwrap();
+        }
+        go_on();
+        assert_eq!(proxy.settled_primary(), primary);
+    }
+    proxy.scale_by_command();
+    assert_ne!(proxy.settled_primary(), primary);
+    ledger.stop().must_be_right(&over_proxy);
+    direct.must_be_right(&over_proxy);
 }
