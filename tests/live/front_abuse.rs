@@ -13,6 +13,8 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::time::Duration;
+use tokio::time::Instant;
 
 #[test]
 fn case_08_cancel_keys_are_as_long_as_the_protocol_says_and_are_compared_whole() {
@@ -120,6 +122,55 @@ fn case_17_a_stalled_start_up_ends_at_the_login_timeout() {
         stream.write_all(then).unwrap();
         until_closed(&mut stream);
     }
+    proxy.client("served").run("select 1");
+}
+
+/// Whoever sends something again and again has no more time than who sends nothing: it is over long before the last byte.
+#[test]
+fn case_17_a_start_up_that_trickles_ends_at_the_login_timeout() {
+    let server = Postgres::start(&[]);
+    let options = Options {
+        limits: "login_timeout = \"1s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    let mut start_up = [
+        &[0, 0, 0, 200, 0, 3, 0, 0][..],
+        b"user\0app\0application_name\0",
+    ]
+    .concat();
+    start_up.resize(200, b'a');
+    let hello = [&[0x16, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3][..], &[7; 189]].concat();
+    let long = [&b"p\0\0\0\xc8"[..], &[b'a'; 195]].concat();
+    let finished = [&[0, 0, 0, 18, 0, 3, 0, 0][..], b"user\0app\0\0"].concat();
+    let nothing: &[u8] = b"";
+    std::thread::scope(|scope| {
+        for (first, wait_for, trickle) in [
+            (nothing, 0, &start_up),
+            (nothing, 0, &hello),
+            (&SSL_REQUEST, 1, &hello),
+            // The first answer has 24 bytes: which ways there are to prove who it is.
+            (&finished, 24, &long),
+        ] {
+            let since = Instant::now();
+            let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+            scope.spawn(move || {
+                stream.write_all(first).unwrap();
+                stream.read_exact(&mut vec![0; wait_for]).unwrap();
+                let pause = Some(Duration::from_millis(200));
+                stream.set_read_timeout(pause).unwrap();
+                let ended = trickle.iter().any(|byte| {
+                    let sent = stream.write_all(&[*byte]);
+                    // What is said before the close, or nothing yet.
+                    let heard = stream.read(&mut [0; 512]);
+                    sent.is_err() || !matches!(heard, Err(e) if e.kind() == ErrorKind::WouldBlock)
+                });
+                assert!(ended, "it was let finish: {trickle:?}");
+                let early = since.elapsed() < Duration::from_millis(900);
+                assert!(!early, "not for its bytes: {trickle:?}");
+            });
+        }
+    });
     proxy.client("served").run("select 1");
 }
 
