@@ -58,16 +58,13 @@ impl AtWork {
             rows.is_some_and(|rows| rows[0][0].as_deref() == Some("f"))
         });
         let homes = self.proxy.homes();
-        let fenced = homes
-            .each_ref()
-            .map(|home| home.join("standby.signal").exists());
-        assert!(!fenced[primary], "the primary's data directory is open");
-        // (A standby that is made anew is not there for a while.)
+        let has = |home: usize, file: &str| homes[home].join(file).exists();
+        assert!(!has(primary, "standby.signal"), "a primary is not fenced");
+        // (A standby that is made anew takes the place of the one before, which is removed file by file.)
         let other = 1 - primary;
-        assert!(
-            fenced[other] || !homes[other].join("PG_VERSION").exists(),
-            "the other data directory is fenced"
-        );
+        wait_until("the other data directory is fenced", EVENT, || {
+            !has(other, "PG_VERSION") || has(other, "standby.signal")
+        });
     }
 
     fn must_be_right(self, killed: Killed) {
