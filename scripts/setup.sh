@@ -33,6 +33,8 @@ if [[ $what != server && $what != fuzz ]]; then
     need sysbench sysbench
     # The tests of cut networks need it, and root; without either they are skipped.
     PATH=$PATH:/usr/sbin:/sbin need ip iproute2
+    # The test of a clock that jumps, too.
+    ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing+=(libfaketime)
 fi
 if [[ $what == bench ]]; then
     PATH=$PATH:/usr/sbin need pgbouncer pgbouncer

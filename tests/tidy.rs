@@ -91,6 +91,9 @@ const SAFETY_RULES_OF_MYSQL: &[u32] = &[
     2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 20, 23, 24, 25, 26, 27, 28, 29,
 ];
 
+/// Cases of `tests/live/cases.rs`: `case_NN_` is in a test's name.
+const CASES: u32 = 40;
+
 #[test]
 fn source_is_tidy() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -124,8 +127,8 @@ fn tests_explain_themselves() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
-#[test]
-fn each_safety_rule_has_its_test() {
+/// Names of functions: those of PostgreSQL and of what is common, and those of MySQL.
+fn functions() -> (Vec<String>, Vec<String>) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut of_postgres, mut of_mysql) = (Vec::new(), Vec::new());
     for path in [root.join("src"), root.join("tests")]
@@ -149,6 +152,24 @@ fn each_safety_rule_has_its_test() {
             }
         }
     }
+    (of_postgres, of_mysql)
+}
+
+#[test]
+fn each_case_has_its_test() {
+    let (names, _) = functions();
+    let missing: Vec<_> = (1..=CASES)
+        .filter(|case| {
+            let number = format!("case_{case:02}_");
+            !names.iter().any(|name| name.contains(&number))
+        })
+        .collect();
+    assert!(missing.is_empty(), "no test is named after {missing:?}");
+}
+
+#[test]
+fn each_safety_rule_has_its_test() {
+    let (of_postgres, of_mysql) = functions();
     for (rules, names) in [
         (SAFETY_RULES, of_postgres),
         (SAFETY_RULES_OF_MYSQL, of_mysql),

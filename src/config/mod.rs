@@ -33,7 +33,7 @@ const MAX_FILE: u64 = 16 << 20;
 /// A checked configuration; every path in it is absolute or relative to the working directory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Where the CA, cached verifiers and intents are kept.
+    /// Where the CA, the lock and the secret behind salts of unknown users are kept.
     pub state_dir: PathBuf,
     /// Where clients connect.
     pub listen: Listen,

@@ -8,11 +8,15 @@
 //! | 3 a hundred cancels, one server connection | here |
 //! | 4 cancel while state is restored | here |
 //! | 5 a server that never closes a cancel's connection | here |
-//! | 6 wrong secret, key of a session that is over | log-ins |
+//! | 6 wrong secret, key of a session that is over | `front_abuse` |
 //! | 7 cancel before and after a move | `ms10_rest` |
-//! | 8 keys of protocol 3.2 | log-ins |
-//! | 9 a server that tells no key | here |
-//! | 10 to 20 start-up, TLS, SCRAM | log-ins |
+//! | 8 keys of protocol 3.2 | `front_abuse`, `backend::connect` |
+//! | 9 a server that tells no key | here, `backend::connect` |
+//! | 10, 14 start-up in pieces, bytes in front of TLS | `net::handshake` |
+//! | 11 to 13, 15, 16 lengths, versions, GSS, direct TLS | `net::tests::front`, `wire::pg::startup`, `net::handshake` |
+//! | 17 time-outs of a log-in, a reload of certificates | `front_abuse`, `transport::tls` |
+//! | 18, 20 proofs that are none, unknown users | `net::authentication` |
+//! | 19 verifiers of any cost and of another salt | `front_abuse` |
 //! | 21 passwords: empty, very long, changed | here |
 //! | 22 `options` of the start-up packet | here |
 //! | 23 Flush without Sync | S |

@@ -7,6 +7,7 @@ use crate::support::{SOON, sized, wait_until};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
+use tokio::time::Instant;
 
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 48];
@@ -139,26 +140,58 @@ fn edges_safety_28_age_limit_ends_sessions_at_rest_blockers_or_not() {
     });
 }
 
+/// Ends of sessions that idle, told from those that a move made younger by the order of events alone: what runs since
+/// just before the move takes as long as a session may idle.
 #[test]
 fn edges_safety_28_idle_session_timeout_counts_from_the_clients_last_request() {
     let server = Postgres::start(&[]);
-    let options = Options {
-        sessions: "snapshot_after = \"200ms\"".to_owned(),
-        ..Options::default()
-    };
-    let proxy = Proxy::with(&server, &options);
-    let mut client = proxy.client("idles");
-    client.run("set idle_session_timeout = '2s'");
-    let mut by_role = proxy.client("other");
-    by_role.run("select 1");
-    // A move in between does not make it younger, nor does the probe.
-    proxy.admin().swap();
-    let error = client.finish().unwrap_err().server();
-    assert_eq!(
-        (error.severity.as_str(), error.code.as_str()),
-        ("FATAL", "57P05")
-    );
-    by_role.run("select 1");
+    server.run(&[
+        "create role idler login password 'idler-secret'",
+        "alter role idler set idle_session_timeout = '6s'",
+    ]);
+    let proxies = ["0", "1s"].map(|park_after| {
+        let sessions = format!("snapshot_after = \"200ms\"\npark_after = \"{park_after}\"");
+        let options = Options {
+            sessions,
+            ..Options::default()
+        };
+        Proxy::with(&server, &options)
+    });
+    let mut idle = Vec::new();
+    let mut others = Vec::new();
+    for proxy in &proxies {
+        let idler = Target::new(proxy.port(), ("idler", "idler-secret"), "app");
+        let mut by_role = Client::connect(&idler).unwrap();
+        by_role.run("select 1");
+        let mut by_set = proxy.client("idles");
+        by_set.run("set idle_session_timeout = '6s'");
+        let mut other = proxy.client("other");
+        other.run("select 1");
+        idle.extend([by_role, by_set]);
+        others.push(other);
+    }
+    // (A lower bound: the later the move comes, the more a session would have got from it.)
+    let until = Instant::now() + Duration::from_millis(4500);
+    wait_until("they idle for a while", SOON, || Instant::now() > until);
+    assert_eq!(proxies[0].admin().sessions_count("parked"), 0);
+    assert_eq!(proxies[1].admin().sessions_count("parked"), 3);
+    let mut clock = Client::connect(&server.admin()).unwrap();
+    clock.start("select pg_sleep(6)").unwrap();
+    for proxy in &proxies {
+        proxy.admin().swap();
+    }
+    for client in &mut idle {
+        let error = client.finish().unwrap_err().server();
+        assert_eq!(
+            (error.severity.as_str(), error.code.as_str()),
+            ("FATAL", "57P05")
+        );
+    }
+    let (answers, _) = clock.arrived();
+    assert!(answers.is_empty(), "neither a move nor a probe extends it");
+    for client in &mut others {
+        client.run("select 1");
+    }
 }
 
 #[test]
@@ -172,9 +205,12 @@ fn edges_case_36_a_client_that_does_not_read_stops_only_itself() {
         "select repeat('r', 1000) from generate_series(1, {rows})"
     ))
     .unwrap();
-    let mut other = proxy.client("other");
-    for _ in 0..200 {
-        other.run("select 1");
+    // Whatever thread it is on, some of them are on it.
+    let mut others: Vec<Client> = (0..8).map(|_| proxy.client("other")).collect();
+    for _ in 0..50 {
+        for client in &mut others {
+            client.run("select 1");
+        }
     }
     let grown = memory_kib(proxy.process()).saturating_sub(before);
     assert!(grown < 20_000, "the proxy grew by {grown} KiB");

@@ -1,6 +1,7 @@
 //! Networks that are cut in silence, in one direction or both: between the proxy and its server, and between a
 //! client and the proxy. The proxy runs in a network namespace of its own, with one cable to each.
 
+use crate::fault_kills::some_more;
 use crate::support::ledger::Ledger;
 use crate::support::postgres::Postgres;
 use crate::support::proxy::{Options, Proxy};
@@ -142,7 +143,12 @@ impl Net {
     }
 
     fn proxy(&self, server: &Postgres, limits: &str) -> Proxy {
+        self.scaling(server, limits, "")
+    }
+
+    fn scaling(&self, server: &Postgres, limits: &str, scaling: &str) -> Proxy {
         let options = Options {
+            scaling: scaling.to_owned(),
             limits: format!("login_timeout = \"5s\"\n{limits}"),
             sessions: "snapshot_after = \"200ms\"".to_owned(),
             everywhere: true,
@@ -265,6 +271,72 @@ fn fault_network_to_the_server_is_cut_for_long_and_everybody_is_told_the_truth()
             || proxy.admin().cluster()["server_connections"].as_u64() <= Some(2),
         );
     }
+}
+
+/// Nobody mends it: each request that waits for the server is told so after `max_outage`, and the session is kept.
+#[test]
+fn fault_network_to_the_server_is_cut_for_ever_and_who_waits_is_told() {
+    let Some(net) = Net::make() else { return };
+    let server = server();
+    net.enter();
+    let proxy = net.scaling(&server, IMPATIENT, "max_outage = \"2s\"");
+    let mut clients: Vec<Client> = ["one", "two", "three"].map(|n| proxy.client(n)).into();
+    for client in &mut clients {
+        client.run("set app.tenant = 'mine'");
+    }
+    for name in ["one", "two", "three"] {
+        wait_until("it is probed", SOON, || {
+            let session = proxy.admin().session(name);
+            session.is_some_and(|s| s["movable"] == true)
+        });
+    }
+    net.cut(&net.server, Cut::Both);
+    wait_until("the proxy has noticed", SOON, || {
+        let attached = |s: &serde_json::Value| s["attached"] == true;
+        !proxy.admin().sessions().iter().any(attached)
+    });
+    for _ in 0..2 {
+        let since = Instant::now();
+        for client in &mut clients {
+            client.start("show app.tenant").unwrap();
+        }
+        for client in &mut clients {
+            let error = client.finish().unwrap_err().server();
+            assert_eq!(
+                (error.severity.as_str(), error.code.as_str()),
+                ("ERROR", "57P03")
+            );
+            assert!(since.elapsed() >= Duration::from_millis(1500), "it waited");
+        }
+    }
+    // For ever was not that long.
+    net.mend(&net.server);
+    for client in &mut clients {
+        wait_until("it is served again", SOON, || {
+            let rows = client.query("show app.tenant");
+            rows.is_ok_and(|rows| rows[0][0].as_deref() == Some("mine"))
+        });
+    }
+}
+
+#[test]
+fn fault_network_to_clients_is_cut_for_a_second_and_nobody_notices() {
+    let Some(net) = Net::make() else { return };
+    let server = server();
+    net.enter();
+    let proxy = net.proxy(&server, "");
+    let clients = proxy.app().at(net.client.there);
+    let ledger = net.outside(|| Ledger::start(&server.admin(), &clients, 6));
+    for cut in CUTS {
+        // (Each of them: who still waits to repeat what was lost would be cut off twice.)
+        some_more(&ledger, 1);
+        net.cut(&net.client, cut);
+        let until = Instant::now() + Duration::from_secs(1);
+        wait_until("a second has passed", SOON, || Instant::now() > until);
+        net.mend(&net.client);
+    }
+    some_more(&ledger, 1);
+    ledger.stop().must_be_right(&admin(&server, &net));
 }
 
 #[test]

@@ -404,6 +404,41 @@ fn safety_06_an_unknown_outcome_is_told_as_such_and_nothing_is_sent_again() {
     }
 }
 
+/// A server's process that reads nothing has got the bytes all the same: they are not sent to the next one. What waited
+/// for a server is sent to the next one, once.
+#[test]
+fn safety_05_a_request_of_which_a_byte_reached_a_server_is_not_sent_to_another() {
+    let mut server = Postgres::start(&[]);
+    server.run(TABLE);
+    let proxy = static_proxy(&server);
+    for round in 0..sized(2, 20) {
+        let (mut reached, mut waits) = (proxy.client("reached"), proxy.client("waits"));
+        proven(&proxy, "reached");
+        proven(&proxy, "waits");
+        let process = nix::unistd::Pid::from_raw(reached.server_process());
+        proven(&proxy, "reached");
+        nix::sys::signal::kill(process, Signal::SIGSTOP).unwrap();
+        reached.start("insert into t values (1)").unwrap();
+        wait_until("it is on its way", SOON, || {
+            let session = proxy.admin().session("reached");
+            session.is_some_and(|s| s["state"] == "active")
+        });
+        server.kill();
+        assert_eq!(fatal(&mut reached), pair("FATAL", "08007"));
+        waits.start("insert into t values (2)").unwrap();
+        wait_until("it waits", SOON, || {
+            let session = proxy.admin().session("waits");
+            session.is_some_and(|s| s["state"] != "at_rest" && s["attached"] == false)
+        });
+        server.boot();
+        waits.finish().expect("sent to the server that is there");
+        let mut watcher = Client::connect(&server.admin()).unwrap();
+        let count = |n| format!("select count(*) from t where a = {n}");
+        assert_eq!(watcher.value(&count(1)), "0");
+        assert_eq!(watcher.value(&count(2)), (round + 1).to_string());
+    }
+}
+
 #[test]
 fn safety_16_a_fatal_at_rest_is_told_from_a_lost_server() {
     let mut server = Postgres::start(&[]);

@@ -13,6 +13,8 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::time::Duration;
+use tokio::time::Instant;
 
 #[test]
 fn case_08_cancel_keys_are_as_long_as_the_protocol_says_and_are_compared_whole() {
@@ -30,12 +32,8 @@ fn case_08_cancel_keys_are_as_long_as_the_protocol_says_and_are_compared_whole()
             );
             watcher.value(&sql) == "1"
         });
-        // case 6: the right process, another secret: silence, and nothing happens.
         let right = client.secret.clone();
-        let mut last = right.clone();
-        *last.last_mut().unwrap() ^= 1;
         for wrong in [
-            last,
             right[..4.min(length - 1)].to_vec(),
             [&right[..], b"x"].concat(),
             vec![0; 256],
@@ -55,13 +53,45 @@ fn case_08_cancel_keys_are_as_long_as_the_protocol_says_and_are_compared_whole()
         );
         client.cancel();
         assert_eq!(client.finish().unwrap_err().server().code, "57014");
-        // case 6: the key of a session that is gone.
-        let (process, secret) = (client.process, client.secret.clone());
-        client.close();
+    }
+}
+
+/// Silence is the answer, and nobody's statement is hit: not that of the session whose number it is, and not of another.
+#[test]
+fn case_06_a_wrong_secret_and_the_key_of_a_session_that_is_over_hit_nobody() {
+    let server = Postgres::start(&[]);
+    let proxy = Proxy::on(&server);
+    let mut watcher = Client::connect(&server.admin()).unwrap();
+    let running = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    for minor in [0, 2] {
+        let connect = |name: &str| Client::connect(&proxy.named(name).speaking(minor)).unwrap();
+        let left = connect("left");
+        let (process, secret) = (left.process, left.secret.clone());
+        left.close();
         wait_until("it has left", SOON, || {
-            proxy.admin().session(&name).is_none()
+            proxy.admin().session("left").is_none()
         });
-        assert_eq!(cancel(proxy.port(), process, &secret), b"");
+        let (mut one, mut other) = (connect("one"), connect("other"));
+        for client in [&mut one, &mut other] {
+            client.start("select pg_sleep(600)").unwrap();
+        }
+        wait_until("both run", SOON, || watcher.value(running) == "2");
+        let mut wrong = one.secret.clone();
+        *wrong.last_mut().unwrap() ^= 1;
+        for (process, secret) in [
+            (process, &secret),
+            (one.process, &wrong),
+            (one.process, &secret),
+            (one.process, &other.secret),
+            (process, &one.secret),
+        ] {
+            assert_eq!(cancel(proxy.port(), process, secret), b"");
+        }
+        assert_eq!(watcher.value(running), "2", "nobody was hit");
+        for client in [&mut one, &mut other] {
+            client.cancel();
+            assert_eq!(client.finish().unwrap_err().server().code, "57014");
+        }
     }
 }
 
@@ -120,6 +150,55 @@ fn case_17_a_stalled_start_up_ends_at_the_login_timeout() {
         stream.write_all(then).unwrap();
         until_closed(&mut stream);
     }
+    proxy.client("served").run("select 1");
+}
+
+/// Whoever sends something again and again has no more time than who sends nothing: it is over long before the last byte.
+#[test]
+fn case_17_a_start_up_that_trickles_ends_at_the_login_timeout() {
+    let server = Postgres::start(&[]);
+    let options = Options {
+        limits: "login_timeout = \"1s\"".to_owned(),
+        ..Options::default()
+    };
+    let proxy = Proxy::with(&server, &options);
+    let mut start_up = [
+        &[0, 0, 0, 200, 0, 3, 0, 0][..],
+        b"user\0app\0application_name\0",
+    ]
+    .concat();
+    start_up.resize(200, b'a');
+    let hello = [&[0x16, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3][..], &[7; 189]].concat();
+    let long = [&b"p\0\0\0\xc8"[..], &[b'a'; 195]].concat();
+    let finished = [&[0, 0, 0, 18, 0, 3, 0, 0][..], b"user\0app\0\0"].concat();
+    let nothing: &[u8] = b"";
+    std::thread::scope(|scope| {
+        for (first, wait_for, trickle) in [
+            (nothing, 0, &start_up),
+            (nothing, 0, &hello),
+            (&SSL_REQUEST, 1, &hello),
+            // The first answer has 24 bytes: which ways there are to prove who it is.
+            (&finished, 24, &long),
+        ] {
+            let since = Instant::now();
+            let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+            scope.spawn(move || {
+                stream.write_all(first).unwrap();
+                stream.read_exact(&mut vec![0; wait_for]).unwrap();
+                let pause = Some(Duration::from_millis(200));
+                stream.set_read_timeout(pause).unwrap();
+                let ended = trickle.iter().any(|byte| {
+                    let sent = stream.write_all(&[*byte]);
+                    // What is said before the close, or nothing yet.
+                    let heard = stream.read(&mut [0; 512]);
+                    sent.is_err() || !matches!(heard, Err(e) if e.kind() == ErrorKind::WouldBlock)
+                });
+                assert!(ended, "it was let finish: {trickle:?}");
+                let early = since.elapsed() < Duration::from_millis(900);
+                assert!(!early, "not for its bytes: {trickle:?}");
+            });
+        }
+    });
     proxy.client("served").run("select 1");
 }
 
@@ -200,6 +279,15 @@ fn case_19_verifiers_of_any_cost_and_of_another_salt() {
                 ("FATAL", "28P01"),
                 "{error:?}"
             );
+            // It is the server that said so, and it was asked once; a wrong password never gets that far.
+            let refusal = "password authentication failed for user \"salted\"";
+            let asked = || server.log().matches(refusal).count();
+            assert_eq!((asked(), &*error.message), (1, refusal));
+            assert_eq!(
+                connect("salted", "wrong").unwrap_err().server().code,
+                "28P01"
+            );
+            assert_eq!(asked(), 1);
         }
     }
 }

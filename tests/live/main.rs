@@ -19,6 +19,7 @@
 
 mod cases;
 mod cases_faults;
+mod clock;
 mod differential;
 mod edges;
 mod fault_kills;
@@ -44,11 +45,13 @@ mod mysql_servers;
 mod operation;
 mod protocol;
 mod proxy_header;
+mod refusals;
 mod rehearsal;
 mod replication;
 mod restored;
 mod safety;
 mod standby;
+mod standby_kills;
 mod static_two;
 mod strangers;
 mod support;

@@ -1,6 +1,7 @@
 //! Must show 3: measurements, run by `make bench`. The longest stall that a client sees per event (`local`,
 //! switch by restart or to a standby), beside what the server itself needs: the same stop signal to the first successful
-//! query, polled every 2 ms, under the same load, a checkpoint just before both, taken in turns.
+//! query, polled every 2 ms, or to the first write on its promoted standby, under the same load, a checkpoint just before
+//! both, taken in turns.
 
 use crate::support::admin::Admin;
 use crate::support::ledger::Ledger;
@@ -36,7 +37,7 @@ fn ms3_stall_beside_the_servers_own_restart() {
         through.push(stall_of_one_event(&proxy, &admin));
         own.push(restart_by_hand(&mut twin));
     }
-    report(through, own);
+    report("the server's own stop to first query", through, own);
 }
 
 #[test]
@@ -63,7 +64,7 @@ fn ms3_stall_beside_the_servers_own_promotion() {
         std::mem::swap(&mut twin, &mut standby);
         standby.follow(&twin);
     }
-    report(through, own);
+    report("the server's own switch", through, own);
 }
 
 /// Stop signal to first successful write on the standby, with the same clients at work: the stop, the last of
@@ -155,7 +156,8 @@ fn checkpoint(admin: &Target) {
         .run("checkpoint");
 }
 
-fn report(mut through: Vec<Duration>, mut own: Vec<Duration>) {
+/// `what` the server itself needed.
+fn report(what: &str, mut through: Vec<Duration>, mut own: Vec<Duration>) {
     let line = |name: &str, list: &mut Vec<Duration>| {
         list.sort();
         let ms = |d: Duration| d.as_secs_f64() * 1000.0;
@@ -170,7 +172,7 @@ fn report(mut through: Vec<Duration>, mut own: Vec<Duration>) {
         (at(0.5), text)
     };
     let (median_through, first) = line("longest stall of a client, per event", &mut through);
-    let (median_own, second) = line("the server's own stop to first query", &mut own);
+    let (median_own, second) = line(what, &mut own);
     let ratio = median_through / median_own;
     let text = format!(
         "\n| {CLIENTS} clients, ms | events | median | p90 | max |\n|---|---|---|---|---|\n\

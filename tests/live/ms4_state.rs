@@ -133,7 +133,8 @@ fn hidden() -> Options {
 
 #[test]
 fn ms4_on_every_version() {
-    servers::on_every_version("ms4_", "ms4_on_every_version");
+    // (Standbys need more programs: `standby` has them.)
+    servers::on_every_version("ms4_", &["ms4_on_every_version", "standby"]);
 }
 
 #[test]
@@ -153,6 +154,13 @@ fn ms4_much_state_goes_through_restarts_at_another_capacity() {
     proxy.admin().swap();
     assert_ne!(watcher.value("show shared_buffers"), before);
     much_state_goes_through(&proxy, sized(3, 20));
+}
+
+#[test]
+fn ms4_much_state_goes_through_standby_switches() {
+    let proxy = Proxy::standby(&hidden());
+    prepare(&Target::new(proxy.port(), ADMIN, "app"));
+    much_state_goes_through(&proxy, sized(2, 20));
 }
 
 fn much_state_goes_through(proxy: &Proxy, rounds: u32) {

@@ -176,7 +176,7 @@ fn operation_interrupt_ends_at_once_and_leaves_nothing_on_the_server() {
 
 /// The server of a proxy that has ended is there, and answers.
 fn serves(proxy: &Proxy) {
-    let pid = pid_in(&proxy.local_data()).expect("a server runs");
+    let pid = pid_in(&proxy.primary_data()).expect("a server runs");
     assert!(Path::new(&format!("/proc/{pid}")).exists());
     let socket = proxy.data_dir().join("run");
     let mut answers = Command::new(binaries().join("pg_isready"));
@@ -202,7 +202,7 @@ fn operation_drain_begins_no_cut_over() {
         wait_until("the event waits", SOON, || {
             proxy.admin().event(id)["step"] == "wait"
         });
-        let server = pid_in(&proxy.local_data());
+        let server = pid_in(&proxy.primary_data());
         // Its end is what a hold would wait for.
         runs.start("select pg_sleep(1)").unwrap();
         wait_until("the statement runs", SOON, || {
@@ -215,7 +215,7 @@ fn operation_drain_begins_no_cut_over() {
         runs.finish().expect("what runs is answered");
         let status = proxy.ended();
         assert!(status.success(), "{status:?}");
-        assert_eq!(pid_in(&proxy.local_data()), server);
+        assert_eq!(pid_in(&proxy.primary_data()), server);
         serves(&proxy);
         proxy.start_again();
     }

@@ -184,7 +184,7 @@ fn case_40_receivewal_is_ended_for_an_event_and_goes_on() {
 fn case_40_receivewal_is_ended_for_a_restart_and_goes_on() {
     let proxy = Proxy::local(&ending());
     let admin = Target::new(proxy.port(), crate::support::postgres::ADMIN, "app");
-    receivewal_goes_on(&proxy, &admin, &proxy.local_pgdata());
+    receivewal_goes_on(&proxy, &admin, &proxy.primary_data());
 }
 
 #[test]

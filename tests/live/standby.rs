@@ -1,23 +1,17 @@
-//! `switch = "standby"`: everything that the old server had is on the new one, whoever is killed when, and never do
-//! two servers take writes. Tests of the provider alone, with its future dropped at every step, are beside it.
+//! `switch = "standby"`: everything that the old server had is on the new one, and what sessions see of the switch.
+//! Who is killed when is in `standby_kills`.
 
-use crate::fault_kills::reach;
-use crate::support::direct::Direct;
 use crate::support::ledger::Ledger;
 use crate::support::postgres::ADMIN;
 use crate::support::proxy::{Options, Proxy};
-use crate::support::servers::on_whole_versions;
+use crate::support::servers::on_a_whole;
 use crate::support::wire::{Client, Target};
 use crate::support::{EVENT, SOON, sized, skipped, wait_until};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-fn admin(proxy: &Proxy) -> Target {
+pub(crate) fn admin(proxy: &Proxy) -> Target {
     Target::new(proxy.port(), ADMIN, "app")
 }
 
@@ -27,11 +21,6 @@ fn direct(proxy: &Proxy, home: usize) -> Target {
     let file: serde_json::Value = serde_json::from_slice(&text).unwrap();
     let port = file[["port", "second_port"][home]].as_u64().unwrap();
     Target::new(port as u16, ADMIN, "app")
-}
-
-fn postmaster(home: &Path) -> Option<Pid> {
-    let text = std::fs::read_to_string(home.join("postmaster.pid")).ok()?;
-    text.lines().next()?.trim().parse().ok().map(Pid::from_raw)
 }
 
 #[test]
@@ -241,150 +230,34 @@ fn safety_19_nobody_logs_in_ahead_where_log_ins_run_a_function() {
     assert!(!log.contains("where it had logged in ahead"), "{log}");
 }
 
-#[test]
-fn i3_ms5_standbys_of_other_versions() {
-    on_whole_versions("safety_19_", "i3_ms5_");
+/// What this file shows on the installed version, on another one.
+fn standbys_of(version: u32) {
+    let switches = ["safety_19_", "ms4_much_state_goes_through_standby"];
+    // (In short the sessions' state goes through one version only.)
+    on_a_whole(version, &switches[..sized(1, 2)], &["i3_ms5_"]);
 }
 
 #[test]
-fn safety_20_what_would_vanish_is_named_and_nobody_is_held() {
-    let proxy = Proxy::standby(&Options::default());
-    let mut client = Client::connect(&admin(&proxy)).unwrap();
-    let refused = |why: &str| {
-        let id = proxy.admin().start_event(&json!({}));
-        let event = proxy.admin().finished(id, EVENT);
-        assert_eq!(event["outcome"], "failed", "{event:#}");
-        assert_eq!(event["held_total_ms"], 0, "{event:#}");
-        let reason = event["reason"].as_str().unwrap_or_default();
-        assert!(reason.contains(why), "{reason}");
-    };
-    client.run("create unlogged table basket (n int)");
-    refused("database app: public.basket");
-    client.run("drop table basket");
-    client.run("select pg_create_logical_replication_slot('feed', 'pgoutput')");
-    refused("feed (logical)");
-    client.run("select pg_drop_replication_slot('feed')");
-    proxy.scale_by_command();
+fn i3_ms5_standbys_of_13() {
+    standbys_of(13);
 }
 
 #[test]
-fn safety_22_a_crashed_primary_is_started_again_and_its_standby_not_promoted() {
-    let proxy = Proxy::standby(&Options::default());
-    proxy.scale_by_command();
-    let ledger = Ledger::start(&admin(&proxy), &proxy.app(), 6);
-    for _ in 0..sized(2, 10) {
-        let written = ledger.written();
-        wait_until("the ledger goes on", SOON, || {
-            ledger.written() > written + 50
-        });
-        let pid = postmaster(&proxy.homes()[1]).expect("the primary runs");
-        kill(pid, Signal::SIGKILL).unwrap();
-        wait_until("it is started again", EVENT, || {
-            postmaster(&proxy.homes()[1]).is_some_and(|now| now != pid)
-                && proxy.admin().cluster()["state"] == "running"
-        });
-        assert!(proxy.homes()[0].join("standby.signal").exists());
-        assert!(!proxy.homes()[1].join("standby.signal").exists());
-    }
-    let written = ledger.written();
-    wait_until("the ledger goes on", SOON, || {
-        ledger.written() > written + 50
-    });
-    let faults = ledger.stop().faults(&admin(&proxy));
-    assert!(faults.is_empty(), "{faults:#?}");
-}
-
-/// The standby is killed while it takes over: whatever serves then has everything.
-#[test]
-fn safety_23_a_standby_killed_during_the_switch_leads_back_or_forward() {
-    let proxy = Proxy::standby(&Options::default());
-    let admin = admin(&proxy);
-    let ledger = Ledger::start(&admin, &proxy.app(), 3);
-    let direct = Direct::start(&admin, proxy.data_dir());
-    for round in 0..sized(4, 20) {
-        let written = ledger.written();
-        wait_until("the ledger goes on", EVENT, || {
-            ledger.written() > written + 50
-        });
-        let fenced = |home: &PathBuf| home.join("standby.signal").exists();
-        // Before the first event there is none: it is made in the second home.
-        let standby = match proxy.homes() {
-            [first, _] if fenced(&first) => first,
-            [_, second] => second,
-        };
-        let id = proxy.admin().start_event(&json!({}));
-        wait_until("the cut-over begins or the event ends", EVENT, || {
-            let event = proxy.admin().event(id);
-            event["step"] == "cut_over" || !event["outcome"].is_null()
-        });
-        std::thread::park_timeout(Duration::from_millis(20 * round));
-        if let Some(pid) = postmaster(&standby) {
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-        proxy.admin().finished(id, EVENT);
-        let written = ledger.written();
-        wait_until("clients go on", EVENT, || ledger.written() > written + 50);
-    }
-    let faults = ledger.stop().faults(&admin);
-    assert!(faults.is_empty(), "{faults:#?}");
-    direct.must_be_right(&admin);
+fn i3_ms5_standbys_of_14() {
+    standbys_of(14);
 }
 
 #[test]
-fn safety_25_a_proxy_killed_in_prepare_is_followed_by_one_that_goes_on() {
-    killed_in("prepare");
+fn i3_ms5_standbys_of_16() {
+    standbys_of(16);
 }
 
 #[test]
-fn safety_25_a_proxy_killed_in_settle_is_followed_by_one_that_goes_on() {
-    killed_in("settle");
+fn i3_ms5_standbys_of_17() {
+    standbys_of(17);
 }
 
 #[test]
-fn safety_25_a_proxy_killed_in_cut_over_is_followed_by_one_that_goes_on() {
-    killed_in("cut_over");
-}
-
-#[test]
-fn safety_25_a_proxy_killed_in_probe_is_followed_by_one_that_goes_on() {
-    killed_in("probe");
-}
-
-#[test]
-fn safety_25_a_proxy_killed_in_wait_is_followed_by_one_that_goes_on() {
-    killed_in("wait");
-}
-
-/// The proxy is killed while an event is in this step, in the longer ones a little later each time, and started
-/// again: it comes back by itself, nothing is lost, and no two servers ever took writes.
-fn killed_in(step: &str) {
-    let mut proxy = Proxy::standby(&Options::default());
-    let over_proxy = admin(&proxy);
-    let ledger = Ledger::start(&over_proxy, &proxy.app(), 6);
-    let direct = Direct::start(&over_proxy, proxy.data_dir());
-    for round in 0..sized(5, 20) {
-        let (written, accepted) = (ledger.written(), direct.written());
-        wait_until("everybody writes", EVENT, || {
-            ledger.written() > written + 50 && direct.written() > accepted + 20
-        });
-        let in_the_way = reach(&proxy, step, &json!({}));
-        let within = match step {
-            "prepare" => 15,
-            "cut_over" => 5,
-            _ => 0,
-        };
-        std::thread::park_timeout(Duration::from_millis(within * round));
-        proxy.kill_and_restart();
-        drop(in_the_way);
-        wait_until("the cluster is back", EVENT, || {
-            proxy.admin().cluster()["state"] == "running"
-        });
-    }
-    let written = ledger.written();
-    wait_until("the ledger goes on", EVENT, || {
-        ledger.written() > written + 50
-    });
-    let faults = ledger.stop().faults(&over_proxy);
-    assert!(faults.is_empty(), "{faults:#?}");
-    direct.must_be_right(&over_proxy);
+fn i3_ms5_standbys_of_18() {
+    standbys_of(18);
 }

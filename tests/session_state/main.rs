@@ -137,7 +137,7 @@ fn safety_10_a_furnished_session_stays_the_same_through_twenty_moves() {
 
 #[test]
 fn on_every_version() {
-    servers::on_every_version("", "on_every_version");
+    servers::on_every_version("", &["on_every_version"]);
 }
 
 #[test]

@@ -6,9 +6,8 @@
 use super::wire::{Client, Failure, Target, bind, execute, parse, sync};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -42,12 +41,27 @@ pub(crate) struct Stall {
     pub(crate) took: Duration,
 }
 
+/// What a client read as an error.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem {
+    /// The client.
+    pub(crate) client: u32,
+    /// How often [`Ledger::next_kill`] had been called.
+    pub(crate) kill: u32,
+    /// SQLSTATE; `None`: the connection was ended without a word.
+    pub(crate) code: Option<String>,
+    /// It was about to log in.
+    pub(crate) at_log_in: bool,
+    #[allow(dead_code, reason = "shown when a test fails")]
+    text: String,
+}
+
 /// What one client knows.
 #[derive(Debug, Default)]
 struct Book {
     acknowledged: Vec<u64>,
     unacknowledged: Vec<u64>,
-    errors: Vec<String>,
+    errors: Vec<Problem>,
     stalls: Vec<Stall>,
 }
 
@@ -56,6 +70,7 @@ struct Book {
 pub(crate) struct Ledger {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
+    kills: Arc<AtomicU32>,
     clients: Vec<JoinHandle<()>>,
     books: Vec<Arc<Mutex<Book>>>,
     first: u32,
@@ -69,7 +84,7 @@ pub(crate) struct Told {
     /// Per client: rows that were sent and never answered.
     pub(crate) unacknowledged: HashMap<u32, Vec<u64>>,
     /// What clients read as errors.
-    pub(crate) errors: Vec<String>,
+    pub(crate) errors: Vec<Problem>,
     /// Answers that took more than 1 ms.
     pub(crate) stalls: Vec<Stall>,
 }
@@ -91,6 +106,7 @@ impl Ledger {
         let mut out = Self {
             stop,
             written,
+            kills: Arc::default(),
             clients: Vec::new(),
             books: Vec::new(),
             first,
@@ -103,6 +119,7 @@ impl Ledger {
                 target: target.clone(),
                 next: 0,
                 written: Arc::clone(&out.written),
+                kills: Arc::clone(&out.kills),
                 book: Arc::clone(&book),
             };
             let stop = Arc::clone(&out.stop);
@@ -116,6 +133,17 @@ impl Ledger {
     /// Rows acknowledged so far.
     pub(crate) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// Rows acknowledged so far to each client.
+    pub(crate) fn written_by_each(&self) -> Vec<usize> {
+        let books = self.books.iter();
+        books.map(|book| book.lock().acknowledged.len()).collect()
+    }
+
+    /// From now on errors are those of the next kill.
+    pub(crate) fn next_kill(&self) {
+        self.kills.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Lets the clients finish what they are doing.
@@ -227,6 +255,7 @@ struct Writer {
     target: Target,
     next: u64,
     written: Arc<AtomicU64>,
+    kills: Arc<AtomicU32>,
     book: Arc<Mutex<Book>>,
 }
 
@@ -240,7 +269,7 @@ impl Writer {
             let mut connected = match connected {
                 Ok(connected) => connected,
                 Err(e) => {
-                    self.book.lock().errors.push(format!("log-in: {e}"));
+                    self.complain(&e, true);
                     std::thread::park_timeout(Duration::from_millis(20));
                     continue;
                 }
@@ -267,7 +296,7 @@ impl Writer {
                 for sql in ["begin".to_owned(), self.insert(n), self.insert(n + 1)] {
                     // Before COMMIT nothing can have happened: an error means "not there".
                     if let Err(e) = self.timed(client, &sql) {
-                        self.book.lock().errors.push(e.to_string());
+                        self.complain(&e, false);
                         return matches!(&e, Failure::Server(e) if e.severity == "ERROR")
                             && client.query("rollback").is_ok();
                     }
@@ -334,27 +363,33 @@ impl Writer {
         }
     }
 
+    fn complain(&self, failure: &Failure, at_log_in: bool) {
+        let code = match failure {
+            Failure::Server(error) => Some(error.code.clone()),
+            Failure::Io(_) => None,
+        };
+        self.book.lock().errors.push(Problem {
+            client: self.number,
+            kill: self.kills.load(Ordering::SeqCst),
+            code,
+            at_log_in,
+            text: failure.to_string(),
+        });
+    }
+
     /// Writes down what was said about these rows; whether the connection is still good.
     fn settle(&self, rows: &[u64], answer: Result<(), Failure>) -> bool {
-        let mut book = self.book.lock();
-        match answer {
-            Ok(()) => {
-                self.written.fetch_add(rows.len() as u64, Ordering::Relaxed);
-                book.acknowledged.extend(rows);
-                true
-            }
-            // A plain error: the server has said that it did not happen.
-            Err(Failure::Server(e)) if e.severity == "ERROR" && e.code != "08007" => {
-                book.errors.push(format!("{e:?}"));
-                true
-            }
-            Err(e) => {
-                let mut text = String::new();
-                let _ = write!(text, "{e}");
-                book.errors.push(text);
-                book.unacknowledged.extend(rows);
-                false
-            }
+        let Err(failure) = answer else {
+            self.written.fetch_add(rows.len() as u64, Ordering::Relaxed);
+            self.book.lock().acknowledged.extend(rows);
+            return true;
+        };
+        self.complain(&failure, false);
+        // A plain error: the server has said that it did not happen.
+        if matches!(&failure, Failure::Server(e) if e.severity == "ERROR" && e.code != "08007") {
+            return true;
         }
+        self.book.lock().unacknowledged.extend(rows);
+        false
     }
 }

@@ -116,24 +116,12 @@ impl Postgres {
             .prefix("slackwater-pg-")
             .tempdir()
             .unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o"])
-            .arg(format!("size={size}"))
-            .arg("tmpfs")
-            .arg(dir.path())
-            .status()
-            .is_ok_and(|status| status.success());
-        mounted.then(|| Self::in_dir(dir, &template(), settings, true))
+        mount(dir.path(), size).then(|| Self::in_dir(dir, &template(), settings, true))
     }
 
     /// Makes the file system of [`Self::on_small_disk`] larger.
     pub(crate) fn grow_disk(&self, size: &str) {
-        let status = Command::new("mount")
-            .args(["-o", &format!("remount,size={size}")])
-            .arg(self.dir.path())
-            .status()
-            .unwrap();
-        assert!(status.success(), "remount");
+        resize(self.dir.path(), size);
     }
 
     fn in_dir(dir: tempfile::TempDir, data: &Path, settings: &[&str], mounted: bool) -> Self {
@@ -396,12 +384,31 @@ impl Drop for Postgres {
             let _ = child.wait();
         }
         if self.mounted {
-            let _ = Command::new("umount")
-                .arg("-l")
-                .arg(self.dir.path())
-                .status();
+            unmount(self.dir.path());
         }
     }
+}
+
+/// Puts a file system of this size, such as `100m`, over a directory. Only root can.
+pub(crate) fn mount(dir: &Path, size: &str) -> bool {
+    let options = format!("size={size}");
+    let mut command = Command::new("mount");
+    command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
+    let status = command.arg(dir).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// Gives it another size.
+pub(crate) fn resize(dir: &Path, size: &str) {
+    let options = format!("remount,size={size}");
+    let mut command = Command::new("mount");
+    let status = command.args(["-o", &options]).arg(dir).status().unwrap();
+    assert!(status.success(), "remount");
+}
+
+/// Takes it away.
+pub(crate) fn unmount(dir: &Path) {
+    let _ = Command::new("umount").arg("-l").arg(dir).status();
 }
 
 /// Kills a postmaster and its processes, none of which gets to know of it.

@@ -3,13 +3,14 @@
 use super::admin::{Admin, CLUSTER};
 use super::middle::Middle;
 use super::postgres::{
-    APP, Port, Postgres, SERVICE, copy_template, give_away, kill_by_pid_file, kill_tree, pid_in,
-    server_binaries,
+    APP, Port, Postgres, SERVICE, copy_template, give_away, kill_by_pid_file, kill_tree, mount,
+    pid_in, resize, server_binaries, unmount,
 };
 use super::wire::{Client, Target};
-use super::{SOON, wait_for, wait_until};
+use super::{EVENT, SOON, wait_for, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,10 @@ pub(crate) struct Options {
     pub(crate) environment: Vec<(String, String)>,
     /// Listens on a Unix socket in this directory, too.
     pub(crate) socket_dir: Option<PathBuf>,
+    /// A local server's data are on a file system of their own, of this size, such as `300m`. For root only.
+    pub(crate) disk: Option<String>,
+    /// Another directory of PostgreSQL's programs, for a local server.
+    pub(crate) binaries: Option<PathBuf>,
 }
 
 /// A running proxy. Ended, with servers that it started, on drop.
@@ -50,6 +55,7 @@ pub(crate) struct Proxy {
     child: Child,
     environment: Vec<(String, String)>,
     local_data: Option<PathBuf>,
+    mounted: bool,
 }
 
 impl Proxy {
@@ -116,6 +122,9 @@ impl Proxy {
             .prefix("slackwater-local-")
             .tempdir()
             .unwrap();
+        if let Some(size) = &options.disk {
+            assert!(mount(dir.path(), size), "as root");
+        }
         give_away(dir.path());
         let data = dir.keep().join("data");
         fs::create_dir(&data).unwrap();
@@ -136,11 +145,12 @@ impl Proxy {
             text.push_str("wal_level = logical\n");
             fs::write(&settings, text).unwrap();
         }
+        let binaries = options.binaries.clone().unwrap_or_else(server_binaries);
         let provider = format!(
             "kind = \"local\"\ndata_dir = \"{}\"\nswitch = \"{switch}\"\n\
              binaries = \"{}\"\nmemory_per_acu = \"64MiB\"\ncpu_per_acu = 1.0\n{}",
             data.display(),
-            server_binaries().display(),
+            binaries.display(),
             options.provider
         );
         Self::spawn(&provider, options, Some(data))
@@ -175,8 +185,23 @@ impl Proxy {
             admin_port,
             child,
             environment: options.environment.clone(),
+            mounted: local_data.is_some() && options.disk.is_some(),
             local_data,
         }
+    }
+
+    /// Gives the file system of its server's data another size.
+    pub(crate) fn resize_disk(&self, size: &str) {
+        resize(self.data_dir().parent().expect("made there"), size);
+    }
+
+    /// Stops it, puts `to` in the place of `from` in its configuration, and starts it again.
+    pub(crate) fn reconfigure(&mut self, from: &str, to: &str) {
+        let config = self.dir.path().join("proxy.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(&config, text.replace(from, to)).unwrap();
+        self.kill_and_restart();
     }
 
     /// Kills it (SIGKILL) and starts it again with the same configuration; returns when it is ready.
@@ -190,12 +215,6 @@ impl Proxy {
     pub(crate) fn start_again(&mut self) {
         self.child = serve(self.dir.path(), &self.environment);
         self.wait_ready();
-    }
-
-    /// The data directory of the server that it runs itself.
-    pub(crate) fn local_data(&self) -> PathBuf {
-        let data = self.local_data.as_ref();
-        data.expect("a proxy of the kind local").join("pgdata")
     }
 
     /// Waits for /readyz; panics when the program ends.
@@ -250,12 +269,6 @@ impl Proxy {
         self.port.number
     }
 
-    /// The data directory of its own server.
-    pub(crate) fn local_pgdata(&self) -> PathBuf {
-        let data = self.local_data.as_ref().expect("a local server");
-        data.join("pgdata")
-    }
-
     /// The program's process number.
     pub(crate) fn process(&self) -> u32 {
         self.child.id()
@@ -288,9 +301,31 @@ impl Proxy {
         wait_for("the proxy ends", SOON, || self.child.try_wait().unwrap())
     }
 
-    /// Kills (SIGKILL) the server that it runs itself, with all its processes.
+    /// The home, 0 or 1, whose server takes writes, as it is written down.
+    pub(crate) fn primary(&self) -> usize {
+        let file = read_json(&self.data_dir().join("server.json"));
+        usize::from(file.is_some_and(|file| file["primary"] == "second"))
+    }
+
+    /// The same once no promotion is under way, as it may be for a moment after an event too.
+    pub(crate) fn settled_primary(&self) -> usize {
+        let intent = self.data_dir().join("switch.json");
+        wait_until("no promotion is under way", EVENT, || {
+            let intent = read_json(&intent).unwrap_or_default();
+            intent["promotion"].is_null()
+        });
+        self.primary()
+    }
+
+    /// The data directory of its own server that takes writes.
+    pub(crate) fn primary_data(&self) -> PathBuf {
+        let [first, second] = self.homes();
+        if self.primary() == 0 { first } else { second }
+    }
+
+    /// Kills (SIGKILL) the server that it runs itself and that takes writes, with all its processes.
     pub(crate) fn kill_server(&self) {
-        if let Some(pid) = pid_in(&self.local_data()) {
+        if let Some(pid) = pid_in(&self.primary_data()) {
             kill_tree(pid);
         }
     }
@@ -340,10 +375,17 @@ impl Drop for Proxy {
                 kill_by_pid_file(&data.join(home));
             }
             if let Some(dir) = data.parent() {
+                if self.mounted {
+                    unmount(dir);
+                }
                 let _ = fs::remove_dir_all(dir);
             }
         }
     }
+}
+
+fn read_json(file: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(file).ok()?).ok()
 }
 
 /// Starts the program with the configuration in `dir`.
