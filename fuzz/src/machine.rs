@@ -1,9 +1,11 @@
 //! The session machine between a client that sends anything and [`crate::model::Server`]; and the machine alone
 //! with any frames from both sides.
 
-use crate::model::{Message, Server};
+use crate::model::{Fate, Message, Server};
 use arbitrary::{Arbitrary, Unstructured};
+use bytes::BytesMut;
 use slackwater::session::pg::machine::Machine;
+use slackwater::session::pg::snapshot::Prepared;
 use slackwater::wire::pg::frame::Header;
 use std::time::Instant;
 
@@ -18,7 +20,8 @@ enum Step {
     Read(u8),
     /// So many of its answers arrive.
     Deliver(u8),
-    /// Something comes unasked: a notice, a parameter, a notification.
+    /// Something comes unasked: a notice, a parameter, a notification; or the session goes on on a server connection
+    /// that lacks its named statement.
     Unasked(u8),
     /// The session was probed, with or without findings.
     Probed(bool),
@@ -31,7 +34,12 @@ pub struct World {
     server: Server,
     now: Instant,
     doubt: Option<&'static str>,
+    /// Messages that the machine has sent by itself.
+    own: usize,
 }
+
+/// Kinds of [`Step::Unasked`] from here on are a move.
+const MOVE: u8 = 240;
 
 impl World {
     fn new() -> Self {
@@ -40,6 +48,7 @@ impl World {
             server: Server::default(),
             now: Instant::now(),
             doubt: None,
+            own: 0,
         }
     }
 
@@ -47,6 +56,7 @@ impl World {
         match step {
             Step::Send(message) => {
                 let (tag, body) = message.frame();
+                self.send_absent(tag, &body);
                 send(&mut self.machine, tag, &body, self.now);
                 self.server.input.push_back(message);
             }
@@ -57,6 +67,16 @@ impl World {
                         deliver(&mut self.machine, tag, body);
                         self.check();
                     }
+                }
+            }
+            Step::Unasked(MOVE..) => {
+                if self.machine.at_rest() {
+                    self.machine.absent.begin(vec![Prepared {
+                        name: "n".into(),
+                        text: "q".into(),
+                        types: Box::default(),
+                        from_sql: false,
+                    }]);
                 }
             }
             Step::Unasked(kind) => {
@@ -74,6 +94,28 @@ impl World {
             }
         }
         self.check();
+    }
+
+    /// What the machine sends before a frame; how it fares depends on how many went before.
+    fn send_absent(&mut self, tag: u8, body: &[u8]) {
+        let header = Header {
+            tag,
+            body: body.len(),
+        };
+        let head = &body[..Machine::client_head(header)];
+        let mut out = BytesMut::new();
+        self.machine.put_absent(header, head, &mut out);
+        while let Ok(Some(header)) = Header::parse(&out) {
+            drop(out.split_to(header.frame_len()));
+            self.own += 1;
+            let fates = [Fate::Works, Fate::WorksElse, Fate::Fails, Fate::FailsLate];
+            let fate = fates[self.own % fates.len()];
+            self.server.input.push_back(match header.tag {
+                b'P' => Message::Parse(fate),
+                b'C' => Message::CloseOther(fate),
+                _ => Message::DescribeStatement(fate),
+            });
+        }
     }
 
     fn check(&mut self) {

@@ -166,10 +166,11 @@ impl Run {
                 Ok(kind) => return Ok(kind),
                 Err(error) => error,
             };
-            found = if looked {
-                None
-            } else {
+            // (A server that runs, and is only not fit for this, is not looked for: its sessions work.)
+            found = if !looked && self.is_lost_unnoticed().await {
                 self.coordinator.found_again().await
+            } else {
+                None
             };
             looked = true;
             if found.is_none() {
@@ -191,9 +192,7 @@ impl Run {
                 Ok(())
             }
             Err(error) => {
-                // Nobody may have missed the server yet.
-                self.coordinator.inner.lock().trouble = true;
-                if self.server_is_lost().await {
+                if self.is_lost_unnoticed().await {
                     return Ok(());
                 }
                 Err(Ended::new(EventOutcome::Failed, error.to_string()))
@@ -317,6 +316,12 @@ impl Run {
         for handle in those {
             handle.ask(Ask::GiveWay);
         }
+    }
+
+    /// The server that the event began with is gone, whether anybody has missed it or not.
+    async fn is_lost_unnoticed(&self) -> bool {
+        self.coordinator.inner.lock().trouble = true;
+        self.server_is_lost().await
     }
 
     /// Sessions reported trouble, and the server that the event began with is gone.

@@ -3,7 +3,7 @@
 use crate::support::postgres::{ADMIN, Postgres};
 use crate::support::proxy::{Options, Proxy};
 use crate::support::wire::{Client, Message, Target, bind, execute, message, parse, sync};
-use crate::support::{SOON, wait_until};
+use crate::support::{SOON, sized, wait_until};
 
 fn parking(server: &Postgres) -> Proxy {
     let options = Options {
@@ -193,6 +193,9 @@ fn safety_11_a_statement_that_cannot_be_made_now_is_made_when_it_is_used() {
     client.run("rollback");
     // It can be closed and deallocated like any other, and its name used again.
     client.run("deallocate s2");
+    client.run("prepare s2 as select 8");
+    assert_eq!(use_named(&mut client, "s2"), ["2", "D", "C", "Z(I)"]);
+    client.run("deallocate s2");
     let close = [message(b'C', b"Ss3\0"), sync()].concat();
     client.send(&close).unwrap();
     client.finish().unwrap();
@@ -212,6 +215,37 @@ fn safety_11_a_statement_that_cannot_be_made_now_is_made_when_it_is_used() {
     proxy.admin().swap();
     client.run("discard all");
     assert_eq!(use_named(&mut client, "s1"), ["E(26000)", "Z(I)"]);
+}
+
+#[test]
+fn safety_11_many_statements_that_cannot_be_made_now_are_made_when_they_are_used() {
+    let server = Postgres::start(&[]);
+    server.run(&[
+        "create schema tenant_a authorization app",
+        "create table tenant_a.invoices (a int)",
+        "grant all on all tables in schema tenant_a to app",
+    ]);
+    let proxy = parking(&server);
+    let mut client = proxy.client("many");
+    client.run("set search_path = tenant_a");
+    let names: Vec<_> = (0..sized(50, 500)).map(|n| format!("s{n}")).collect();
+    for (n, name) in names.iter().enumerate() {
+        let table = if n % 2 == 0 { "invoices" } else { "pg_class" };
+        prepare(&mut client, name, &format!("select count(*) from {table}"));
+    }
+    client.run("prepare by_sql as select 7");
+    client.run("set search_path = public");
+    parked(&proxy, "many");
+    assert_eq!(client.value("execute by_sql"), "7");
+    proxy.admin().swap();
+    client.run("set search_path = tenant_a");
+    for name in &names {
+        assert_eq!(
+            use_named(&mut client, name),
+            ["2", "D", "C", "Z(I)"],
+            "{name}"
+        );
+    }
 }
 
 #[test]
@@ -277,6 +311,20 @@ fn safety_11_statements_keep_what_their_constants_meant() {
     same(&mut client);
     proxy.admin().swap();
     same(&mut client);
+    // Nobody knows which of them the server saw first.
+    let query = |sql: &str| message(b'Q', &[sql.as_bytes(), b"\0"].concat());
+    let both = [
+        query("set timezone = 'UTC'"),
+        parse("beside", "select 1"),
+        sync(),
+    ]
+    .concat();
+    client.send(&both).unwrap();
+    client.until_ready().unwrap();
+    client.until_ready().unwrap();
+    stays(&proxy, "styles", "prepare it again");
+    client.run("deallocate beside");
+    client.run("set timezone = 'Asia/Tokyo'");
     // What is made anew means what it means now.
     client.run("deallocate \"Second\"");
     client.run("prepare \"Second\" as select '2020/01/02'::date - date '2020-01-01'");
@@ -301,4 +349,30 @@ fn safety_11_a_locked_table_keeps_no_session_from_its_server() {
     // It holds the lock itself, and only it will let it go.
     client.run("commit prepared 'mine'");
     assert_eq!(use_named(&mut client, "s"), ["2", "C", "Z(I)"]);
+}
+
+#[test]
+fn safety_11_late_statements_are_sent_in_their_own_encoding() {
+    let server = Postgres::start(&[]);
+    server.run(&[
+        "create schema s authorization app",
+        "create table s.t (a text)",
+        "grant all on s.t to app",
+    ]);
+    let proxy = parking(&server);
+    let mut client = proxy.client("latin");
+    client.run("set search_path = s");
+    prepare(&mut client, "plain", "insert into t values ('e')");
+    prepare(&mut client, "accent", "insert into t values ('\u{e9}')");
+    client.run("set search_path = public");
+    parked(&proxy, "latin");
+    client.run("set search_path = s; set client_encoding = 'LATIN1'");
+    assert_eq!(use_named(&mut client, "plain"), ["2", "C", "Z(I)"]);
+    assert_eq!(use_named(&mut client, "accent"), ["E(26000)", "Z(I)"]);
+    client.run("set client_encoding = 'UTF8'");
+    assert_eq!(use_named(&mut client, "accent"), ["2", "C", "Z(I)"]);
+    assert_eq!(
+        client.value("select string_agg(a, '' order by a) from t"),
+        "e\u{e9}"
+    );
 }

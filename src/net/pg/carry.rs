@@ -22,6 +22,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+/// After so many statements that are refused those behind them are not tried: each costs a whole restore.
+const REFUSED_MAX: usize = 3;
+
 /// `text[]` (`pg_type.dat`).
 const TEXT_ARRAY: u32 = 1009;
 
@@ -94,7 +97,7 @@ async fn put_all(
                     for name in &changed {
                         wanted = wanted.refusing(name, CHANGED_ROWS);
                     }
-                    start_over(frames).await?;
+                    start_over(frames, params).await?;
                     made.clear();
                     continue;
                 }
@@ -102,7 +105,7 @@ async fn put_all(
             }
             PutOn::Forbidden(why) => {
                 let given = mend::given(snapshot, &wanted);
-                start_over(frames).await?;
+                start_over(frames, params).await?;
                 made.clear();
                 let forbidden = out_of_reach(frames, &given, profile.login.version()).await?;
                 if forbidden.is_empty() {
@@ -113,16 +116,18 @@ async fn put_all(
                 continue;
             }
             PutOn::Refused(name, code, message) => {
-                if let Some(statement) = lacking(&wanted, &name) {
+                let behind = lacks.len() >= REFUSED_MAX;
+                let waiting = lacking(&wanted, &name, &seen.made, behind);
+                if !waiting.is_empty() {
                     tracing::debug!(%name, %message, "a prepared statement waits until it is used");
-                    absent.push(statement);
-                    lacks.insert(name);
-                    start_over(frames).await?;
+                    lacks.extend(waiting.iter().map(|p| p.name.clone()));
+                    absent.extend(waiting);
+                    start_over(frames, params).await?;
                     made.clear();
                     continue;
                 }
                 wanted = wanted.refusing(&name, (&code, &message));
-                start_over(frames).await?;
+                start_over(frames, params).await?;
                 made.clear();
                 continue;
             }
@@ -157,12 +162,26 @@ enum PutOn {
     Forbidden(String),
 }
 
-/// A statement of the protocol can be made when the client names it.
-fn lacking(snapshot: &Snapshot, name: &str) -> Option<Prepared> {
-    let mut prepared = snapshot.state().prepared.iter();
-    let statement = prepared.find(|p| &*p.name == name)?;
-    let may_wait = !statement.from_sql && statement.types.len() <= PARAMETERS_MAX;
-    may_wait.then(|| statement.clone())
+/// A statement of the protocol that was refused can be made when the client names it; so can those behind it.
+/// (Not one that means something else by then.)
+fn lacking(snapshot: &Snapshot, name: &str, made: &Made, and_behind: bool) -> Vec<Prepared> {
+    let refused = |p: &&Prepared| &*p.name == name || and_behind && &*p.name > name;
+    let may_wait = |p: &&Prepared| {
+        !p.from_sql
+            && p.types.len() <= PARAMETERS_MAX
+            && snapshot.is_original(&p.name)
+            && made.under(&p.name).is_none()
+    };
+    let prepared = &snapshot.state().prepared;
+    if !prepared.iter().any(|p| &*p.name == name && may_wait(&p)) {
+        return Vec::new();
+    }
+    prepared
+        .iter()
+        .filter(refused)
+        .filter(may_wait)
+        .cloned()
+        .collect()
 }
 
 /// `made`: statements that the connection has already; `lacks`: statements that it will not have.
@@ -194,15 +213,17 @@ async fn put_on(
             Err(error) => match error.statement.clone() {
                 // Unless it was refused its refusal as well.
                 _ if error.is_late() => return Err(OpenError::Timeout),
-                Some(name) if error.is_locked() && lacking(snapshot, &name).is_none() => {
+                Some(name)
+                    if error.is_locked() && lacking(snapshot, &name, under, false).is_empty() =>
+                {
                     return Err(OpenError::Timeout);
                 }
                 Some(name) if snapshot.is_original(&name) => {
-                    skip_both(frames).await?;
+                    skip_both(frames, params).await?;
                     return Ok(PutOn::Refused(name, error.sqlstate, error.message));
                 }
                 None if error.is_forbidden() => {
-                    skip_both(frames).await?;
+                    skip_both(frames, params).await?;
                     return Ok(PutOn::Forbidden(error.to_string()));
                 }
                 _ => return Err(OpenError::State(error.to_string())),
@@ -216,9 +237,16 @@ async fn put_on(
 }
 
 /// The restore's end, then the probe's.
-async fn skip_both(frames: &mut Frames<'_>) -> io::Result<()> {
+async fn skip_both(frames: &mut Frames<'_>, params: &mut Vec<(Bytes, Bytes)>) -> io::Result<()> {
     for _ in 0..2 {
-        while frames.next().await?.tag != b'Z' {}
+        loop {
+            let message = frames.next().await?;
+            match message.tag {
+                b'S' => note_parameter(params, &message.body),
+                b'Z' => break,
+                _ => {}
+            }
+        }
     }
     Ok(())
 }
@@ -251,7 +279,7 @@ async fn out_of_reach(
 }
 
 /// Makes a fresh connection of one that a restore was tried on. Whatever it left open is rolled back.
-async fn start_over(frames: &mut Frames<'_>) -> io::Result<()> {
+async fn start_over(frames: &mut Frames<'_>, params: &mut Vec<(Bytes, Bytes)>) -> io::Result<()> {
     let mut out = BytesMut::new();
     for sql in [&b"ROLLBACK\0"[..], b"DISCARD ALL\0"] {
         put(&mut out, b'Q', |out| out.put_slice(sql));
@@ -261,6 +289,9 @@ async fn start_over(frames: &mut Frames<'_>) -> io::Result<()> {
     for _ in 0..2 {
         loop {
             let message = frames.next().await?;
+            if message.tag == b'S' {
+                note_parameter(params, &message.body);
+            }
             fine &= message.tag != b'E';
             if message.tag == b'Z' {
                 break;

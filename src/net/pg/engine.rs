@@ -145,7 +145,9 @@ impl Engine for Pg {
     fn state_of(&mut self, probe: Probe) -> (Snapshot, Option<Duration>) {
         let silence = probe.idle_session_timeout_ms;
         let silence = (silence > 0).then(|| Duration::from_millis(silence));
-        (self.machine.absent.with(probe.snapshot), silence)
+        let snapshot = self.machine.absent.with(probe.snapshot);
+        self.machine.made.keep(&snapshot);
+        (snapshot, silence)
     }
 
     fn seen(&self) -> Seen {

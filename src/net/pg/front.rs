@@ -57,7 +57,7 @@ impl Pg {
         for (name, value) in params {
             if self.params.get(name) != Some(value) {
                 put_parameter_status(out, name, value);
-                self.params.set(name, value);
+                self.set_parameter(name, value);
             }
         }
     }
@@ -93,15 +93,19 @@ impl Pg {
         }
     }
 
+    fn set_parameter(&mut self, name: &[u8], value: &[u8]) {
+        let params = &self.params;
+        if params.get(name).is_some_and(|old| old != value) {
+            let before = |name: &[u8]| params.get(name);
+            self.machine.made.changed(name, value, before);
+        }
+        self.params.set(name, value);
+    }
+
     fn note_parameter(&mut self, body: &[u8]) {
         let mut reader = Reader::new(body);
         if let (Ok(name), Ok(value)) = (reader.cstr(), reader.cstr()) {
-            let params = &self.params;
-            if params.get(name).is_some_and(|old| old != value) {
-                let before = |name: &[u8]| params.get(name);
-                self.machine.made.changed(name, value, before);
-            }
-            self.params.set(name, value);
+            self.set_parameter(name, value);
         }
     }
 }
@@ -135,12 +139,17 @@ impl Protocol for Pg {
         now: Instant,
         instead: &mut BytesMut,
     ) -> Sent {
-        self.machine.put_absent(frame.header, frame.head(), instead);
+        let mut instead_of = 0;
+        if !self.machine.absent.is_empty() {
+            let utf8 = self.params.get(b"client_encoding") == Some(b"UTF8");
+            let head = frame.head();
+            instead_of = self.machine.put_absent(frame.header, head, utf8, instead);
+        }
         self.machine.on_client(frame.header, frame.head(), now);
         if instead.is_empty() {
             Sent::Forward
         } else {
-            Sent::Instead(0)
+            Sent::Instead(instead_of)
         }
     }
 

@@ -90,6 +90,7 @@ impl Machine {
         self.unnamed.lost();
         self.told.lost();
         self.absent.lost();
+        self.made.lost();
         let mut aborted = Aborted {
             told: self.status == Status::Failed,
             skipping: self.skipping,

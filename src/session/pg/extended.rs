@@ -21,9 +21,7 @@ impl Machine {
             self.extended(Owed::ParseUnnamed);
         } else {
             self.told.replaced(name);
-            if let Ok(name) = std::str::from_utf8(name) {
-                self.made.makes(name);
-            }
+            self.made.parses(&String::from_utf8_lossy(name));
             self.extended(Owed::Parse);
         }
     }

@@ -168,13 +168,12 @@ impl Machine {
             b'Z' | b'S' | b'A' | b'E' => header.body.min(HEAD_MAX),
             b'C' if self.since.wants_tags()
                 || self.watched.has_settings()
-                || !self.absent.is_empty() =>
+                || !self.absent.is_empty()
+                || !self.made.is_simple() =>
             {
                 header.body.min(HEAD_MAX)
             }
-            b'1' | b'3' | b't' | b'T' | b'n'
-                if matches!(self.owed.front(), Some(Owed::Ours(_))) =>
-            {
+            b'1' | b't' | b'T' | b'n' if matches!(self.owed.front(), Some(Owed::Ours(_))) => {
                 header.body.min(HEAD_MAX)
             }
             b'T' if self.told.wants() && self.owed.front() == Some(&Owed::DescribeStatement) => {
@@ -295,20 +294,18 @@ impl Machine {
                 if head == b"DISCARD ALL\0" && self.is_last_statement() {
                     self.watched.discarded();
                 }
-                if matches!(head, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
-                    self.absent.clear();
-                    self.made.clear();
-                }
+                self.absent.completed(head);
+                self.made.completed(head);
                 self.complete();
             }
             b'1' => match self.owed.pop_front() {
-                Some(Owed::Parse) => {}
+                Some(Owed::Parse) => self.made.parsed(),
                 Some(Owed::ParseUnnamed) => self.unnamed.confirmed(),
                 _ => self.ambiguous("ParseComplete without Parse"),
             },
             b'2' => self.settle(Owed::Bind),
             b'3' => match self.owed.pop_front() {
-                Some(Owed::Close) => {}
+                Some(Owed::Close) => self.absent.closed(),
                 Some(Owed::CloseUnnamed) => self.unnamed.dropped(),
                 _ => self.ambiguous("CloseComplete without Close"),
             },
@@ -509,6 +506,10 @@ impl Machine {
         };
         let (idle, quiet) = (self.status == Status::Idle, self.is_quiet());
         self.since.ready(idle, quiet);
+        if quiet {
+            self.absent.quiet();
+            self.made.quiet();
+        }
         if idle && quiet {
             self.busy_since = None;
             if self.owed.capacity() > 1024 {
@@ -555,7 +556,8 @@ impl Machine {
                 Owed::ParseUnnamed if first => self.unnamed.failed(),
                 Owed::ParseUnnamed => self.unnamed.skipped(),
                 Owed::DescribeStatement => self.told.unanswered(),
-                Owed::Ours(ours) => self.absent.unanswered(ours),
+                Owed::Close | Owed::Ours(_) => self.absent.unanswered(owed),
+                Owed::Parse => self.made.not_parsed(),
                 _ => {}
             }
             if !first && !owed.is_copy() && self.doubtful > 0 {

@@ -2,8 +2,8 @@
 //! made again under another DateStyle, TimeZone or `standard_conforming_strings`, a statement would say something
 //! else. The server tells their values (ParameterStatus), but not those of the past.
 
-use super::snapshot::Snapshot;
-use std::collections::HashMap;
+use super::snapshot::{Prepared, Snapshot};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// The settings that are meant, of those that the server tells.
@@ -26,7 +26,13 @@ pub struct Made {
     now: Option<Values>,
     /// Under which all others were made.
     first: Option<Values>,
-    others: HashMap<Box<str>, Values>,
+    others: BTreeMap<Box<str>, Values>,
+    /// Of these nobody knows it: they were made, or refused, while a setting changed.
+    unsure: BTreeSet<Box<str>>,
+    /// Sent since nothing was under way.
+    sent: Vec<Box<str>>,
+    /// Parse messages without an answer, in order.
+    parsing: VecDeque<Box<str>>,
     /// There were more than can be remembered.
     full: bool,
 }
@@ -50,6 +56,8 @@ impl Made {
         }
         self.first.get_or_insert_with(|| Arc::new(old));
         self.now = Some(Arc::new(new));
+        // The server may have seen them before the change, or behind it.
+        self.unsure.extend(self.sent.drain(..));
     }
 
     /// Nothing has to be remembered.
@@ -57,8 +65,15 @@ impl Made {
         self.first.is_none()
     }
 
-    /// A statement of this name is made.
+    /// A statement of this name is sent.
     pub(super) fn makes(&mut self, name: &str) {
+        let name = cut(name);
+        if self.sent.len() >= MAX {
+            self.full = true;
+            return;
+        }
+        self.sent.push(name.into());
+        self.unsure.remove(name);
         let (Some(now), Some(first)) = (&self.now, &self.first) else {
             return;
         };
@@ -71,15 +86,65 @@ impl Made {
         }
     }
 
-    /// All statements are gone.
-    pub(super) fn clear(&mut self) {
-        self.others.clear();
-        self.full = false;
-        self.first.clone_from(&self.now);
+    /// A Parse of this statement is sent.
+    pub(super) fn parses(&mut self, name: &str) {
+        self.makes(name);
+        self.parsing.push_back(cut(name).into());
+    }
+
+    /// The oldest Parse was answered.
+    pub(super) fn parsed(&mut self) {
+        self.parsing.pop_front();
+    }
+
+    /// The oldest Parse was refused or skipped: an older statement may have its name.
+    pub(super) fn not_parsed(&mut self) {
+        if let Some(name) = self.parsing.pop_front()
+            && !self.is_simple()
+        {
+            self.unsure.insert(name);
+        }
+    }
+
+    /// No answer comes any more.
+    pub(super) fn lost(&mut self) {
+        self.parsing.clear();
+        self.sent.clear();
+    }
+
+    /// Nothing is under way.
+    pub(super) fn quiet(&mut self) {
+        self.sent.clear();
+    }
+
+    /// A statement of the client's was completed.
+    pub(super) fn completed(&mut self, tag: &[u8]) {
+        if matches!(tag, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
+            self.others.clear();
+            self.unsure.clear();
+            self.full = false;
+            self.first.clone_from(&self.now);
+            if self.first.is_some() {
+                // Sent behind it, some of them.
+                self.unsure.extend(self.sent.drain(..));
+            }
+        }
+    }
+
+    /// These are all that there are.
+    pub fn keep(&mut self, snapshot: &Snapshot) {
+        if self.is_simple() {
+            return;
+        }
+        let prepared = &snapshot.state().prepared;
+        let is_there = |name: &str| prepared.iter().any(|p| &*p.name == name);
+        self.others.retain(|name, _| is_there(name));
+        self.unsure.retain(|name| is_there(name));
+        self.full &= !prepared.is_empty();
     }
 
     /// Names and values under which this statement was made, if it matters.
-    pub(super) fn under(&self, name: &str) -> Option<impl Iterator<Item = (&'static str, &str)>> {
+    pub fn under(&self, name: &str) -> Option<impl Iterator<Item = (&'static str, &str)>> {
         let then = self.others.get(name).or(self.first.as_ref())?;
         (Some(then) != self.now.as_ref()).then(|| pairs(then))
     }
@@ -91,10 +156,20 @@ impl Made {
 
     /// Why these statements can't be made again.
     pub fn not_restorable(&self, snapshot: &Snapshot) -> Option<&'static str> {
-        (self.full && !snapshot.state().prepared.is_empty()).then_some(
-            "more prepared statements were made under changed settings than are remembered",
+        let prepared = &snapshot.state().prepared;
+        let is_unknown = |p: &Prepared| {
+            self.unsure.contains(&p.name) || self.full && !self.others.contains_key(&p.name)
+        };
+        prepared.iter().any(is_unknown).then_some(
+            "a prepared statement was made while DateStyle, IntervalStyle, TimeZone or standard_conforming_strings changed, \
+             or many were: prepare it again",
         )
     }
+}
+
+/// A name as far as it counts (`NAMEDATALEN`).
+fn cut(name: &str) -> &str {
+    name.get(..name.floor_char_boundary(63)).unwrap_or(name)
 }
 
 fn pairs(values: &Values) -> impl Iterator<Item = (&'static str, &str)> {
@@ -106,6 +181,7 @@ fn pairs(values: &Values) -> impl Iterator<Item = (&'static str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::pg::snapshot::State;
 
     fn at_first(name: &[u8]) -> Option<&'static [u8]> {
         (name == b"DateStyle").then_some(b"ISO, MDY")
@@ -124,8 +200,10 @@ mod tests {
         made.makes("a");
         made.changed(b"application_name", b"x", at_first);
         assert!(made.is_simple() && made.under("a").is_none());
+        made.quiet();
         made.changed(b"DateStyle", b"ISO, DMY", at_first);
         made.makes("b");
+        made.quiet();
         assert_eq!(style(&made, "a").as_deref(), Some("ISO, MDY"));
         assert_eq!(style(&made, "b"), None);
         let since = |name: &[u8]| (name == b"DateStyle").then_some(&b"ISO, DMY"[..]);
@@ -133,9 +211,59 @@ mod tests {
         assert_eq!(style(&made, "a"), None);
         assert_eq!(style(&made, "b").as_deref(), Some("ISO, DMY"));
         made.makes("b");
+        made.quiet();
         assert_eq!(style(&made, "b"), None, "made anew");
         made.changed(b"DateStyle", b"ISO, DMY", at_first);
-        made.clear();
+        made.completed(b"DISCARD ALL\0");
         assert_eq!(style(&made, "a"), None, "all are gone");
+    }
+
+    #[test]
+    fn what_was_sent_beside_a_change_is_not_known() {
+        let with = |names: &[&str]| {
+            let prepared = names.iter().map(|name| Prepared {
+                name: (*name).into(),
+                text: "select 1".into(),
+                types: Box::default(),
+                from_sql: false,
+            });
+            Snapshot::new(State {
+                login_user: "u".into(),
+                session_user: "u".into(),
+                current_user: "u".into(),
+                role: "none".into(),
+                settings: Box::default(),
+                custom: Box::default(),
+                prepared: prepared.collect(),
+            })
+        };
+        let mut made = Made::default();
+        made.makes("before");
+        made.quiet();
+        made.makes("beside");
+        made.changed(b"DateStyle", b"ISO, DMY", at_first);
+        made.quiet();
+        assert!(made.not_restorable(&with(&["before"])).is_none());
+        assert!(made.not_restorable(&with(&["before", "beside"])).is_some());
+        made.makes("beside");
+        made.quiet();
+        assert!(made.not_restorable(&with(&["beside"])).is_none());
+        // Refused, perhaps because it was there.
+        made.parses("before");
+        made.not_parsed();
+        assert!(made.not_restorable(&with(&["before"])).is_some());
+        // More than are remembered, until they are gone.
+        for number in 0..=MAX {
+            made.makes(&format!("s{number}"));
+            made.quiet();
+        }
+        assert!(made.not_restorable(&with(&["s1"])).is_none());
+        assert!(made.not_restorable(&with(&["s1000"])).is_some());
+        made.keep(&with(&["s1"]));
+        made.makes("new");
+        made.quiet();
+        assert!(made.not_restorable(&with(&["new"])).is_none());
+        made.keep(&with(&[]));
+        assert!(made.not_restorable(&with(&["other"])).is_none());
     }
 }

@@ -26,8 +26,8 @@ pub(super) enum Owed {
 /// A message of Slackwater's own before one of the client's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ours {
-    /// Close of a statement.
-    Close,
+    /// PREPARE in front of a Query's text.
+    Prepare,
     /// Parse of a statement with a name.
     Parse,
     /// Describe of a statement whose rows the client was told to have this shape.

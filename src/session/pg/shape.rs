@@ -104,7 +104,7 @@ const OWED: &[Owed] = &[
     Owed::FunctionCall,
     Owed::CopyData,
     Owed::CopyEnd,
-    Owed::Ours(Ours::Close),
+    Owed::Ours(Ours::Prepare),
     Owed::Ours(Ours::Parse),
     Owed::Ours(Ours::Describe),
 ];
@@ -125,7 +125,7 @@ const fn name(owed: Owed) -> &'static str {
         Owed::FunctionCall => "FunctionCall",
         Owed::CopyData => "CopyData",
         Owed::CopyEnd => "CopyEnd",
-        Owed::Ours(Ours::Close) => "Close of Slackwater's own",
+        Owed::Ours(Ours::Prepare) => "PREPARE of Slackwater's own",
         Owed::Ours(Ours::Parse) => "Parse of Slackwater's own",
         Owed::Ours(Ours::Describe) => "Describe of Slackwater's own",
     }
