@@ -1,7 +1,7 @@
 //! The session machine between a client that sends anything and [`crate::model::Server`]; and the machine alone
 //! with any frames from both sides.
 
-use crate::model::{Fate, Message, Server};
+use crate::model::{Fate, Few, Message, Server, Statement};
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::BytesMut;
 use slackwater::session::pg::machine::Machine;
@@ -56,9 +56,9 @@ impl World {
         match step {
             Step::Send(message) => {
                 let (tag, body) = message.frame();
-                self.send_absent(tag, &body);
+                let replaced = self.send_absent(tag, &body);
                 send(&mut self.machine, tag, &body, self.now);
-                self.server.input.push_back(message);
+                self.server.input.push_back(replaced.unwrap_or(message));
             }
             Step::Read(count) => (0..=count % 16).for_each(|_| self.server.read()),
             Step::Deliver(count) => {
@@ -96,15 +96,15 @@ impl World {
         self.check();
     }
 
-    /// What the machine sends before a frame; how it fares depends on how many went before.
-    fn send_absent(&mut self, tag: u8, body: &[u8]) {
+    /// What the machine sends before a frame, or in its place; how it fares depends on how many went before.
+    fn send_absent(&mut self, tag: u8, body: &[u8]) -> Option<Message> {
         let header = Header {
             tag,
             body: body.len(),
         };
         let head = &body[..Machine::client_head(header)];
         let mut out = BytesMut::new();
-        self.machine.put_absent(header, head, &mut out);
+        let instead_of = self.machine.put_absent(header, head, true, &mut out);
         while let Ok(Some(header)) = Header::parse(&out) {
             drop(out.split_to(header.frame_len()));
             self.own += 1;
@@ -112,10 +112,18 @@ impl World {
             let fate = fates[self.own % fates.len()];
             self.server.input.push_back(match header.tag {
                 b'P' => Message::Parse(fate),
-                b'C' => Message::CloseOther(fate),
-                _ => Message::DescribeStatement(fate),
+                b'D' => Message::DescribeStatement(fate),
+                _ => {
+                    assert_eq!(instead_of, body.len() + 5, "the whole frame");
+                    let works = [Statement::Command, Statement::Command];
+                    let fails = [Statement::Fails, Statement::Command];
+                    let statements = if fate == Fate::Works { works } else { fails };
+                    return Some(Message::Query(Few(statements.into())));
+                }
             });
         }
+        assert_eq!(instead_of, 0);
+        None
     }
 
     fn check(&mut self) {

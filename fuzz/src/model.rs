@@ -112,6 +112,9 @@ impl Message {
     /// Type and body.
     pub fn frame(&self) -> (u8, Vec<u8>) {
         match self {
+            Self::Query(Few(statements)) if statements[..] == [Statement::Command] => {
+                (b'Q', b"deallocate n\0".to_vec())
+            }
             Self::Query(_) => (b'Q', b"q\0".to_vec()),
             Self::Parse(_) => (b'P', b"n\0q\0\0\0".to_vec()),
             Self::ParseUnnamed(id, _) => (b'P', vec![0, id | 1, 0, 0, 0]),
