@@ -1,7 +1,10 @@
 //! Statement texts: any bytes, and statements made of pieces of which some must never be shown.
 
 use arbitrary::{Arbitrary, Unstructured};
-use slackwater::session::pg::hints::{SCAN_LIMIT, custom_names_from_bind, first_keyword, scan};
+use slackwater::session::pg::hints::{
+    SCAN_LIMIT, custom_names_from_bind, deallocated, first_keyword, is_one_statement, prepared,
+    scan,
+};
 use slackwater::session::pg::mask::mask;
 use slackwater::session::pg::watched::Watched;
 
@@ -43,6 +46,7 @@ const WORDS: &[&str] = &[
     "do",
     "prepare",
     "local",
+    "deallocate",
     "session",
     "current_setting",
     "load",
@@ -114,6 +118,10 @@ pub fn any(text: &[u8]) {
         assert!(name.contains('.') && *name == name.to_ascii_lowercase());
     }
     assert!(first_keyword(text).len() <= text.len());
+    for name in [prepared(text), deallocated(text)].into_iter().flatten() {
+        assert!(name.len() <= text.len());
+    }
+    assert!(deallocated(text).is_none() || is_one_statement(text));
     for most in [0, 1, 20, usize::MAX] {
         let masked = mask(text, most);
         assert!(
