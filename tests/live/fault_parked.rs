@@ -6,25 +6,10 @@ use crate::support::proxy::{Options, Proxy};
 use crate::support::wire::{Client, Message, Target, bind, execute, message, parse, sync};
 use crate::support::{SOON, wait_until};
 
-fn parking(server: &Postgres) -> Proxy {
-    let options = Options {
-        sessions: "park_after = \"1s\"\nsnapshot_after = \"200ms\"".to_owned(),
-        ..Options::default()
-    };
-    Proxy::with(server, &options)
-}
-
-fn parked(proxy: &Proxy, application: &str) {
-    wait_until("the session is parked", SOON, || {
-        let session = proxy.admin().session(application);
-        session.is_some_and(|s| s["state"] == "parked" && s["attached"] == false)
-    });
-}
-
 #[test]
 fn safety_09_a_session_that_could_not_log_in_again_is_not_parked() {
     let server = Postgres::start(&[]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let (mut plain, mut set) = (proxy.client("plain"), proxy.client("set"));
     set.run("set work_mem = '5MB'");
     // Inside a transaction nobody is parked before the password is changed.
@@ -48,7 +33,7 @@ fn safety_09_a_session_that_could_not_log_in_again_is_not_parked() {
     // (Another salt: the keys of their log-ins do not fit, but those of new ones do.)
     let mut fresh = proxy.client("fresh");
     fresh.run("set work_mem = '6MB'");
-    parked(&proxy, "fresh");
+    proxy.wait_parked("fresh");
     assert_eq!(fresh.value("show work_mem"), "6MB");
     plain.run("select 1");
 }
@@ -83,14 +68,14 @@ fn safety_09_hundreds_of_sessions_are_parked_and_come_back() {
 #[test]
 fn safety_10_a_session_keeps_its_values_when_its_role_gets_others() {
     let server = Postgres::start(&["work_mem=3MB"]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let (mut plain, mut role) = (proxy.client("plain"), proxy.client("role"));
     plain.run("select 1");
     role.run("set role helper");
     role.run("prepare kept as select 7");
     role.run("set app.other = 'x'");
     for name in ["plain", "role"] {
-        parked(&proxy, name);
+        proxy.wait_parked(name);
     }
     server.run(&[
         "alter role app set work_mem = '77MB'",
@@ -112,7 +97,7 @@ fn safety_10_a_session_keeps_its_values_when_its_role_gets_others() {
     assert_eq!(role.value("show app.other"), "x");
     // They keep them through the next park as well, and through events.
     for name in ["plain", "role"] {
-        parked(&proxy, name);
+        proxy.wait_parked(name);
     }
     assert_eq!(plain.value("show work_mem"), "3MB");
     proxy.admin().swap();
@@ -122,7 +107,7 @@ fn safety_10_a_session_keeps_its_values_when_its_role_gets_others() {
     assert_eq!(fresh.value("show work_mem"), "77MB");
     assert_eq!(fresh.value("show app.tenant"), "theirs");
     // What comes with the role at the log-in goes with the session as what it is.
-    parked(&proxy, "fresh");
+    proxy.wait_parked("fresh");
     server.run(&["alter role app set work_mem = '78MB'"]);
     assert_eq!(fresh.value("show work_mem"), "77MB");
 }
@@ -157,7 +142,7 @@ fn safety_11_a_statement_with_other_rows_than_the_client_was_told_is_refused() {
         "insert into t values (1)",
         "grant all on t, gone to app",
     ]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("keeps");
     for (name, sql) in [
         ("all", "select * from t"),
@@ -166,7 +151,7 @@ fn safety_11_a_statement_with_other_rows_than_the_client_was_told_is_refused() {
     ] {
         assert_eq!(prepare(&mut client, name, sql), ["1", "t", "T", "Z(I)"]);
     }
-    parked(&proxy, "keeps");
+    proxy.wait_parked("keeps");
     server.run(&["alter table t add column b text", "drop table gone"]);
     let refused = |labels: &[String], code: &str| {
         labels.contains(&format!("E({code})")) && labels.last().is_some_and(|l| l == "Z(I)")
@@ -191,7 +176,7 @@ fn safety_11_a_statement_with_other_rows_than_the_client_was_told_is_refused() {
         ["1", "t", "T", "Z(I)"]
     );
     assert_eq!(execute_named(&mut client, "all"), ["2", "D", "C", "Z(I)"]);
-    parked(&proxy, "keeps");
+    proxy.wait_parked("keeps");
     assert_eq!(execute_named(&mut client, "all"), ["2", "D", "C", "Z(I)"]);
 }
 

@@ -2,34 +2,17 @@
 //! log-ins, settings of roles and databases, connections that sit in a database, late cancels.
 
 use crate::support::postgres::{ADMIN, APP, Postgres, binaries};
-use crate::support::proxy::{Options, Proxy};
+use crate::support::proxy::Proxy;
 use crate::support::wire::{Client, Target};
 use crate::support::{SOON, wait_until};
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
 
-fn parking(server: &Postgres) -> Proxy {
-    let options = Options {
-        sessions: "park_after = \"1s\"\nsnapshot_after = \"200ms\"".to_owned(),
-        ..Options::default()
-    };
-    Proxy::with(server, &options)
-}
-
-fn parked(proxy: &Proxy, name: &str) {
-    wait_until("it is parked", SOON, || {
-        proxy
-            .admin()
-            .session(name)
-            .is_some_and(|s| s["state"] == "parked")
-    });
-}
-
 #[test]
 fn poolers_start_up_options_reach_the_server_and_stay() {
     let server = Postgres::start(&[]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let target = proxy
         .named("options")
         .with(
@@ -53,7 +36,7 @@ fn poolers_start_up_options_reach_the_server_and_stay() {
         let sql = "select source from pg_settings where name = 'geqo'";
         assert_eq!(client.value(sql), "client");
         client.run("set work_mem = '6MB'; reset work_mem");
-        parked(&proxy, "options");
+        proxy.wait_parked("options");
     }
 }
 
@@ -139,21 +122,21 @@ fn poolers_settings_of_roles_and_databases_are_those_of_the_log_in() {
         "alter database app set geqo = off",
         "alter role app in database app set app.tenant = 'mine'",
     ]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("role");
     for _ in 0..2 {
         assert_eq!(client.value("show work_mem"), "5MB");
         assert_eq!(client.value("show geqo"), "off");
         assert_eq!(client.value("show app.tenant"), "mine");
         client.run("set work_mem = '9MB'; reset work_mem");
-        parked(&proxy, "role");
+        proxy.wait_parked("role");
     }
 }
 
 #[test]
 fn poolers_nothing_of_the_proxys_own_sits_in_a_database() {
     let server = Postgres::start(&[]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut admin = Client::connect(&Target::new(proxy.port(), ADMIN, "app")).unwrap();
     for round in 0..2 {
         admin.run("create database other owner app");
@@ -170,7 +153,7 @@ fn poolers_nothing_of_the_proxys_own_sits_in_a_database() {
             "a client is connected, as without Slackwater"
         );
         // Parked, nothing of it is there; neither is anything of the proxy's own.
-        parked(&proxy, "inside");
+        proxy.wait_parked("inside");
         admin.run("create database copied template other");
         admin.run("drop database copied");
         assert_eq!(client.value("show app.tenant"), "mine", "round {round}");

@@ -1,24 +1,9 @@
 //! Sessions whose fresh login is not what the first one was, or whose statements mean something else by now.
 
 use crate::support::postgres::{ADMIN, Postgres};
-use crate::support::proxy::{Options, Proxy};
+use crate::support::proxy::Proxy;
 use crate::support::wire::{Client, Message, Target, bind, execute, message, parse, sync};
 use crate::support::{SOON, sized, wait_until};
-
-fn parking(server: &Postgres) -> Proxy {
-    let options = Options {
-        sessions: "park_after = \"1s\"\nsnapshot_after = \"200ms\"".to_owned(),
-        ..Options::default()
-    };
-    Proxy::with(server, &options)
-}
-
-fn parked(proxy: &Proxy, application: &str) {
-    wait_until("the session is parked", SOON, || {
-        let session = proxy.admin().session(application);
-        session.is_some_and(|s| s["state"] == "parked" && s["attached"] == false)
-    });
-}
 
 /// Waits until the session is not parked for this reason.
 fn stays(proxy: &Proxy, application: &str, word: &str) {
@@ -36,12 +21,12 @@ fn safety_10_settings_that_only_a_superuser_may_set_are_the_roles_own() {
     let server = Postgres::start(&[]);
     server.run(&["alter role app set lc_messages = 'C'"]);
     server.run(&["alter role app set deadlock_timeout = '7s'"]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("app");
     client.run("set work_mem = '5MB'");
     client.run("prepare kept as select 7");
     assert_eq!(client.value("show deadlock_timeout"), "7s");
-    parked(&proxy, "app");
+    proxy.wait_parked("app");
     // One that is new, one that is another, and one that is gone; and one that the session can keep.
     server.run(&[
         "alter role app set log_min_duration_statement = '1s'",
@@ -55,7 +40,7 @@ fn safety_10_settings_that_only_a_superuser_may_set_are_the_roles_own() {
         assert_eq!(client.value("show deadlock_timeout"), "8s");
         assert_eq!(client.value("show statement_timeout"), "0");
         assert_eq!(client.value("execute kept"), "7");
-        parked(&proxy, "app");
+        proxy.wait_parked("app");
     }
     server.run(&["alter role app set deadlock_timeout = '9s'"]);
     proxy.admin().swap();
@@ -68,7 +53,7 @@ fn safety_10_settings_that_only_a_superuser_may_set_are_the_roles_own() {
             .unwrap();
     direct.run("set deadlock_timeout = '3s'");
     server.run(&["alter role postgres set log_min_duration_statement = '2s'"]);
-    parked(&proxy, "admin");
+    proxy.wait_parked("admin");
     assert_eq!(direct.value("show deadlock_timeout"), "3s");
     assert_eq!(direct.value("show log_min_duration_statement"), "-1");
 }
@@ -76,13 +61,13 @@ fn safety_10_settings_that_only_a_superuser_may_set_are_the_roles_own() {
 #[test]
 fn safety_12_a_statement_made_among_others_is_in_the_way() {
     let server = Postgres::start(&[]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("several");
     client.run("prepare p as select 4; select 4");
     stays(&proxy, "several", "prepared statement \"p\"");
     client.run("deallocate p");
     client.run("prepare p as select ';' /* ; */ ; -- ;");
-    parked(&proxy, "several");
+    proxy.wait_parked("several");
     assert_eq!(client.value("execute p"), ";");
 }
 
@@ -90,11 +75,11 @@ fn safety_12_a_statement_made_among_others_is_in_the_way() {
 fn safety_10_a_role_that_the_session_left_stays_left() {
     let server = Postgres::start(&[]);
     server.run(&["alter role app set role = 'helper'"]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("left");
     assert_eq!(client.value("select current_user"), "helper");
     client.run("set role none");
-    parked(&proxy, "left");
+    proxy.wait_parked("left");
     assert_eq!(client.value("select current_user"), "app");
     proxy.admin().swap();
     assert_eq!(client.value("select current_user"), "app");
@@ -102,7 +87,7 @@ fn safety_10_a_role_that_the_session_left_stays_left() {
     server.run(&["alter role app reset role"]);
     let mut client = proxy.client("never");
     client.run("select 1");
-    parked(&proxy, "never");
+    proxy.wait_parked("never");
     server.run(&["alter role app set role = 'helper'"]);
     assert_eq!(client.value("select current_user"), "app");
 }
@@ -111,10 +96,10 @@ fn safety_10_a_role_that_the_session_left_stays_left() {
 fn safety_09_a_session_that_comes_back_waits_for_a_place_of_its_role() {
     let server = Postgres::start(&[]);
     server.run(&["alter role app connection limit 1"]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("first");
     client.run("select 1");
-    parked(&proxy, "first");
+    proxy.wait_parked("first");
     let mut second = proxy.client("second");
     second.run("begin");
     client.start("select 5").unwrap();
@@ -150,7 +135,7 @@ fn safety_11_a_statement_that_cannot_be_made_now_is_made_when_it_is_used() {
         "insert into tenant_a.invoices values (42)",
         "grant all on all tables in schema tenant_a to app",
     ]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("tenant");
     client.run("set search_path = tenant_a");
     for name in ["s1", "s2", "s3", "s4"] {
@@ -158,7 +143,7 @@ fn safety_11_a_statement_that_cannot_be_made_now_is_made_when_it_is_used() {
     }
     client.run("set search_path = public");
     for _ in 0..2 {
-        parked(&proxy, "tenant");
+        proxy.wait_parked("tenant");
         // As directly: its text is looked at when it is bound.
         assert_eq!(use_named(&mut client, "s1"), ["E(42P01)", "Z(I)"]);
         // Only what is there is told.
@@ -225,7 +210,7 @@ fn safety_11_many_statements_that_cannot_be_made_now_are_made_when_they_are_used
         "create table tenant_a.invoices (a int)",
         "grant all on all tables in schema tenant_a to app",
     ]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("many");
     client.run("set search_path = tenant_a");
     let names: Vec<_> = (0..sized(50, 500)).map(|n| format!("s{n}")).collect();
@@ -235,7 +220,7 @@ fn safety_11_many_statements_that_cannot_be_made_now_are_made_when_they_are_used
     }
     client.run("prepare by_sql as select 7");
     client.run("set search_path = public");
-    parked(&proxy, "many");
+    proxy.wait_parked("many");
     assert_eq!(client.value("execute by_sql"), "7");
     proxy.admin().swap();
     client.run("set search_path = tenant_a");
@@ -259,7 +244,7 @@ fn safety_11_a_statement_that_is_made_late_with_other_rows_ends_its_session() {
         ]);
     };
     table("a int");
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("late");
     prepare(&mut client, "s", "select * from t");
     server.run(&["drop table t"]);
@@ -283,7 +268,7 @@ fn safety_11_a_statement_that_is_made_late_with_other_rows_ends_its_session() {
 #[test]
 fn safety_11_statements_keep_what_their_constants_meant() {
     let server = Postgres::start(&[]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut direct = Client::connect(&server.app()).unwrap();
     let mut client = proxy.client("styles");
     for client in [&mut direct, &mut client] {
@@ -307,7 +292,7 @@ fn safety_11_statements_keep_what_their_constants_meant() {
         }
     };
     same(&mut client);
-    parked(&proxy, "styles");
+    proxy.wait_parked("styles");
     same(&mut client);
     proxy.admin().swap();
     same(&mut client);
@@ -339,13 +324,13 @@ fn safety_11_statements_keep_what_their_constants_meant() {
 fn safety_11_a_locked_table_keeps_no_session_from_its_server() {
     let server = Postgres::start(&["max_prepared_transactions=5"]);
     server.run(&["create table t (a int)", "grant all on t to app"]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("locked");
     prepare(&mut client, "s", "select * from t");
     client.run("begin");
     client.run("lock table t in access exclusive mode");
     client.run("prepare transaction 'mine'");
-    parked(&proxy, "locked");
+    proxy.wait_parked("locked");
     // It holds the lock itself, and only it will let it go.
     client.run("commit prepared 'mine'");
     assert_eq!(use_named(&mut client, "s"), ["2", "C", "Z(I)"]);
@@ -359,13 +344,13 @@ fn safety_11_late_statements_are_sent_in_their_own_encoding() {
         "create table s.t (a text)",
         "grant all on s.t to app",
     ]);
-    let proxy = parking(&server);
+    let proxy = Proxy::parking(&server);
     let mut client = proxy.client("latin");
     client.run("set search_path = s");
     prepare(&mut client, "plain", "insert into t values ('e')");
     prepare(&mut client, "accent", "insert into t values ('\u{e9}')");
     client.run("set search_path = public");
-    parked(&proxy, "latin");
+    proxy.wait_parked("latin");
     client.run("set search_path = s; set client_encoding = 'LATIN1'");
     assert_eq!(use_named(&mut client, "plain"), ["2", "C", "Z(I)"]);
     assert_eq!(use_named(&mut client, "accent"), ["E(26000)", "Z(I)"]);

@@ -71,6 +71,23 @@ impl Proxy {
         proxy
     }
 
+    /// [`Self::on`]; sessions at rest are parked soon.
+    pub(crate) fn parking(server: &Postgres) -> Self {
+        let options = Options {
+            sessions: "park_after = \"1s\"\nsnapshot_after = \"200ms\"".to_owned(),
+            ..Options::default()
+        };
+        Self::with(server, &options)
+    }
+
+    /// Waits until the session of this name is parked.
+    pub(crate) fn wait_parked(&self, application: &str) {
+        wait_until("the session is parked", SOON, || {
+            let session = self.admin().session(application);
+            session.is_some_and(|s| s["state"] == "parked" && s["attached"] == false)
+        });
+    }
+
     /// In front of `address`, without waiting for readiness.
     pub(crate) fn unready(address: &str, options: &Options) -> Self {
         let provider = format!(
