@@ -44,8 +44,9 @@ pub(crate) enum Killed {
     Proxy,
 }
 
-/// What a client may be told of a kill: that the server was lost, and in the last two cases what that means.
-const CLEAR: [&str; 4] = ["57P01", "57P02", "57P03", "08007"];
+/// What a client may be told of a kill: that the server was lost, or is not there; that nobody knows what came of its
+/// statement; between two statements, that its transaction is over.
+const CLEAR: [&str; 5] = ["57P01", "57P02", "57P03", "08007", "25P02"];
 
 /// The ledger is right, and each kill cost each client one clear error at most. Where the proxy was killed nobody is
 /// there to tell it, and who comes again is refused or reset until the next one listens.
