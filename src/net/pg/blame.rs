@@ -34,11 +34,11 @@ pub(super) fn blockers(probe: &Probe, machine: &Machine) -> Vec<Blocker> {
     if machine.unnamed.is_too_large() {
         blockers.push(too_large(machine));
     }
-    let too_many = machine.made.not_restorable(&probe.snapshot);
+    let unsure = machine.made.not_restorable(&probe.snapshot);
     if let Some(reason) = probe
         .snapshot
         .not_restorable()
-        .or(too_many.map(str::to_owned))
+        .or(unsure.map(str::to_owned))
     {
         blockers.push(blame(
             machine,

@@ -93,44 +93,40 @@ async fn put_all(
         {
             PutOn::Done(probed, shapes) => {
                 let changed = seen.told.changed(&wanted, &shapes);
-                if !changed.is_empty() {
-                    for name in &changed {
-                        wanted = wanted.refusing(name, CHANGED_ROWS);
-                    }
-                    start_over(frames, params).await?;
-                    made.clear();
-                    continue;
+                for name in &changed {
+                    wanted = wanted.refusing(name, CHANGED_ROWS);
                 }
-                probed
+                changed.is_empty().then_some(probed)
             }
             PutOn::Forbidden(why) => {
                 let given = mend::given(snapshot, &wanted);
+                // In a failed transaction nothing can be asked.
                 start_over(frames, params).await?;
-                made.clear();
                 let forbidden = out_of_reach(frames, &given, profile.login.version()).await?;
                 if forbidden.is_empty() {
                     return Err(OpenError::State(why));
                 }
                 wanted = wanted.without_settings(&forbidden);
                 left.extend(forbidden);
-                continue;
+                None
             }
             PutOn::Refused(name, code, message) => {
                 let behind = lacks.len() >= REFUSED_MAX;
                 let waiting = lacking(&wanted, &name, &seen.made, behind);
-                if !waiting.is_empty() {
+                if waiting.is_empty() {
+                    wanted = wanted.refusing(&name, (&code, &message));
+                } else {
                     tracing::debug!(%name, %message, "a prepared statement waits until it is used");
                     lacks.extend(waiting.iter().map(|p| p.name.clone()));
                     absent.extend(waiting);
-                    start_over(frames, params).await?;
-                    made.clear();
-                    continue;
                 }
-                wanted = wanted.refusing(&name, (&code, &message));
-                start_over(frames, params).await?;
-                made.clear();
-                continue;
+                None
             }
+        };
+        let Some(probed) = probed else {
+            start_over(frames, params).await?;
+            made.clear();
+            continue;
         };
         verify(&wanted, &probed.probe, &lacks)
             .map_err(|error| OpenError::State(error.to_string()))?;
@@ -211,13 +207,13 @@ async fn put_on(
             Ok(RestoreStep::ParameterStatus) => note_parameter(params, &message.body),
             Ok(RestoreStep::Done(restored)) => break restored.shapes,
             Err(error) => match error.statement.clone() {
-                // Unless it was refused its refusal as well.
                 _ if error.is_late() => return Err(OpenError::Timeout),
                 Some(name)
                     if error.is_locked() && lacking(snapshot, &name, under, false).is_empty() =>
                 {
                     return Err(OpenError::Timeout);
                 }
+                // Unless it was refused its refusal as well.
                 Some(name) if snapshot.is_original(&name) => {
                     skip_both(frames, params).await?;
                     return Ok(PutOn::Refused(name, error.sqlstate, error.message));

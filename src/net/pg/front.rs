@@ -257,7 +257,6 @@ fn renamed(frame: &[u8], header: Header, names: &dyn ProcessNames, out: &mut Byt
     true
 }
 
-/// A FATAL or PANIC that is there as a whole.
 /// The statement that runs next will have run.
 fn other_rows() -> Fatal {
     let (code, text) = (
@@ -273,6 +272,7 @@ fn other_rows() -> Fatal {
     }
 }
 
+/// A FATAL or PANIC that is there as a whole.
 fn fatal(frame: &[u8], header: Header, head: &[u8]) -> Option<Box<Fatal>> {
     let whole = frame.get(..header.frame_len())?;
     let fields = ErrorFields::parse(head);

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 pub const PARAMETERS_MAX: usize = 1000;
 
 /// Bytes of a statement's name that count (`NAMEDATALEN` less one).
-const NAME_MAX: usize = 63;
+pub(super) const NAME_MAX: usize = 63;
 
 /// What the server connection lacks, and what is under way.
 #[derive(Debug, Default)]

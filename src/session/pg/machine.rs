@@ -2,7 +2,8 @@
 //!
 //! Contract: every frame that goes to the server is told to [`Machine::on_client`] first, in order;
 //! every frame from the server to [`Machine::on_server`] before it goes to the client. The machine
-//! never changes a byte; what it has sent before a frame ([`Machine::put_absent`]) is answered to nobody. [`Machine::at_rest`] is true only when nothing is owed in either direction
+//! changes no byte of a frame that is sent on; what it has sent before one ([`Machine::put_absent`]) is
+//! answered to nobody. [`Machine::at_rest`] is true only when nothing is owed in either direction
 //! and no transaction, implicit ones included, can be open. What can't be decided is *ambiguous*, for
 //! good. (PostgreSQL: protocol flow, <https://www.postgresql.org/docs/current/protocol-flow.html>;
 //! the skipping and COPY rules are those of `PostgresMain` and `CopyGetData`.)

@@ -2,6 +2,7 @@
 //! made again under another DateStyle, TimeZone or `standard_conforming_strings`, a statement would say something
 //! else. The server tells their values (ParameterStatus), but not those of the past.
 
+use super::absent::NAME_MAX;
 use super::snapshot::{Prepared, Snapshot};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -167,9 +168,10 @@ impl Made {
     }
 }
 
-/// A name as far as it counts (`NAMEDATALEN`).
+/// A name as far as it counts.
 fn cut(name: &str) -> &str {
-    name.get(..name.floor_char_boundary(63)).unwrap_or(name)
+    name.get(..name.floor_char_boundary(NAME_MAX))
+        .unwrap_or(name)
 }
 
 fn pairs(values: &Values) -> impl Iterator<Item = (&'static str, &str)> {
