@@ -55,7 +55,10 @@ pub(super) struct App {
     mock_secret: [u8; 32],
     stop: CancellationToken,
     pub(super) usage: Mutex<Instant>,
-    workers: Workers,
+    /// On them clients log in.
+    logins: Workers,
+    /// On them they are served after that.
+    workers: Arc<Workers>,
     _lock: nix::fcntl::Flock<std::fs::File>,
 }
 
@@ -69,8 +72,9 @@ impl App {
             tracing::warn!("{warning}");
         }
         let lock = start::state_dir(&config.state_dir)?;
-        let workers = Workers::start(config.limits.threads)
-            .map_err(|e| fail(format!("can't start the threads that serve clients: {e}")))?;
+        let no_threads = |e| fail(format!("can't start the threads that serve clients: {e}"));
+        let workers = Workers::for_sessions(config.limits.threads).map_err(no_threads)?;
+        let logins = Workers::for_logins(&workers).map_err(no_threads)?;
         let mock_secret = start::mock_secret(&config.state_dir)?;
         let certificates = Arc::new(
             Certificates::read(&start::tls_source(&config))
@@ -142,7 +146,8 @@ impl App {
             mock_secret,
             stop: CancellationToken::new(),
             usage: Mutex::new(Instant::now()),
-            workers,
+            logins,
+            workers: Arc::new(workers),
             _lock: lock,
         }))
     }
@@ -222,17 +227,20 @@ impl App {
                 Ok(stream) => {
                     let unusable =
                         |error| tracing::warn!(%error, "a client's socket can't be used");
+                    let workers = Arc::clone(&self.workers);
                     if mysql {
                         let (entrance, handshake) = (&self.mysql_entrance, &self.mysql_handshake);
                         let newcomer = mysql::serve::at_the_door(stream, entrance, handshake);
                         let Some(stream) = newcomer else { continue };
                         let (entrance, handshake) = (Arc::clone(entrance), Arc::clone(handshake));
-                        self.workers.spawn(move || async move {
-                            match stream.settle(&config) {
-                                Ok(stream) => {
-                                    mysql::serve::serve(stream, entrance, handshake).await;
-                                }
-                                Err(error) => unusable(error),
+                        self.logins.spawn(move || async move {
+                            let stream = match stream.settle(&config) {
+                                Ok(stream) => stream,
+                                Err(error) => return unusable(error),
+                            };
+                            let proven = mysql::serve::log_in(stream, entrance, handshake);
+                            if let Some(proven) = proven.await {
+                                workers.spawn(move || proven.serve());
                             }
                         });
                     } else {
@@ -241,10 +249,13 @@ impl App {
                             continue;
                         };
                         let (entrance, handshake) = (Arc::clone(entrance), Arc::clone(handshake));
-                        self.workers.spawn(move || async move {
-                            match stream.settle(&config) {
-                                Ok(stream) => login::serve(stream, entrance, handshake).await,
-                                Err(error) => unusable(error),
+                        self.logins.spawn(move || async move {
+                            let stream = match stream.settle(&config) {
+                                Ok(stream) => stream,
+                                Err(error) => return unusable(error),
+                            };
+                            if let Some(proven) = login::log_in(stream, entrance, handshake).await {
+                                workers.spawn(move || proven.serve());
                             }
                         });
                     }

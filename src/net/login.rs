@@ -1,5 +1,5 @@
-//! From an accepted socket to a session: hand-shake, cluster, verifier, proof, first server connection.
-//! One deadline covers all of it.
+//! From an accepted socket to a session: hand-shake, cluster, verifier and proof on a thread for logins, the first server
+//! connection on the session's. One deadline covers all of it.
 
 use super::admission::{Admission, Pass, Refused, Standing};
 use super::authentication::{
@@ -102,10 +102,20 @@ impl Entrance {
     }
 }
 
+/// A client that has proven who it is and has its place; it waits for its first server.
+pub struct Proven {
+    arrival: Box<Arrival>,
+    credential: Credential,
+    cluster: Arc<Cluster>,
+    shared: Arc<Shared>,
+    hold: Held,
+    deadline: Instant,
+    span: Span,
+}
+
 /// A client that has logged in, and what it holds for as long as it is there.
 struct Begun {
     session: Box<Session<Pg>>,
-    span: Span,
     _key: KeyGuard,
     _hold: Held,
 }
@@ -116,25 +126,56 @@ struct Held {
     _standing: Standing,
 }
 
-/// Serves one accepted socket to its end.
-pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<HandshakeConfig>) {
+/// One accepted socket up to its client's proof. None: there is nothing more to do for it.
+pub async fn log_in(
+    stream: Stream,
+    entrance: Arc<Entrance>,
+    config: Arc<HandshakeConfig>,
+) -> Option<Proven> {
     let deadline = Instant::now() + entrance.shared.limits.login_timeout;
-    let Some(stream) = behind_balancer(stream, &config.proxied, deadline).await else {
-        return;
-    };
+    let stream = behind_balancer(stream, &config.proxied, deadline).await?;
     let peer = stream.peer_address().map(|address| address.ip());
     // A connection that waits for its turn is its socket and little else.
     let pass = match entrance.admission.enter(peer, deadline).await {
         Ok(pass) => pass,
         Err(refused) => {
             entrance.shared.count_error(ErrorKind::Limit);
-            return Box::pin(turn_away(stream, refused)).await;
+            Box::pin(turn_away(stream, refused)).await;
+            return None;
         }
     };
-    // Everything that only the login needs is dropped before the session begins: most clients idle.
-    let begun = Box::pin(arrive(stream, pass, deadline, entrance, config)).await;
-    if let Some(begun) = begun {
-        begun.session.run(begun.span).await;
+    Box::pin(arrive(stream, pass, deadline, entrance, config)).await
+}
+
+impl Proven {
+    /// Serves the client to its end, on the calling thread.
+    pub async fn serve(mut self) {
+        if let Err(error) = self.arrival.stream.move_here() {
+            tracing::warn!(%error, "a client's socket can't be used");
+            return;
+        }
+        // Everything that only the login needs is dropped before the session begins: most clients idle.
+        let span = self.span.clone();
+        let begun = Box::pin(self.begin().instrument(span.clone())).await;
+        if let Some(begun) = begun {
+            begun.session.run(span).await;
+        }
+    }
+
+    async fn begin(self) -> Option<Begun> {
+        let (session, key) = first_server(
+            self.arrival,
+            self.credential,
+            self.cluster,
+            self.shared,
+            self.deadline,
+        )
+        .await?;
+        Some(Begun {
+            session,
+            _key: key,
+            _hold: self.hold,
+        })
     }
 }
 
@@ -178,7 +219,7 @@ async fn arrive(
     deadline: Instant,
     entrance: Arc<Entrance>,
     config: Arc<HandshakeConfig>,
-) -> Option<Begun> {
+) -> Option<Proven> {
     let work = tokio::time::timeout_at(deadline, accept(stream, &config));
     let accepted = tokio::select! {
         done = work => done,
@@ -239,7 +280,7 @@ async fn admit(
     mut pass: Pass,
     entrance: Arc<Entrance>,
     deadline: Instant,
-) -> Option<Begun> {
+) -> Option<Proven> {
     let shared = Arc::clone(&entrance.shared);
     let entry = match entrance.entry(&arrival) {
         Ok(entry) => entry,
@@ -297,13 +338,14 @@ async fn admit(
     };
     let standing = pass.succeeded();
     let hold = take_place(&mut arrival.stream, &shared, standing).await?;
-    let (session, key) =
-        Box::pin(first_server(arrival, credential, entry, shared, deadline)).await?;
-    Some(Begun {
-        session,
+    Some(Proven {
+        arrival,
+        credential,
+        cluster: Arc::clone(&entry.cluster),
+        shared,
+        hold,
+        deadline,
         span: Span::current(),
-        _key: key,
-        _hold: hold,
     })
 }
 
@@ -403,7 +445,7 @@ async fn prove(
 async fn first_server(
     arrival: Box<Arrival>,
     credential: Credential,
-    entry: &Entry,
+    cluster: Arc<Cluster>,
     shared: Arc<Shared>,
     deadline: Instant,
 ) -> Option<(Box<Session<Pg>>, KeyGuard)> {
@@ -427,7 +469,6 @@ async fn first_server(
             .max_connection_age
             .map(|age| spread_age(age, u32::from_ne_bytes(spread))),
     };
-    let cluster = Arc::clone(&entry.cluster);
     let application = arrival
         .params
         .get("application_name")
@@ -450,7 +491,7 @@ async fn first_server(
     });
     cluster.learn_names(&profile.database, custom_names(&arrival));
     let mut stream = arrival.stream;
-    let mut opened = match log_in(&profile, &stream, deadline).await {
+    let mut opened = match open(&profile, &stream, deadline).await {
         Ok(opened) => opened,
         Err(Refusal::ClientGone) => return None,
         Err(Refusal::Because(error)) => {
@@ -489,7 +530,7 @@ enum Refusal<E> {
 }
 
 /// A server that is away, starting or full is waited for until the deadline; then its own words are told.
-async fn log_in(
+async fn open(
     profile: &Arc<Profile<Pg>>,
     client: &Stream,
     deadline: Instant,

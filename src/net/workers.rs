@@ -2,7 +2,8 @@
 //! that it began on.
 //!
 //! Nothing on a request's path crosses threads, so nothing is woken by futex, and one `epoll_wait` hears
-//! of many sessions. Sessions meet only in thread-safe types (registry, gate, metrics).
+//! of many sessions. Sessions meet only in thread-safe types (registry, gate, metrics). Clients log in on
+//! other threads, and go over to their session's with their proof.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -42,17 +43,27 @@ impl Drop for Share {
 }
 
 impl Workers {
-    /// Starts `count` threads; 0: half as many as there are processors for this process, at least one.
+    /// Starts the threads that serve clients: `count` of them; 0: half as many as there are processors for this process, at
+    /// least one.
     ///
     /// A thread that hears of many sessions at once spends less on each, and clients and servers often
     /// run on the same machine: with a thread for each of two processors a transaction cost a third more,
     /// at the same throughput.
-    pub fn start(count: usize) -> io::Result<Self> {
+    pub fn for_sessions(count: usize) -> io::Result<Self> {
         let count = match count {
             0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get) / 2,
             count => count,
-        }
-        .max(1);
+        };
+        Self::start("clients", count.max(1))
+    }
+
+    /// Starts the threads on which clients log in: half as many as serve them, at least one. Who has proven nothing yet, and
+    /// there may be thousands, never stands between a session and its thread.
+    pub fn for_logins(sessions: &Self) -> io::Result<Self> {
+        Self::start("logins", (sessions.threads.len() / 2).max(1))
+    }
+
+    fn start(name: &str, count: usize) -> io::Result<Self> {
         let mut workers = Self {
             threads: Vec::with_capacity(count),
             stop: CancellationToken::new(),
@@ -62,7 +73,7 @@ impl Workers {
             let handle = runtime.handle().clone();
             let stop = workers.stop.clone();
             let thread = std::thread::Builder::new()
-                .name(format!("clients-{number}"))
+                .name(format!("{name}-{number}"))
                 .spawn(move || {
                     runtime.block_on(stop.cancelled());
                     runtime.shutdown_timeout(BLOCKING_MAX);
@@ -121,7 +132,7 @@ mod tests {
 
     #[test]
     fn clients_spread_and_each_stays_where_it_began() {
-        let workers = Workers::start(2).expect("threads");
+        let workers = Workers::start("test", 2).expect("threads");
         let (tell, told) = mpsc::channel::<(ThreadId, ThreadId)>();
         let end = CancellationToken::new();
         for _ in 0..6 {
@@ -152,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_client_that_left_is_no_load() {
-        let workers = Workers::start(1).expect("a thread");
+        let workers = Workers::start("test", 1).expect("a thread");
         let (tell, told) = mpsc::channel();
         workers.spawn(move || async move { tell.send(()).expect("is heard") });
         told.recv_timeout(LONG).expect("it is served");
@@ -165,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_end_does_not_wait_for_clients() {
-        let workers = Workers::start(0).expect("threads");
+        let workers = Workers::for_sessions(0).expect("threads");
         let (tell, told) = mpsc::channel::<()>();
         workers.spawn(move || async move {
             let _tell = tell;

@@ -74,6 +74,10 @@ impl Compressed {
         &self.inner
     }
 
+    pub(super) const fn inner_mut(&mut self) -> &mut Stream {
+        &mut self.inner
+    }
+
     /// What was written last ends a result.
     pub(super) fn end_of_result(&mut self) {
         self.makes_equal = true;

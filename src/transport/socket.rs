@@ -6,7 +6,7 @@ use super::{Address, SocketConfig};
 use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use tokio::io::AsyncWriteExt;
@@ -87,17 +87,19 @@ impl Newcomer {
         }
     }
 
-    /// Closes it with some last words, without waiting for anything. What has arrived already is taken off the socket, up to
-    /// a limit: closing over unread bytes sends a reset, which can overtake the words.
+    /// Closes it with some last words, in one packet and without waiting for anything. What has arrived already is taken off
+    /// the socket, up to a limit: closing over unread bytes sends a reset instead of the words.
     pub fn turn_away(self, words: &[u8]) {
-        let Self::Tcp(mut stream, _) = self else {
+        let Self::Tcp(stream, _) = self else {
             return;
         };
-        let mut scrap = [0; 2048];
+        let last_words = || {
+            SockRef::from(&stream).set_tcp_cork(true)?;
+            (&stream).write_all(words)?;
+            (&stream).read(&mut [0; 2048])
+        };
         // It never was anybody's: what fails now is nothing to tell of.
-        if stream.write(words).is_ok() && stream.shutdown(Shutdown::Write).is_ok() {
-            let _ = stream.read(&mut scrap);
-        }
+        let _ = last_words();
     }
 
     /// The connection, without TLS, on the runtime of the calling thread, with its options set.

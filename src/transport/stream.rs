@@ -187,6 +187,31 @@ impl Stream {
         }
     }
 
+    /// Goes over to the runtime of the calling thread, with all that was read and said so far. After an error it is of no
+    /// use any more.
+    pub fn move_here(&mut self) -> io::Result<()> {
+        let socket = self.socket_mut();
+        // What is there while the socket is nowhere.
+        let nowhere = Socket::Duplex(tokio::io::duplex(1).0);
+        *socket = match std::mem::replace(socket, nowhere) {
+            Socket::Tcp(stream, ends) => {
+                Socket::Tcp(TcpStream::from_std(stream.into_std()?)?, ends)
+            }
+            Socket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream.into_std()?)?),
+            Socket::Duplex(stream) => Socket::Duplex(stream),
+        };
+        Ok(())
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::TlsAccepted(tls) => tls.get_mut().0,
+            Self::TlsConnected(tls) => tls.get_mut().0,
+            Self::Compressed(layer) => layer.inner_mut().socket_mut(),
+        }
+    }
+
     /// What carries the bytes.
     pub fn socket(&self) -> &Socket {
         match self {
@@ -373,6 +398,45 @@ mod tests {
         };
         let waited = tokio::time::timeout(Duration::from_secs(10), wait).await;
         waited.expect("the end is seen");
+    }
+
+    /// On a runtime of a thread of its own: goes over there, reads what there is and answers.
+    fn answer_elsewhere(mut stream: Stream) -> std::thread::JoinHandle<()> {
+        let work = async move {
+            stream.move_here()?;
+            let mut got = [0; 5];
+            stream.read_exact(&mut got).await?;
+            assert_eq!(&got, b"hello");
+            stream.write_all(b"there").await
+        };
+        std::thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.expect("a runtime").block_on(work).expect("works");
+        })
+    }
+
+    async fn talk_to_elsewhere(near: Stream, mut far: impl AsyncRead + AsyncWrite + Unpin) {
+        // Half of it is there before, the rest comes after the first look.
+        far.write_all(b"hel").await.expect("written");
+        let thread = answer_elsewhere(near);
+        far.write_all(b"lo").await.expect("written");
+        let mut got = [0; 5];
+        let answer = tokio::time::timeout(Duration::from_secs(10), far.read_exact(&mut got));
+        answer.await.expect("in time").expect("an answer");
+        assert_eq!(&got, b"there");
+        thread.join().expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn another_threads_runtime_takes_it_over() {
+        let (near, far) = tcp_pair().await;
+        talk_to_elsewhere(near, far).await;
+        let (near, far) = UnixStream::pair().expect("a pair");
+        talk_to_elsewhere(Stream::unix(near), far).await;
+        let (near, far) = tokio::io::duplex(64);
+        talk_to_elsewhere(Stream::duplex(near), far).await;
     }
 
     #[tokio::test]

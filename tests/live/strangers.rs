@@ -7,8 +7,10 @@ use crate::support::wire::Client;
 use crate::support::{SOON, sized, wait_until};
 use parking_lot::Mutex;
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -37,11 +39,60 @@ fn i3_ms7_strangers_are_no_worse_without_a_limit_of_failures() {
     flood("max_login_failures_per_address = 0");
 }
 
+/// Whoever has proven nothing yet is served by threads of its own, so it can't keep sessions waiting for theirs.
+#[test]
+fn strangers_never_wake_the_threads_that_serve_sessions() {
+    let server = Postgres::start(&[]);
+    let proxy = Proxy::with(&server, &Options::default());
+    let woken = |threads| wake_ups(proxy.process(), threads);
+    wait_until("all threads rest", SOON, || woken("clients-") > 0);
+    let (serving, logging_in) = (woken("clients-"), woken("logins-"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let hello = hello();
+        for number in 0..KINDS * 4 {
+            let stranger = connect(proxy.port(), number).await.unwrap();
+            // Those that the proxy waits for are left alone after a moment.
+            let moment = Duration::from_millis(50);
+            let _ended = tokio::time::timeout(moment, annoy(stranger, number, &hello)).await;
+        }
+    });
+    wait_until("strangers are served", SOON, || {
+        woken("logins-") > logging_in + KINDS as u64
+    });
+    assert_eq!(woken("clients-"), serving);
+    proxy.client("good").close();
+    assert!(woken("clients-") > serving, "a session was served");
+}
+
+/// How often threads of a process with such names have gone to sleep.
+fn wake_ups(pid: u32, threads: &str) -> u64 {
+    let of_one = |dir: fs::DirEntry| {
+        let status = fs::read_to_string(dir.path().join("status")).ok()?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name));
+            line.map(str::trim)
+        };
+        field("Name:")
+            .filter(|name| name.starts_with(threads))
+            .and_then(|_| field("voluntary_ctxt_switches:"))?
+            .parse::<u64>()
+            .ok()
+    };
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let counts: Vec<u64> = tasks.map_while(Result::ok).filter_map(of_one).collect();
+    assert!(!counts.is_empty(), "there are threads {threads}");
+    counts.iter().sum()
+}
+
 #[expect(clippy::print_stdout, reason = "what was measured is told")]
 fn flood(limits: &str) {
-    let (connections, length) = sized(
-        (1_000, Duration::from_secs(6)),
-        (10_000, Duration::from_secs(60)),
+    let (connections, window) = sized(
+        (1_000, Duration::from_millis(500)),
+        (10_000, Duration::from_secs(3)),
     );
     let server = Postgres::start(&[]);
     let options = Options {
@@ -49,7 +100,7 @@ fn flood(limits: &str) {
         ..Options::default()
     };
     let proxy = Proxy::with(&server, &options);
-    let before = measure(&proxy, length.min(Duration::from_secs(15)));
+    let mut quiet = measure(&proxy, 3, window);
     let memory_before = resident(&proxy);
 
     let strangers = Strangers::start(proxy.port(), connections);
@@ -72,8 +123,8 @@ fn flood(limits: &str) {
             }
         })
     };
-    let during = measure(&proxy, length);
-    let open = median(&seen_open.lock());
+    let during = measure(&proxy, 10, window);
+    let open = *median(&mut seen_open.lock());
     let admin = proxy.admin();
     let metric = |name: &str, label: &str| admin.metric(name, label);
     println!(
@@ -90,22 +141,34 @@ fn flood(limits: &str) {
     );
     strangers.stop();
     watch.join().unwrap();
+    // The machine may have become slower or faster meanwhile.
+    quiet.and(measure(&proxy, 3, window));
     let added = (most.load(Ordering::Relaxed) as u64).saturating_sub(memory_before);
     println!(
         "memory before {} MiB, strangers added {:.1} MiB",
         memory_before >> 20,
         added as f64 / f64::from(1 << 20)
     );
+    for load in [Load::Paced, Load::Saturating] {
+        let (mut quiet, mut during) = (quiet.of(load), during.of(load));
+        let percentile = |of: &mut [Window], p: fn(&Window) -> Duration| {
+            let mut all: Vec<Duration> = of.iter().map(p).collect();
+            *median(&mut all)
+        };
+        let (before, now) = (
+            percentile(&mut quiet, |w| w.p99),
+            percentile(&mut during, |w| w.p99),
+        );
+        println!(
+            "{load:?}: p99 of a query {before:?} without strangers, {now:?} with them: {:.2} times; median {:?} and {:?}",
+            now.as_secs_f64() / before.as_secs_f64(),
+            percentile(&mut quiet, |w| w.p50),
+            percentile(&mut during, |w| w.p50),
+        );
+    }
     println!(
-        "p99 of a query: {:?} before, {:?} during: {:.2} times; median {:?} and {:?}; {} logins, the longest {:?} (before {:?})",
-        before.percentile(99),
-        during.percentile(99),
-        during.percentile(99).as_secs_f64() / before.percentile(99).as_secs_f64(),
-        before.percentile(50),
-        during.percentile(50),
-        during.logins,
-        during.longest_login,
-        before.longest_login,
+        "{} logins, the longest {:?} (without strangers {:?})",
+        during.logins, during.longest_login, quiet.longest_login,
     );
     assert!(added <= MEMORY_MAX, "{} MiB were added", added >> 20);
     // Whoever keeps a place for long gives way, addresses that fail are shut out, and all come again after a moment.
@@ -113,10 +176,9 @@ fn flood(limits: &str) {
     assert!(open >= at_least, "only {open} strangers were there");
 }
 
-fn median(values: &[usize]) -> usize {
-    let mut values = values.to_vec();
+fn median<T: Ord>(values: &mut [T]) -> &T {
     values.sort_unstable();
-    values[values.len() / 2]
+    &values[values.len() / 2]
 }
 
 fn resident(proxy: &Proxy) -> u64 {
@@ -136,126 +198,235 @@ fn resident_of(pid: u32) -> u64 {
     kib << 10
 }
 
+/// How good clients ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Load {
+    /// Each at a steady rate, whatever the answers take; a query's time counts from when it was due.
+    Paced,
+    /// The next query as soon as the last one is answered, which takes all of a small machine.
+    Saturating,
+}
+
+/// Between two queries of a client under [`Load::Paced`].
+const PACE: Duration = Duration::from_millis(1);
+
+/// What good clients saw in one stretch of time.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    p50: Duration,
+    p99: Duration,
+}
+
 /// What good clients saw.
 struct Seen {
-    /// Times of queries, ascending.
-    queries: Vec<Duration>,
+    windows: Vec<(Load, Window)>,
     logins: usize,
     longest_login: Duration,
 }
 
 impl Seen {
-    fn percentile(&self, percent: usize) -> Duration {
-        self.queries[(self.queries.len() - 1) * percent / 100]
+    fn of(&self, load: Load) -> Vec<Window> {
+        let windows = self.windows.iter().filter(|(of, _)| *of == load);
+        windows.map(|(_, window)| *window).collect()
+    }
+
+    fn and(&mut self, more: Self) {
+        self.windows.extend(more.windows);
+        self.logins += more.logins;
+        self.longest_login = self.longest_login.max(more.longest_login);
     }
 }
 
-/// Good clients at work: some that stay, and one that logs in again and again. A query that fails fails the test.
-fn measure(proxy: &Proxy, length: Duration) -> Seen {
-    let clients: Vec<Client> = (0..GOOD_CLIENTS)
+/// Good clients at work: some that stay, under each load in turn, and one that logs in again and again. A query that fails
+/// fails the test.
+fn measure(proxy: &Proxy, rounds: usize, length: Duration) -> Seen {
+    let mut clients: Vec<Client> = (0..GOOD_CLIENTS)
         .map(|n| proxy.client(&format!("good{n}")))
         .collect();
-    let end = Instant::now() + length;
-    let work = |mut client: Client| {
-        std::thread::spawn(move || {
-            let mut times = Vec::new();
-            while times.is_empty() || Instant::now() < end {
-                let began = Instant::now();
-                client.run("select 1");
-                times.push(began.elapsed());
-            }
-            times
-        })
-    };
-    let workers: Vec<JoinHandle<Vec<Duration>>> = clients.into_iter().map(work).collect();
+    let over = AtomicBool::new(false);
     let (mut logins, mut longest_login) = (0, Duration::ZERO);
-    while logins == 0 || Instant::now() < end {
-        let began = Instant::now();
-        let client = Client::connect(&proxy.named("newcomer")).expect("good clients log in");
-        longest_login = longest_login.max(began.elapsed());
-        logins += 1;
-        client.close();
-        std::thread::park_timeout(Duration::from_millis(200));
-    }
-    let mut queries: Vec<Duration> = workers
-        .into_iter()
-        .flat_map(|w| w.join().expect("no query failed"))
-        .collect();
-    queries.sort_unstable();
+    let mut windows = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while logins == 0 || !over.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                let client =
+                    Client::connect(&proxy.named("newcomer")).expect("good clients log in");
+                longest_login = longest_login.max(began.elapsed());
+                logins += 1;
+                client.close();
+                std::thread::park_timeout(Duration::from_millis(200));
+            }
+        });
+        for _ in 0..rounds {
+            for load in [Load::Paced, Load::Saturating] {
+                windows.push((load, look(&mut clients, load, length)));
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
     Seen {
-        queries,
+        windows,
         logins,
         longest_login,
     }
 }
 
-/// Connections that prove nothing, kept at their number until the end.
+fn look(clients: &mut [Client], load: Load, length: Duration) -> Window {
+    let end = Instant::now() + length;
+    let ask = |client: &mut Client| {
+        let (mut times, mut due) = (Vec::new(), Instant::now());
+        while times.is_empty() || due < end {
+            if load == Load::Saturating {
+                due = Instant::now();
+            }
+            std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
+            client.run("select 1");
+            times.push(due.elapsed());
+            due += PACE;
+        }
+        times
+    };
+    let mut times: Vec<Duration> = std::thread::scope(|scope| {
+        let threads: Vec<_> = clients
+            .iter_mut()
+            .map(|client| scope.spawn(move || ask(client)))
+            .collect();
+        let all = threads
+            .into_iter()
+            .map(|t| t.join().expect("no query failed"));
+        all.flatten().collect()
+    });
+    times.sort_unstable();
+    let percentile = |percent: usize| times[(times.len() - 1) * percent / 100];
+    Window {
+        p50: percentile(50),
+        p99: percentile(99),
+    }
+}
+
+/// Connections that prove nothing, kept at their number until the end, by a process of its own.
 struct Strangers {
     over: Arc<AtomicBool>,
     open: Arc<AtomicUsize>,
     again: Arc<AtomicUsize>,
-    thread: JoinHandle<()>,
+    process: Child,
+    listener: JoinHandle<()>,
 }
+
+/// Where the process of the strangers finds what to do: the proxy's port and their number.
+const ORDER: &str = "SLACKWATER_TEST_STRANGERS";
+
+/// Before each line of what the process tells.
+const TOLD: &str = "open and again:";
 
 impl Strangers {
     fn start(port: u16, count: usize) -> Self {
+        let this = std::env::current_exe().expect("a test knows its own program");
+        let mut process = Command::new("setsid")
+            .arg(this)
+            .args(["--exact", "strangers::of_a_machine_of_their_own"])
+            .args(["--ignored", "--nocapture", "--test-threads", "1"])
+            .env(ORDER, format!("{port} {count}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a test program runs");
         let over = Arc::new(AtomicBool::new(false));
         let (open, again) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
-        let (is_over, opened, came) = (Arc::clone(&over), Arc::clone(&open), Arc::clone(&again));
-        let thread = std::thread::spawn(move || {
-            step_back();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let hello: Arc<[u8]> = hello().into();
-                for number in 0..count {
-                    let (opened, came, hello) =
-                        (Arc::clone(&opened), Arc::clone(&came), Arc::clone(&hello));
-                    tokio::spawn(async move {
-                        loop {
-                            if let Ok(stream) = connect(port, number).await {
-                                opened.fetch_add(1, Ordering::Relaxed);
-                                let _ended = annoy(stream, number, &hello).await;
-                                opened.fetch_sub(1, Ordering::Relaxed);
-                            }
-                            came.fetch_add(1, Ordering::Relaxed);
-                            tokio::time::sleep(AGAIN).await;
-                        }
-                    });
-                    // The listen queue is finite.
-                    if number % 50 == 0 {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                    }
-                }
-                while !is_over.load(Ordering::Relaxed) {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            });
+        let (opened, came) = (Arc::clone(&open), Arc::clone(&again));
+        let told = BufReader::new(process.stdout.take().expect("a pipe"));
+        let listener = std::thread::spawn(move || {
+            for line in told.lines().map_while(Result::ok) {
+                let Some((_, numbers)) = line.split_once(TOLD) else {
+                    continue;
+                };
+                let mut numbers = numbers.split_whitespace().map(|n| n.parse().unwrap());
+                opened.store(numbers.next().unwrap(), Ordering::Relaxed);
+                came.store(numbers.next().unwrap(), Ordering::Relaxed);
+            }
         });
         Self {
             over,
             open,
             again,
-            thread,
+            process,
+            listener,
         }
     }
 
-    fn stop(self) {
+    fn stop(mut self) {
         self.over.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap();
+        // It ends with its input.
+        drop(self.process.stdin.take());
+        assert!(self.process.wait().unwrap().success(), "the strangers");
+        self.listener.join().unwrap();
     }
 }
 
-/// Strangers are on machines of their own, so what they do takes no processor from the good clients: their thread
+/// What the process of the strangers runs.
+#[test]
+#[ignore = "a part of the tests of strangers"]
+#[expect(clippy::print_stdout, reason = "the test that started it listens")]
+fn of_a_machine_of_their_own() {
+    let Ok(order) = std::env::var(ORDER) else {
+        return;
+    };
+    let (port, count) = order.split_once(' ').unwrap();
+    let (port, count): (u16, usize) = (port.parse().unwrap(), count.parse().unwrap());
+    step_back();
+    let over = Arc::new(AtomicBool::new(false));
+    let is_over = Arc::clone(&over);
+    std::thread::spawn(move || {
+        let _ended = std::io::stdin().read_to_end(&mut Vec::new());
+        over.store(true, Ordering::Relaxed);
+    });
+    let (open, again) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let hello: Arc<[u8]> = hello().into();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut comers = 0..count;
+        while !is_over.load(Ordering::Relaxed) {
+            // The listen queue is finite.
+            for number in comers.by_ref().take(200) {
+                let (open, again) = (Arc::clone(&open), Arc::clone(&again));
+                let hello = Arc::clone(&hello);
+                tokio::spawn(async move {
+                    loop {
+                        if let Ok(stream) = connect(port, number).await {
+                            open.fetch_add(1, Ordering::Relaxed);
+                            let _ended = annoy(stream, number, &hello).await;
+                            open.fetch_sub(1, Ordering::Relaxed);
+                        }
+                        again.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let (open, again) = (open.load(Ordering::Relaxed), again.load(Ordering::Relaxed));
+            println!("{TOLD} {open} {again}");
+        }
+    });
+}
+
+/// Strangers are on machines of their own, so what they do takes no processor from the good clients: their process
 /// runs only when nobody else wants to.
 fn step_back() {
-    let thread = nix::unistd::gettid().to_string();
-    let output = Command::new("renice")
-        .args(["-n", "19", "-p", &thread])
+    let process = std::process::id().to_string();
+    let idle = Command::new("chrt")
+        .args(["--all-tasks", "--idle", "--pid", "0", &process])
         .output();
-    assert!(output.is_ok_and(|o| o.status.success()), "renice");
+    assert!(idle.is_ok_and(|o| o.status.success()), "chrt");
+    // Where sessions of processes share the processors among them, what counts is the session's nice value, and this is
+    // the only process of its session.
+    let shared = Path::new("/proc/self/autogroup");
+    if shared.exists() {
+        fs::write(shared, "19").unwrap();
+    }
 }
 
 /// Each kind has eight addresses of its own, so that one kind's failures do not shut out the others.

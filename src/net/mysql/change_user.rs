@@ -11,7 +11,7 @@ use super::errors;
 use super::front::Mysql;
 use super::handshake::Arrival;
 use super::login::{decoy, find};
-use super::serve::{self, log_in};
+use super::serve::{self, open};
 use crate::auth::mysql::Credential;
 use crate::backend::mysql::connect::Request;
 use crate::session::mysql::machine::Machine;
@@ -62,7 +62,7 @@ impl Session<Mysql> {
                 who: Arc::new((request, credential)),
             },
         });
-        let opened = match log_in(&profile, arrival.stream(), deadline).await {
+        let opened = match open(&profile, arrival.stream(), deadline).await {
             Ok(opened) => opened,
             Err(None) => return Err(End::ClientGone),
             Err(Some(error)) => {

@@ -137,6 +137,10 @@ impl Arrival {
         self.packets.stream()
     }
 
+    pub(super) const fn stream_mut(&mut self) -> &mut Stream {
+        self.packets.stream_mut()
+    }
+
     /// The user's name as it was sent.
     pub fn user(&self) -> &[u8] {
         &self.response.user

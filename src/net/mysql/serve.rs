@@ -1,4 +1,5 @@
-//! From an accepted socket to a session of MySQL or MariaDB: admission, log-in, first server connection.
+//! From an accepted socket to a session of MySQL or MariaDB: admission and log-in on a thread for logins, the first server
+//! connection on the session's.
 
 use super::super::admission::{Admission, Standing};
 use super::super::door::{self, RETRY, behind_balancer, gone, spread_age};
@@ -82,10 +83,19 @@ impl Entrance {
     }
 }
 
+/// A client that has proven who it is; it waits for a place and its first server.
+pub struct Proven {
+    client: LoggedIn,
+    id: u64,
+    entrance: Arc<Entrance>,
+    config: Arc<HandshakeConfig>,
+    deadline: Instant,
+    span: Span,
+}
+
 /// A client that has logged in, and what it holds for as long as it is there.
 struct Begun {
     session: Box<Session<Mysql>>,
-    span: Span,
     _place: Place,
     _standing: Standing,
 }
@@ -101,15 +111,58 @@ pub fn at_the_door(
     door::at_the_door(newcomer, who, &config.proxied, words)
 }
 
-/// Serves one accepted socket to its end.
-pub async fn serve(stream: Stream, entrance: Arc<Entrance>, config: Arc<HandshakeConfig>) {
+/// One accepted socket up to its client's proof. None: there is nothing more to do for it.
+pub async fn log_in(
+    stream: Stream,
+    entrance: Arc<Entrance>,
+    config: Arc<HandshakeConfig>,
+) -> Option<Proven> {
     let deadline = Instant::now() + entrance.shared.limits.login_timeout;
-    let Some(stream) = behind_balancer(stream, &config.proxied, deadline).await else {
-        return;
-    };
-    let begun = Box::pin(arrive(stream, deadline, entrance, config)).await;
-    if let Some(begun) = begun {
-        begun.session.run(begun.span).await;
+    let stream = behind_balancer(stream, &config.proxied, deadline).await?;
+    Box::pin(arrive(stream, deadline, entrance, config)).await
+}
+
+impl Proven {
+    /// Serves the client to its end, on the calling thread.
+    pub async fn serve(mut self) {
+        if let Err(error) = self.client.arrival.stream_mut().move_here() {
+            tracing::warn!(%error, "a client's socket can't be used");
+            return;
+        }
+        // Everything that only the login needs is dropped before the session begins: most clients idle.
+        let span = self.span.clone();
+        let begun = Box::pin(self.begin().instrument(span.clone())).await;
+        if let Some(begun) = begun {
+            begun.session.run(span).await;
+        }
+    }
+
+    async fn begin(self) -> Option<Begun> {
+        let LoggedIn {
+            arrival,
+            credential,
+            standing,
+            entry,
+        } = self.client;
+        let shared = Arc::clone(&self.entrance.shared);
+        let place = shared.admit();
+        // Asked after the place is taken: a drain that begins now sees it.
+        let refusal = if shared.draining.load(Ordering::Acquire) {
+            errors::shutting_down()
+        } else if let Some(place) = place {
+            let way = (self.entrance, entry, self.config);
+            let session = first_server(arrival, credential, self.id, way, self.deadline).await?;
+            return Some(Begun {
+                session: Box::new(session),
+                _place: place,
+                _standing: standing,
+            });
+        } else {
+            errors::too_many_connections()
+        };
+        shared.count_error(ErrorKind::Limit);
+        arrival.refuse(&refusal).await;
+        None
     }
 }
 
@@ -118,7 +171,7 @@ async fn arrive(
     deadline: Instant,
     entrance: Arc<Entrance>,
     config: Arc<HandshakeConfig>,
-) -> Option<Begun> {
+) -> Option<Proven> {
     let shared = &entrance.shared;
     let peer = stream.peer_address().map(|address| address.ip());
     // A connection that waits for its turn is its socket and little else.
@@ -149,15 +202,14 @@ async fn arrive(
                 user = %String::from_utf8_lossy(client.arrival.user()),
                 database = %String::from_utf8_lossy(client.arrival.database().unwrap_or_default()),
             );
-            Box::pin(begin(
+            Some(Proven {
                 client,
-                u64::from(number),
-                &entrance,
+                id: u64::from(number),
+                entrance,
                 config,
                 deadline,
-            ))
-            .instrument(span)
-            .await
+                span,
+            })
         }
         Err(why) => {
             match why {
@@ -168,42 +220,6 @@ async fn arrive(
             None
         }
     }
-}
-
-async fn begin(
-    client: LoggedIn,
-    id: u64,
-    entrance: &Arc<Entrance>,
-    config: Arc<HandshakeConfig>,
-    deadline: Instant,
-) -> Option<Begun> {
-    let LoggedIn {
-        arrival,
-        credential,
-        standing,
-        entry,
-    } = client;
-    let shared = &entrance.shared;
-    let place = shared.admit();
-    // Asked after the place is taken: a drain that begins now sees it.
-    let refusal = if shared.draining.load(Ordering::Acquire) {
-        errors::shutting_down()
-    } else if let Some(place) = place {
-        let way = (Arc::clone(entrance), entry, config);
-        return first_server(arrival, credential, id, way, deadline)
-            .await
-            .map(|session| Begun {
-                session: Box::new(session),
-                span: Span::current(),
-                _place: place,
-                _standing: standing,
-            });
-    } else {
-        errors::too_many_connections()
-    };
-    shared.count_error(ErrorKind::Limit);
-    arrival.refuse(&refusal).await;
-    None
 }
 
 /// Gets the session its first server connection. None: the client left, or was told why not.
@@ -255,7 +271,7 @@ async fn first_server(
         database: registered.handle.identity.database.clone(),
         client: arrival.stream().route(),
     });
-    let opened = match log_in(&profile, arrival.stream(), deadline).await {
+    let opened = match open(&profile, arrival.stream(), deadline).await {
         Ok(opened) => opened,
         Err(None) => return None,
         Err(Some(error)) => {
@@ -287,7 +303,7 @@ async fn first_server(
 
 /// A server that is away, starting or full is waited for until the deadline; then its own words are told. `Err(None)`: the
 /// client left.
-pub(super) async fn log_in(
+pub(super) async fn open(
     profile: &Arc<Profile<Mysql>>,
     client: &Stream,
     deadline: Instant,
