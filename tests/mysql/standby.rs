@@ -1,7 +1,7 @@
 //! `switch = "standby"`: everything that the old server had is on the new one, whoever is killed when, and never do two
 //! servers take writes. Tests of the provider alone, with its future dropped at every step, are beside it.
 
-use crate::fault_kills::{WRITERS, check, reach, settled, some_more};
+use crate::fault_kills::{Killed, WRITERS, check, reach, settled, some_more};
 use crate::faults::quick;
 use crate::support::client::{Client, Target, app, code};
 use crate::support::direct::{Direct, READ_ONLY};
@@ -82,7 +82,6 @@ struct AtWork {
     proxy: Proxy,
     ledger: Ledger,
     direct: Direct,
-    kills: usize,
 }
 
 impl AtWork {
@@ -94,7 +93,6 @@ impl AtWork {
             ledger: Ledger::paced(&app, &app, WRITERS, PAUSE),
             direct: Direct::start(&app, proxy.local_dir()),
             proxy,
-            kills: 0,
         }
     }
 
@@ -108,12 +106,11 @@ impl AtWork {
     }
 
     /// After a kill: it comes back by itself, with one server that takes writes.
-    fn killed(&mut self) {
-        self.kills += 1;
+    fn killed(&self) {
         one_writer(&self.proxy);
     }
 
-    fn must_be_right(self) {
+    fn must_be_right(self, killed: Killed) {
         self.go_on(1);
         // And nothing is left that would be in the way of the next event.
         let id = self.proxy.admin().start_event(&json!({}));
@@ -123,7 +120,7 @@ impl AtWork {
         self.go_on(1);
         one_writer(&self.proxy);
         let app = self.proxy.app();
-        check(self.ledger, &app, self.kills);
+        check(self.ledger, &app, killed);
         self.direct.must_be_right(&app);
     }
 }
@@ -140,7 +137,7 @@ fn within(step: &str, round: u32) {
 
 /// The primary is killed while an event is in this step.
 fn server_killed_in(step: &str) {
-    let mut all = AtWork::start();
+    let all = AtWork::start();
     for round in 0..sized(1, 20) {
         all.go_on(round);
         let in_the_way = reach(&all.proxy, step, &json!({}));
@@ -149,7 +146,7 @@ fn server_killed_in(step: &str) {
         drop(in_the_way);
         all.killed();
     }
-    all.must_be_right();
+    all.must_be_right(Killed::Server);
 }
 
 #[test]
@@ -184,7 +181,7 @@ fn safety_22_mysql_a_primary_killed_in_cut_over_leaves_one_with_everything() {
 
 #[test]
 fn safety_22_mysql_a_primary_killed_during_a_hold_is_started_again() {
-    let mut all = AtWork::start();
+    let all = AtWork::start();
     for round in 0..sized(1, 20) {
         all.go_on(round);
         all.proxy.admin().act("hold");
@@ -192,13 +189,13 @@ fn safety_22_mysql_a_primary_killed_during_a_hold_is_started_again() {
         all.proxy.admin().act("release");
         all.killed();
     }
-    all.must_be_right();
+    all.must_be_right(Killed::Server);
 }
 
 /// The standby is killed while it takes over: whatever serves then has everything.
 #[test]
 fn safety_23_mysql_a_standby_killed_during_the_switch_leads_back_or_forward() {
-    let mut all = AtWork::start();
+    let all = AtWork::start();
     for round in 0..sized(4, 20) {
         all.go_on(round);
         let standby = all.proxy.settled_primary().other();
@@ -207,7 +204,7 @@ fn safety_23_mysql_a_standby_killed_during_the_switch_leads_back_or_forward() {
         all.proxy.kill_server_in(standby);
         all.killed();
     }
-    all.must_be_right();
+    all.must_be_right(Killed::Server);
 }
 
 /// The proxy is killed while an event is in this step, in the longer ones a little later each time, and started
@@ -222,7 +219,7 @@ fn proxy_killed_in(step: &str) {
         drop(in_the_way);
         all.killed();
     }
-    all.must_be_right();
+    all.must_be_right(Killed::Proxy);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::client::{Client, Target};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -24,18 +24,31 @@ enum Told {
 /// Writers at work.
 pub(crate) struct Ledger {
     stop: Arc<AtomicBool>,
-    written: Arc<AtomicU64>,
+    written: Vec<Arc<AtomicU64>>,
+    kills: Arc<AtomicU32>,
     threads: Vec<JoinHandle<Book>>,
 }
 
+/// What a writer read as an error.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    pub(crate) client: usize,
+    /// How often [`Ledger::next_kill`] had been called.
+    pub(crate) kill: u32,
+    /// It was about to log in.
+    pub(crate) at_log_in: bool,
+    #[allow(dead_code, reason = "shown when a test fails")]
+    text: String,
+}
+
 /// What one writer was told, the errors that it read, and how long it waited for slow answers.
-type Book = (Vec<Told>, Vec<String>, Vec<(Instant, Duration)>);
+type Book = (Vec<Told>, Vec<Problem>, Vec<(Instant, Duration)>);
 
 /// What they were told.
 pub(crate) struct Entries {
     clients: Vec<Vec<Told>>,
     /// Errors that they read.
-    pub(crate) errors: Vec<String>,
+    pub(crate) errors: Vec<Problem>,
     /// When slow answers were asked for, and how long they took.
     slow: Vec<(Instant, Duration)>,
 }
@@ -52,21 +65,35 @@ impl Ledger {
         admin.run("DROP TABLE IF EXISTS app.ledger");
         admin.run("CREATE TABLE app.ledger (client int, n bigint) ENGINE=InnoDB");
         let stop = Arc::new(AtomicBool::new(false));
-        let written = Arc::new(AtomicU64::new(0));
-        let threads = (0..writers).map(|client| {
-            let (app, stop, written) = (app.clone(), Arc::clone(&stop), Arc::clone(&written));
-            std::thread::spawn(move || write(&app, client, pause, &stop, &written))
+        let kills = Arc::new(AtomicU32::new(0));
+        let written: Vec<Arc<AtomicU64>> = (0..writers).map(|_| Arc::default()).collect();
+        let threads = written.iter().enumerate().map(|(client, written)| {
+            let (app, stop, written) = (app.clone(), Arc::clone(&stop), Arc::clone(written));
+            let kills = Arc::clone(&kills);
+            std::thread::spawn(move || write(&app, client, pause, &stop, (&written, &kills)))
         });
         Self {
             threads: threads.collect(),
             stop,
             written,
+            kills,
         }
     }
 
     /// Rows that were acknowledged so far.
     pub(crate) fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
+        self.written_by_each().iter().sum()
+    }
+
+    /// The same, of each writer.
+    pub(crate) fn written_by_each(&self) -> Vec<u64> {
+        let each = self.written.iter();
+        each.map(|rows| rows.load(Ordering::Relaxed)).collect()
+    }
+
+    /// From now on errors are those of the next kill.
+    pub(crate) fn next_kill(&self) {
+        self.kills.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Ends the writers.
@@ -92,8 +119,14 @@ fn write(
     client: usize,
     pause: Duration,
     stop: &AtomicBool,
-    written: &AtomicU64,
+    (written, kills): (&AtomicU64, &AtomicU32),
 ) -> Book {
+    let problem = |error: &mysql::Error, what: &str, at_log_in| Problem {
+        client,
+        kill: kills.load(Ordering::SeqCst),
+        at_log_in,
+        text: format!("{what}: {error}"),
+    };
     let (mut told, mut errors, mut slow) = (Vec::new(), Vec::new(), Vec::new());
     let mut connection = None;
     while !stop.load(Ordering::Relaxed) {
@@ -101,7 +134,7 @@ fn write(
             match Client::connect(app) {
                 Ok(client) => connection = Some(client),
                 Err(error) => {
-                    errors.push(format!("log-in: {error}"));
+                    errors.push(problem(&error, "log-in", true));
                     std::thread::park_timeout(Duration::from_millis(20));
                 }
             }
@@ -137,7 +170,7 @@ fn write(
             }
             Err((outcome, error)) => {
                 told.push(outcome);
-                errors.push(format!("{n}: {error}"));
+                errors.push(problem(&error, &n.to_string(), false));
                 connection = None;
             }
         }
