@@ -4,8 +4,9 @@ use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// A port that no other test on this machine uses, held by a lock file as long as this lives. Below the
-/// range from which the system takes ports for outgoing connections.
+/// A port that no other test on this machine uses, held by a lock file as long as this lives. Below the range from which
+/// Slackwater takes ports for local servers (20,000 and more), and below that of outgoing connections: neither knows the
+/// locks.
 #[derive(Debug)]
 pub(crate) struct Port {
     /// The number.
@@ -25,7 +26,7 @@ impl Port {
             let seed = u16::from_be_bytes([high, low])
                 .wrapping_mul(61)
                 .wrapping_add(step);
-            let number = 16_000 + seed % 15_000;
+            let number = 10_000 + seed % 10_000;
             let file = OpenOptions::new()
                 .create(true)
                 .truncate(false)
