@@ -167,7 +167,11 @@ impl Machine {
             return;
         };
         let prepared = &statement.prepared;
-        if statement.sent || !(utf8 || prepared.text.is_ascii() && name.is_ascii()) {
+        // Under other settings than it was made under its constants would mean something else: then it is not there.
+        if statement.sent
+            || self.made.under(name).is_some()
+            || !(utf8 || prepared.text.is_ascii() && name.is_ascii())
+        {
             return;
         }
         put_parse(out, name, &prepared.text, &prepared.types);
@@ -447,6 +451,16 @@ mod tests {
         send(&mut machine, b'S', b"");
         assert_eq!(done(&mut machine, &["DISCARD ALL"]), 1);
         assert!(machine.absent.is_empty());
+    }
+
+    #[test]
+    fn under_other_settings_a_statement_is_not_made() {
+        let mut machine = lacking(&["s"]);
+        let told = |name: &[u8]| (name == b"DateStyle").then_some(&b"ISO, MDY"[..]);
+        machine.made.changed(b"DateStyle", b"ISO, DMY", told);
+        assert_eq!(send(&mut machine, b'B', BIND), "");
+        machine.made.changed(b"DateStyle", b"ISO, MDY", told);
+        assert_eq!(send(&mut machine, b'B', BIND), "P");
     }
 
     #[test]
