@@ -91,6 +91,8 @@ pub struct Relay<P> {
     pub want_rest: bool,
     /// [`Stop::Rested`] is wanted between two messages of the server, whatever it sends.
     pub want_gap: bool,
+    /// What has arrived is looked at once before anybody's question is.
+    pub look_first: bool,
     /// The carried client bytes hold a frame that was stopped.
     pub(super) stopped: bool,
     /// That frame is for the session's task, once nothing is owed.
@@ -141,6 +143,7 @@ impl<P: Protocol> Relay<P> {
             linger: Duration::ZERO,
             want_rest: false,
             want_gap: false,
+            look_first: false,
             stopped: false,
             waits_for_quiet: false,
             unread,
@@ -171,8 +174,9 @@ impl<P: Protocol> Relay<P> {
         now: Instant,
     ) -> Poll<Stop> {
         let (mut server_waits, mut client_waits) = (false, false);
+        let mut look_first = std::mem::take(&mut self.look_first);
         loop {
-            if handle.is_asked() {
+            if handle.is_asked() && !look_first {
                 return Poll::Ready(Stop::Asked);
             }
             if !server_waits {
@@ -202,6 +206,9 @@ impl<P: Protocol> Relay<P> {
                     Mode::LockStep => Stop::SafePoint,
                     Mode::Flow => Stop::Rested,
                 });
+            }
+            if std::mem::take(&mut look_first) {
+                continue;
             }
             if server_waits && client_waits {
                 return Poll::Pending;

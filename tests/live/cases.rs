@@ -44,7 +44,9 @@ use crate::support::proxy::{Options, Proxy};
 use crate::support::scripts;
 use crate::support::wire::{Client, Target, bind, parse, sync};
 use crate::support::{SOON, wait_until};
+use nix::sys::signal::Signal;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 fn run(case: &str) {
     scripts::compare(|name| name.starts_with(case));
@@ -203,6 +205,41 @@ fn case_04_a_cancel_never_hits_the_restore_of_a_session() {
         "{}",
         server.log()
     );
+}
+
+/// While a server is asked what a session holds nothing is read from its client: what came meanwhile was there before the
+/// cancel.
+#[test]
+fn a_cancel_in_a_probe_is_for_what_came_before_it() {
+    let server = Postgres::start(&[]);
+    let proxy = Proxy::with(
+        &server,
+        &Options {
+            sessions: "snapshot_after = \"1h\"".to_owned(),
+            ..Options::default()
+        },
+    );
+    let mut client = proxy.client("probed");
+    client.run("set work_mem = '5MB'");
+    let process = nix::unistd::Pid::from_raw(client.server_process());
+    let signal = |signal| nix::sys::signal::kill(process, signal).unwrap();
+    signal(Signal::SIGSTOP);
+    // The session's server is asked, and does not answer.
+    proxy.admin().act("hold");
+    wait_until("the cluster holds", SOON, || {
+        proxy.admin().cluster()["state"] == "holding"
+    });
+    client.start("select pg_sleep(600)").unwrap();
+    std::thread::scope(|scope| {
+        let cancels = scope.spawn(|| client.cancel());
+        std::thread::park_timeout(Duration::from_millis(300));
+        assert!(!cancels.is_finished(), "its sender waits with it");
+        signal(Signal::SIGCONT);
+    });
+    let error = client.finish().expect_err("it was canceled").server();
+    assert_eq!(error.code, "57014");
+    proxy.admin().act("release");
+    assert_eq!(client.value("show work_mem"), "5MB");
 }
 
 #[test]

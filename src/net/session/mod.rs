@@ -57,6 +57,8 @@ pub(super) struct Session<E: Engine> {
     /// Ends at rest, for this reason.
     ending: Option<End>,
     cancelling: Option<JoinHandle<()>>,
+    /// A cancel that found nothing waits until what has arrived was looked at.
+    cancel_waits: bool,
     /// The second end of a move, while it is made ready beside the session's work.
     next: Option<oneshot::Receiver<Result<Ready<E>, OpenError>>>,
     /// The same, once it is: taken at the next safe point.
@@ -102,6 +104,7 @@ impl<E: Engine> Session<E> {
             want_probe: false,
             ending: None,
             cancelling: None,
+            cancel_waits: false,
             next: None,
             ready: None,
             ready_since: None,
@@ -178,7 +181,15 @@ impl<E: Engine> Session<E> {
             self.look_at_gate();
         }
         if self.handle().take(Ask::Cancel) {
-            self.cancel()?;
+            let finds_nothing = !self.relay.front.is_in_flight() && !self.relay.holds_request();
+            if finds_nothing && !self.cancel_waits {
+                // It may be meant for what the client sent while the session was busy with a probe.
+                (self.cancel_waits, self.relay.look_first) = (true, true);
+                self.handle().ask(Ask::Cancel);
+            } else {
+                self.cancel_waits = false;
+                self.cancel()?;
+            }
         }
         if self.handle().take(Ask::Kill) {
             return Err(End::Killed);

@@ -31,6 +31,24 @@ fn a_held_request_is_not_sent_and_its_client_is_watched() {
 }
 
 #[test]
+fn what_has_arrived_can_be_looked_at_before_a_question_is() {
+    let mut bench = Bench::new(1 << 16);
+    bench.registered.handle.ask(Ask::Cancel);
+    let stop = bench.client_sends(&frames("Q:1"));
+    assert!(matches!(stop, Some(Stop::Asked)));
+    assert!(drain(&mut bench.server).is_empty(), "not looked at");
+    bench.relay.look_first = true;
+    assert!(matches!(bench.turn(), Some(Stop::Asked)));
+    assert_eq!(drain(&mut bench.server), frames("Q:1"));
+    // Nothing has arrived: nothing is waited for.
+    bench.relay.look_first = true;
+    assert!(matches!(bench.turn(), Some(Stop::Asked)));
+    assert!(!bench.relay.look_first, "once");
+    assert!(bench.registered.handle.take(Ask::Cancel));
+    assert!(bench.turn().is_none());
+}
+
+#[test]
 fn a_stopped_request_is_not_sent_for_a_client_that_left() {
     let mut bench = Bench::new(1 << 16);
     bench.forwards("Q:1");
