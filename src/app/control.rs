@@ -315,14 +315,10 @@ impl App {
         self.entrance.shared.draining.store(true, Ordering::Release);
         self.close();
         self.stop.cancel();
-        self.ask_all(Ask::Stop);
         let until = Instant::now() + STOP_MAX;
-        let sessions = || {
-            self.clusters
-                .iter()
-                .any(|c| !c.coordinator.cluster.registry.is_empty())
-        };
-        while Instant::now() < until && sessions() {
+        // Some have their place already and are no session yet.
+        while Instant::now() < until && self.entrance.shared.clients() > 0 {
+            self.ask_all(Ask::Stop);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let leases = || {

@@ -8,6 +8,7 @@ use super::mysql::offer::Offer;
 use crate::auth::Credential;
 use crate::transport::SocketConfig;
 use crate::wire::pg::startup::StartupParams;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -95,6 +96,13 @@ impl Talk {
         })
     }
 
+    fn move_here(&mut self) -> io::Result<()> {
+        match self {
+            Self::Pg(connected) => connected.stream.move_here(),
+            Self::Mysql(connected) => connected.stream.move_here(),
+        }
+    }
+
     async fn end(self) {
         match self {
             Self::Pg(connected) => connected.end().await,
@@ -148,8 +156,10 @@ impl Service {
         let rolling = matches!(view.phase, Phase::Rolling { .. });
         // Taken out while it is asked: a caller that stops waiting in the middle drops it, and nobody ever
         // reads the answer to somebody else's question.
+        // It goes over to the asking thread: that of whoever logged in may be busy with strangers.
         if let Some(mut one) = kept.take()
             && (Some(one.generation) == generation || rolling)
+            && one.talk.move_here().is_ok()
         {
             let answer = one.talk.query(sql, params, deadline).await;
             if !answer.as_ref().is_err_and(ExecError::breaks) {

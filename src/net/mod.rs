@@ -18,6 +18,7 @@ mod lost;
 pub mod mysql;
 pub mod pg;
 pub mod protocol;
+mod proven;
 mod refuse;
 pub mod relay;
 #[cfg(test)]

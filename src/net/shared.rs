@@ -85,10 +85,19 @@ impl Shared {
     }
 
     /// A place for one more client, if there is one.
-    pub fn admit(self: &Arc<Self>) -> Option<Place> {
+    pub fn admit(self: &Arc<Self>) -> Result<Place, NoPlace> {
         let before = self.clients.fetch_add(1, Ordering::AcqRel);
         let place = Place(Arc::clone(self));
-        (before < self.limits.max_clients).then_some(place)
+        // Asked after the place is taken: a drain that begins now sees it.
+        let refused = if self.draining.load(Ordering::Acquire) {
+            NoPlace::Draining
+        } else if before < self.limits.max_clients {
+            return Ok(place);
+        } else {
+            NoPlace::Full
+        };
+        self.count_error(ErrorKind::Limit);
+        Err(refused)
     }
 
     /// Remembers a session's cancel key as long as the returned guard lives.
@@ -119,6 +128,15 @@ impl Shared {
         };
         keys.get(&process)?.iter().find(same)?.handle.upgrade()
     }
+}
+
+/// Why there is no place for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoPlace {
+    /// The proxy lets nobody in any more.
+    Draining,
+    /// `max_clients` are there.
+    Full,
 }
 
 /// One client's place under `max_clients`.

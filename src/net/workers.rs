@@ -5,6 +5,7 @@
 //! of many sessions. Sessions meet only in thread-safe types (registry, gate, metrics). Clients log in on
 //! other threads, and go over to their session's with their proof.
 
+use parking_lot::Mutex;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ const BLOCKING_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Workers {
     threads: Vec<Worker>,
+    choosing: Mutex<()>,
     stop: CancellationToken,
 }
 
@@ -57,15 +59,16 @@ impl Workers {
         Self::start("clients", count.max(1))
     }
 
-    /// Starts the threads on which clients log in: half as many as serve them, at least one. Who has proven nothing yet, and
-    /// there may be thousands, never stands between a session and its thread.
+    /// Starts the threads on which clients log in, as many as serve them: all may come again at once. Who has proven nothing
+    /// yet, and there may be thousands, never stands between a session and its thread.
     pub fn for_logins(sessions: &Self) -> io::Result<Self> {
-        Self::start("logins", (sessions.threads.len() / 2).max(1))
+        Self::start("logins", sessions.threads.len())
     }
 
     fn start(name: &str, count: usize) -> io::Result<Self> {
         let mut workers = Self {
             threads: Vec::with_capacity(count),
+            choosing: Mutex::default(),
             stop: CancellationToken::new(),
         };
         for number in 0..count {
@@ -93,6 +96,8 @@ impl Workers {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        // One after the other: two that came at the same time would choose the same.
+        let _choosing = self.choosing.lock();
         let least = self
             .threads
             .iter()

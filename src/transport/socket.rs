@@ -4,9 +4,10 @@ use super::proxy_header::Route;
 use super::stream::{Socket, Stream};
 use super::{Address, SocketConfig};
 use bytes::BytesMut;
+use nix::libc::{MSG_MORE, MSG_NOSIGNAL};
 use socket2::{SockRef, TcpKeepalive};
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::io::{self, Read};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use tokio::io::AsyncWriteExt;
@@ -88,14 +89,15 @@ impl Newcomer {
     }
 
     /// Closes it with some last words, in one packet and without waiting for anything. What has arrived already is taken off
-    /// the socket, up to a limit: closing over unread bytes sends a reset instead of the words.
+    /// the socket, up to a limit: closing over unread bytes sends a reset, which can overtake the words.
     pub fn turn_away(self, words: &[u8]) {
         let Self::Tcp(stream, _) = self else {
             return;
         };
         let last_words = || {
-            SockRef::from(&stream).set_tcp_cork(true)?;
-            (&stream).write_all(words)?;
+            // They go out with the end behind them.
+            SockRef::from(&stream).send_with_flags(words, MSG_MORE | MSG_NOSIGNAL)?;
+            stream.shutdown(Shutdown::Write)?;
             (&stream).read(&mut [0; 2048])
         };
         // It never was anybody's: what fails now is nothing to tell of.

@@ -5,7 +5,7 @@ use super::super::admission::{Admission, Standing};
 use super::super::door::{self, RETRY, behind_balancer, gone, spread_age};
 use super::super::leg::Leg;
 use super::super::session::Session;
-use super::super::shared::{Place, Shared};
+use super::super::shared::{NoPlace, Place, Shared};
 use super::super::state::{self, OpenError, Opened, Profile};
 use super::end::server_words;
 use super::engine::{Former, Login};
@@ -83,10 +83,11 @@ impl Entrance {
     }
 }
 
-/// A client that has proven who it is; it waits for a place and its first server.
+/// A client that has proven who it is and has its place; it waits for its first server.
 pub struct Proven {
     client: LoggedIn,
     id: u64,
+    place: Place,
     entrance: Arc<Entrance>,
     config: Arc<HandshakeConfig>,
     deadline: Instant,
@@ -116,7 +117,7 @@ pub async fn log_in(
     stream: Stream,
     entrance: Arc<Entrance>,
     config: Arc<HandshakeConfig>,
-) -> Option<Proven> {
+) -> Option<Box<Proven>> {
     let deadline = Instant::now() + entrance.shared.limits.login_timeout;
     let stream = behind_balancer(stream, &config.proxied, deadline).await?;
     Box::pin(arrive(stream, deadline, entrance, config)).await
@@ -124,7 +125,7 @@ pub async fn log_in(
 
 impl Proven {
     /// Serves the client to its end, on the calling thread.
-    pub async fn serve(mut self) {
+    pub async fn serve(mut self: Box<Self>) {
         if let Err(error) = self.client.arrival.stream_mut().move_here() {
             tracing::warn!(%error, "a client's socket can't be used");
             return;
@@ -137,32 +138,20 @@ impl Proven {
         }
     }
 
-    async fn begin(self) -> Option<Begun> {
+    async fn begin(self: Box<Self>) -> Option<Begun> {
         let LoggedIn {
             arrival,
             credential,
             standing,
             entry,
         } = self.client;
-        let shared = Arc::clone(&self.entrance.shared);
-        let place = shared.admit();
-        // Asked after the place is taken: a drain that begins now sees it.
-        let refusal = if shared.draining.load(Ordering::Acquire) {
-            errors::shutting_down()
-        } else if let Some(place) = place {
-            let way = (self.entrance, entry, self.config);
-            let session = first_server(arrival, credential, self.id, way, self.deadline).await?;
-            return Some(Begun {
-                session: Box::new(session),
-                _place: place,
-                _standing: standing,
-            });
-        } else {
-            errors::too_many_connections()
-        };
-        shared.count_error(ErrorKind::Limit);
-        arrival.refuse(&refusal).await;
-        None
+        let way = (self.entrance, entry, self.config);
+        let session = first_server(arrival, credential, self.id, way, self.deadline).await?;
+        Some(Begun {
+            session: Box::new(session),
+            _place: self.place,
+            _standing: standing,
+        })
     }
 }
 
@@ -171,7 +160,7 @@ async fn arrive(
     deadline: Instant,
     entrance: Arc<Entrance>,
     config: Arc<HandshakeConfig>,
-) -> Option<Proven> {
+) -> Option<Box<Proven>> {
     let shared = &entrance.shared;
     let peer = stream.peer_address().map(|address| address.ip());
     // A connection that waits for its turn is its socket and little else.
@@ -202,14 +191,23 @@ async fn arrive(
                 user = %String::from_utf8_lossy(client.arrival.user()),
                 database = %String::from_utf8_lossy(client.arrival.database().unwrap_or_default()),
             );
-            Some(Proven {
-                client,
-                id: u64::from(number),
-                entrance,
-                config,
-                deadline,
-                span,
-            })
+            let refusal = match shared.admit() {
+                Ok(place) => {
+                    return Some(Box::new(Proven {
+                        client,
+                        id: u64::from(number),
+                        place,
+                        entrance,
+                        config,
+                        deadline,
+                        span,
+                    }));
+                }
+                Err(NoPlace::Draining) => errors::shutting_down(),
+                Err(NoPlace::Full) => errors::too_many_connections(),
+            };
+            client.arrival.refuse(&refusal).await;
+            None
         }
         Err(why) => {
             match why {
