@@ -4,17 +4,27 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// Waits for the end of its input, then kills every process whose command line names one of the directories, and
-/// removes them. In a session of its own, so that what ends the test's process group does not end it.
+/// removes them and the control groups that local servers were in. In a session of its own, so that what ends the test's process group does not end it.
 const SCRIPT: &str = r#"
 cat >/dev/null
+groups=
 for round in 1 2 3; do
     for dir in "$SLACKWATER_GUARD_1" "$SLACKWATER_GUARD_2"; do
         [ -n "$dir" ] || continue
         for line in $(grep -lsF "$dir" /proc/[0-9]*/cmdline); do
-            pid=${line#/proc/}
-            kill -KILL "${pid%/cmdline}" 2>/dev/null
+            process=${line%/cmdline}
+            groups="$groups $(sed -n 's|^[0-9]*:[a-z,]*:\(/.*slackwater-.*\)|\1|p' "$process/cgroup" 2>/dev/null)"
+            kill -KILL "${process#/proc/}" 2>/dev/null
         done
         rm -rf "$dir"
+    done
+done
+for group in $(printf '%s\n' $groups | sort -u); do
+    for hierarchy in /sys/fs/cgroup/cpu /sys/fs/cgroup; do
+        for again in 1 2 3 4 5; do
+            [ -d "$hierarchy$group" ] || break
+            rmdir "$hierarchy$group" 2>/dev/null || sleep 0.1
+        done
     done
 done
 "#;

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -384,7 +384,7 @@ fn of_a_machine_of_their_own() {
     };
     let (port, count) = order.split_once(' ').unwrap();
     let (port, count): (u16, usize) = (port.parse().unwrap(), count.parse().unwrap());
-    step_back();
+    let _stepped_back = StepBack::new();
     let over = Arc::new(AtomicBool::new(false));
     let is_over = Arc::clone(&over);
     std::thread::spawn(move || {
@@ -424,19 +424,47 @@ fn of_a_machine_of_their_own() {
 }
 
 /// Strangers are on machines of their own, so what they do takes no processor from the good clients: their process
-/// runs only when nobody else wants to.
-fn step_back() {
-    let process = std::process::id().to_string();
-    let idle = Command::new("chrt")
-        .args(["--all-tasks", "--idle", "--pid", "0", &process])
-        .output();
-    assert!(idle.is_ok_and(|o| o.status.success()), "chrt");
-    // Where sessions of processes share the processors among them, what counts is the session's nice value, and this is
-    // the only process of its session.
-    let shared = Path::new("/proc/self/autogroup");
-    if shared.exists() {
-        // Refused now and then to whoever is not root.
-        let _refused = fs::write(shared, "19");
+/// runs only when nobody else wants to. Until it is dropped.
+struct StepBack(Option<PathBuf>);
+
+impl StepBack {
+    fn new() -> Self {
+        let process = std::process::id().to_string();
+        let idle = Command::new("chrt")
+            .args(["--all-tasks", "--idle", "--pid", "0", &process])
+            .output();
+        assert!(idle.is_ok_and(|o| o.status.success()), "chrt");
+        // The system shares the processors among sessions of processes first, or among control groups, and what was said
+        // above counts only within one.
+        let hierarchies = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup"];
+        let group = hierarchies.into_iter().find_map(|hierarchy| {
+            let group = Path::new(hierarchy).join(format!("slackwater-test-{process}"));
+            fs::create_dir(&group).ok()?;
+            let idle = fs::write(group.join("cpu.idle"), "1");
+            if idle
+                .and_then(|()| fs::write(group.join("cgroup.procs"), &process))
+                .is_ok()
+            {
+                return Some(group);
+            }
+            fs::remove_dir(&group).unwrap();
+            None
+        });
+        if group.is_none() {
+            // Without control groups the nice value of a session can be had; the process is the only one of its own.
+            let _ = fs::write("/proc/self/autogroup", "19");
+        }
+        Self(group)
+    }
+}
+
+impl Drop for StepBack {
+    fn drop(&mut self) {
+        if let Some(group) = &self.0 {
+            let all = group.with_file_name("cgroup.procs");
+            fs::write(all, std::process::id().to_string()).unwrap();
+            fs::remove_dir(group).unwrap();
+        }
     }
 }
 

@@ -460,11 +460,26 @@ pub(crate) fn restart_in(data_dir: &Path) {
 /// Ends a server that something else started in `data_dir`, by its pid file.
 pub(crate) fn kill_by_pid_file(data_dir: &Path) {
     if let Some(pid) = pid_in(data_dir) {
+        let group = control_group(pid);
         let _ = kill(Pid::from_raw(pid), Signal::SIGQUIT);
         wait_for("the server ends", SOON, || {
             matches!(state_of(pid), None | Some('Z')).then_some(())
         });
+        // Others of it may still be there: then it stays.
+        let _ = group.map(fs::remove_dir);
     }
+}
+
+/// The control group that a local server is in, if it has one of its own.
+fn control_group(pid: i32) -> Option<PathBuf> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let mut paths = groups.lines().filter_map(|l| Some(l.rsplit_once(':')?.1));
+    let path = paths.find(|path| path.contains("/slackwater-"))?;
+    let hierarchies = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup"];
+    let mut places = hierarchies
+        .iter()
+        .map(|h| PathBuf::from(format!("{h}{path}")));
+    places.find(|place| place.is_dir())
 }
 
 /// The state letter of a process; `None`: it is gone.
