@@ -1,6 +1,7 @@
 //! What a statement's text gives away: names of custom settings, state that no probe shows, and which
 //! kind of blocker it may have taken. Hints only: a function can do all of this without its text passing by.
 
+use super::absent::NAME_MAX;
 use super::lexical::{
     Context, Lexer, dollar_tag, is, is_word, skip_space, string_like_end, word_at,
 };
@@ -544,6 +545,15 @@ pub fn prepared(text: &[u8]) -> Option<Box<str>> {
     identifier(text, behind_keyword(text, b"prepare")?)
 }
 
+/// The prepared statement that this text executes, if that is all that it does and its name is plain.
+pub fn executed(text: &[u8]) -> Option<Box<str>> {
+    let at = behind_keyword(text, b"execute")?;
+    let name = identifier(text, at)?;
+    let behind = text.get(at + name.len());
+    let is_plain = name.is_ascii() && name.len() < NAME_MAX && text.get(at) != Some(&b'"');
+    (is_plain && behind != Some(&b'&') && is_one_statement(text)).then_some(name)
+}
+
 fn behind_keyword(text: &[u8], keyword: &[u8]) -> Option<usize> {
     let at = skip_space(text, 0);
     let word = word_at(text, at);
@@ -593,6 +603,23 @@ mod tests {
 
     fn names(text: &str) -> Vec<String> {
         scan(text.as_bytes()).custom_names
+    }
+
+    #[test]
+    fn names_of_executed_statements() {
+        for (text, name) in [
+            ("execute S", Some("s")),
+            (" EXECUTE s (1, 'x');", Some("s")),
+            ("execute s; execute t", None),
+            ("execute \"s\"", None),
+            ("execute U&\"s\"", None),
+            ("explain execute s", None),
+            ("do $$ begin execute s; end $$", None),
+        ] {
+            assert_eq!(executed(text.as_bytes()).as_deref(), name, "{text}");
+        }
+        let long = format!("execute {}", "s".repeat(70));
+        assert_eq!(executed(long.as_bytes()), None);
     }
 
     #[test]

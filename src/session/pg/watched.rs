@@ -49,7 +49,11 @@ impl Watched {
             }
         }
         // SQL EXECUTE binds what nobody reads.
-        self.unreadable |= hints.executes && !self.from_params.is_empty();
+        if hints.executes && !self.from_params.is_empty() {
+            let executed = hints::executed(text);
+            let may_be_one = |name: Box<str>| self.from_params.contains_key(name.as_bytes());
+            self.unreadable |= executed.is_none_or(may_be_one);
+        }
         hints
     }
 
@@ -174,6 +178,8 @@ mod tests {
         assert!(!reads(&|w| drop(
             w.on_text(None, b"execute s('app.x', '1')")
         )));
+        assert!(reads(&|w| drop(w.on_text(None, b"execute other(1)"))));
+        assert!(!reads(&|w| drop(w.on_text(None, b"explain execute other"))));
         assert!(!reads(&|w| w.on_function(&[0, 0, 8, 30])));
         assert!(!reads(&Watched::overflowed));
         assert!(reads(&|w| w.on_function(&[0, 0, 8, 31])));
