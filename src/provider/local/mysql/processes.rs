@@ -64,6 +64,14 @@ mod tests {
                 .spawn()
                 .unwrap();
             let pid = i32::try_from(child.id()).unwrap();
+            // Its arguments can be read a moment after it runs.
+            let arguments = format!("/proc/{pid}/cmdline");
+            while !fs::read_to_string(&arguments)
+                .unwrap()
+                .contains("--verbose")
+            {
+                std::thread::yield_now();
+            }
             assert_eq!(
                 find(place.path()),
                 Process::of(pid).filter(|_| is_one),
